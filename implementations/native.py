@@ -1,0 +1,12 @@
+"""``torch.nn.functional.cross_entropy``, as PyTorch ships it."""
+
+import torch
+
+from xentcheck.implementation import EVERYTHING, Implementation
+
+implementation = Implementation(
+    name="native",
+    cross_entropy=torch.nn.functional.cross_entropy,
+    capabilities=EVERYTHING - {"ignore_index_list"},
+    empty_mean="nan",
+)

@@ -1,0 +1,1 @@
+"""xentcheck: is this cross entropy right, and what does it cost?"""

@@ -1,0 +1,277 @@
+"""A ``Case`` is one question put to an implementation: shapes, dtype, patterns, ignore values, options, what is expected.
+
+The models below are the one definition of the case format; ``cases/schema.json`` is generated from them (``xentcheck schema``).
+Reading files, merging defaults and expanding matrices is ``casefile``'s work.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from xentcheck.claims import CAPABILITIES, CONVENTIONS
+
+WORDS = {"inf": math.inf, "+inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+def _number(value: Any) -> Any:
+    """The words for the values that plain YAML has no number for; everything else is left to pydantic."""
+    if isinstance(value, str) and value.lower() in WORDS:
+        return WORDS[value.lower()]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError("expected a number, inf, -inf or nan")
+    return float(value)
+
+
+def _nested(value: Any) -> Any:
+    return tuple(_nested(v) for v in value) if isinstance(value, (list, tuple)) else _number(value)
+
+
+NUMBER_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "number"}, {"enum": [*WORDS]}]}
+Number = Annotated[float, BeforeValidator(_number), WithJsonSchema(NUMBER_SCHEMA)]
+# A number, or lists of lists of numbers: literal logits, targets and answers.
+Nested = Annotated[Any, BeforeValidator(_nested), WithJsonSchema({"anyOf": [*NUMBER_SCHEMA["anyOf"], {"type": "array"}]})]
+
+Dtype = Literal["float64", "float32", "bfloat16", "float16"]
+TargetDtype = Literal["int64", "uint8", "int32", "int16", "int8", "bool", "float32", "float64"]
+Layout = Literal["contiguous", "transposed", "strided", "expanded", "offset", "channels_last"]
+Mode = Literal[
+    "eager", "compile", "autocast", "no_grad", "inference_mode", "func_grad", "vmap", "double_backward", "twice"
+]
+Capability = Literal[tuple(CAPABILITIES)]  # type: ignore[valid-type]
+Convention = Literal[tuple(CONVENTIONS)]  # type: ignore[valid-type]
+Aspect = Literal["loss", "gradient", "shape", "rejection", "purity"]
+ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
+
+LossWord = Literal["reference", "nan", "inf", "zero", "empty-mean", "finite", "unspecified"]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+def _exactly_one(model: Model, names: tuple[str, ...]) -> None:
+    given = [name for name in names if getattr(model, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"expected exactly one of {', '.join(names)}; found {', '.join(given) or 'none of them'}")
+
+
+class Pattern(Model):
+    """Overwrites the logits at ``rows`` x ``classes`` with ``value``. Rows count the positions of the target, flattened."""
+
+    rows: tuple[int, ...] | Literal["ignored", "valid", "all"] = "all"
+    classes: tuple[int, ...] | Literal["target", "others", "all"] = "all"
+    value: Number
+
+
+class Logits(Model):
+    """The input. ``shape`` is torch's: (C,), (N, C) or (N, C, d1, ...)."""
+
+    shape: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    values: Nested | None = None
+    file: str | None = None
+    fill: Literal["normal", "uniform", "constant", "ramp"] = "normal"
+    scale: Number = 1.0
+    shift: Number = 0.0
+    set: tuple[Pattern, ...] = ()
+    layout: Layout = "contiguous"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Logits:
+        _exactly_one(self, ("shape", "values", "file"))
+        return self
+
+
+class Ignore(Model):
+    """Which positions of the target are ignored, counted in the flattened target, and with which of the ignore values.
+
+    With several values they are dealt out in turn.
+    """
+
+    rows: tuple[int, ...] | Literal["all", "none", "first", "last"] | None = None
+    prefix: Annotated[int, Field(ge=0)] | None = None
+    suffix: Annotated[int, Field(ge=0)] | None = None
+    every: Annotated[int, Field(ge=1)] | None = None
+    fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    value: int | tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Ignore:
+        _exactly_one(self, IGNORE_CHOICES)
+        return self
+
+
+IGNORE_CHOICES = ("rows", "prefix", "suffix", "every", "fraction")
+
+
+def _ignore(value: Any) -> Any:
+    return {"rows": value} if isinstance(value, str) else value
+
+
+class Target(Model):
+    """The class of each position: drawn from ``classes`` (default: all that are not ignored), literal, or from a file."""
+
+    classes: tuple[int, ...] | None = None
+    values: Nested | None = None
+    file: str | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: TargetDtype = "int64"
+    layout: Layout = "contiguous"
+    ignore: Annotated[Ignore, BeforeValidator(_ignore)] | None = None
+
+    @model_validator(mode="after")
+    def _literal_or_drawn(self) -> Target:
+        if (self.values is not None or self.file is not None) and (self.classes is not None or self.ignore is not None):
+            raise ValueError("expected either values or file, or else classes and ignore: literal targets say themselves which they ignore")
+        return self
+
+
+class Upstream(Model):
+    """The gradient from above, of the loss's shape: ones, one scalar everywhere, drawn per position, or literal."""
+
+    scalar: Number | None = None
+    per_position: Literal[True] | None = None
+    values: Nested | None = None
+    zero: tuple[int, ...] = ()
+    layout: Layout = "contiguous"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Upstream:
+        _exactly_one(self, ("scalar", "per_position", "values"))
+        return self
+
+
+def _upstream(value: Any) -> Any:
+    if value == "unit":
+        return {"scalar": 1.0}
+    if value == "per-position":
+        return {"per_position": True}
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {"scalar": value}
+    return {"values": value} if isinstance(value, (list, tuple)) else value
+
+
+class ExpectedError(Model):
+    """An exception, in the call or in the backward pass; ``match`` is searched in its type and text, ignoring case."""
+
+    phase: Literal["call", "backward"] = "call"
+    match: str | None = None
+
+
+class Expect(Model):
+    """The answer. ``reference`` is computed from the definition (module ``reference``).
+
+    ``zero``: exactly zero everywhere. ``empty-mean``: the mean over no position, NaN or zero by convention. ``finite``: any finite
+    value. ``unspecified``: recorded, not judged. ``error``: the call must raise. ``refused_unless_claimed``: an implementation that
+    does not claim an option used here must raise; one that claims it gives the answer. ``convention``: a convention under which
+    the call may also be refused.
+    """
+
+    loss: LossWord | Nested = "reference"
+    gradient: LossWord | Nested = "reference"
+    error: ExpectedError | None = None
+    refused_unless_claimed: bool = False
+    convention: Literal["int32_target"] | None = None
+
+
+class Question(Model):
+    """All that a case asks, apart from its name. Left-out options are not passed to the implementation at all."""
+
+    dtype: Dtype = "float32"
+    logits: Logits
+    target: Target = Target()
+    ignore_index: int | tuple[int, ...] | None = None
+    weight: tuple[Number, ...] | Literal["random"] | None = None
+    label_smoothing: Number | None = None
+    reduction: str | None = None
+    upstream: Annotated[Upstream, BeforeValidator(_upstream)] = Upstream(scalar=1.0)
+    mode: Mode = "eager"
+    needs: tuple[Capability, ...] = ()
+    expect: Expect = Expect()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Question:
+        if self.expect.error is None:
+            if self.reduction not in (None, "mean", "sum", "none"):
+                raise ValueError(f"reduction: expected mean, sum or none, or expect.error; found {self.reduction!r}")
+            if not 0 <= (self.label_smoothing or 0) <= 1:
+                raise ValueError(f"label_smoothing: expected a number in [0, 1], or expect.error; found {self.label_smoothing}")
+        if self.target.ignore is not None and self.target.ignore.rows != "none" and not self.ignore_values:
+            raise ValueError("target.ignore: there is no ignore value; ignore_index is an empty list")
+        if self.mode == "vmap" and (self.reduction != "none" or self.upstream != Upstream(scalar=1.0)):
+            raise ValueError("mode: vmap calls the loss once per position, so it needs reduction: none and no upstream")
+        return self
+
+    @property
+    def ignore_values(self) -> tuple[int, ...]:
+        """The values whose positions are ignored; -100 where the option is left out, as in torch."""
+        value = -100 if self.ignore_index is None else self.ignore_index
+        return (value,) if isinstance(value, int) else value
+
+
+class Entry(Question):
+    """A case as written in a file: a question, its name, and the axes it is asked along."""
+
+    logits: Logits | None = None  # type: ignore[assignment]  # may come from the defaults
+    id: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+    why: str | None = None
+    matrix: dict[str, Any] = {}
+    kills: tuple[str, ...] = ()
+
+
+class Defaults(Question):
+    logits: Logits | None = None  # type: ignore[assignment]
+
+
+class Clause(Model):
+    """One sentence that an implementation can break, and where it comes from."""
+
+    clause: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+    title: str
+    requirement: str
+    sources: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class CaseFile(Clause):
+    """A whole file, for the JSON schema that editors use."""
+
+    model_config = ConfigDict(title="xentcheck case file")
+    defaults: Defaults = Field(default=None)  # type: ignore[assignment]
+    cases: Annotated[tuple[Entry, ...], Field(min_length=1)]
+
+
+class Case(Model):
+    """One expanded case. ``id`` is permanent: ``clause/name[label-label]``."""
+
+    id: str
+    clause: Clause
+    question: Question
+    why: str | None = None
+    kills: tuple[str, ...] = ()
+    path: Path
+    line: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the files that the case names are looked for."""
+        return self.path.parent
+
+    @property
+    def expects_error(self) -> bool:
+        return self.question.expect.error is not None
+
+    @property
+    def has_gradient(self) -> bool:
+        return not self.expects_error and self.question.mode not in ("no_grad", "inference_mode")
+
+    @property
+    def aspects(self) -> tuple[Aspect, ...]:
+        """The sides from which the answer to this case is judged."""
+        if self.expects_error:
+            return ("rejection", "purity")
+        value: tuple[Aspect, ...] = ("loss", "gradient", "shape") if self.has_gradient else ("loss", "shape")
+        rejection: tuple[Aspect, ...] = ("rejection",) if self.question.expect.refused_unless_claimed else ()
+        return (*value, *rejection, "purity")

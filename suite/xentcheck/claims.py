@@ -1,0 +1,43 @@
+"""What an implementation can say of itself: the capabilities it claims and the conventions it follows."""
+
+from __future__ import annotations
+
+# A capability is what an implementation may simply not offer. A case that needs one that is not claimed is `unsupported`.
+CAPABILITIES: dict[str, str] = {
+    "ignore_index": "an ignore value outside the class range",
+    "ignore_index_in_range": "an ignore value that is also a class",
+    "ignore_index_list": "several ignore values, as a list of ints",
+    "weight": "class weights",
+    "label_smoothing": "label smoothing",
+    "reduction_mean": "reduction='mean'",
+    "reduction_sum": "reduction='sum'",
+    "reduction_none": "reduction='none'",
+    "k_dim": "input of shape (N, C, d1, ...)",
+    "unbatched": "input of shape (C,)",
+    "many_classes": "inputs with more than 4096 classes",
+    "non_contiguous": "inputs, targets and upstream gradients with any strides",
+    "non_finite": "inputs that hold infinities or NaN",
+    "backward": "a gradient with respect to the input",
+    "double_backward": "a gradient of the gradient",
+    "compile": "torch.compile",
+    "autocast": "torch.autocast",
+    "func_grad": "torch.func.vjp",
+    "vmap": "torch.func.vmap",
+    "uint8_target": "targets of dtype uint8",
+    "float64": "float64 inputs",
+    "float32": "float32 inputs",
+    "bfloat16": "bfloat16 inputs",
+    "float16": "float16 inputs",
+}
+
+# Those that are options of the call. What is not claimed of them must be refused, never dropped in silence.
+OPTIONS = frozenset({"ignore_index", "ignore_index_list", "weight", "label_smoothing", "reduction_sum", "reduction_none"})
+
+# A convention is a question with several defensible answers.
+CONVENTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "empty_mean": ("the mean over no position", ("nan", "zero")),
+    "infinite_row": ("the loss of a valid row that holds +inf", ("nan", "inf")),
+    "zero_times_infinity": ("an infinite term under a zero class weight", ("nan", "zero")),
+    "int32_target": ("targets of dtype int32", ("taken", "refused")),
+    "half_loss_dtype": ("the dtype of a bfloat16 or float16 loss", ("input", "float32")),
+}

@@ -1,0 +1,54 @@
+"""Puts a case to an implementation: batch, observation, truth and verdict, each made once however many aspects are judged."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from xentcheck.batch import Batch, build, capabilities_needed
+from xentcheck.case import Aspect, Case
+from xentcheck.implementation import Implementation
+from xentcheck.judge import Verdict, judge
+from xentcheck.observe import Observation, observe
+from xentcheck.reference import Truth, relevant_conventions, truth
+
+KEPT = 8  # batches, truths and observations of the last few cases; a whole run's would not fit in memory
+
+
+class Examiner:
+    """Examines cases one after another. Only the latest few are remembered, so ask for the aspects of a case together."""
+
+    def __init__(self) -> None:
+        self._memory: OrderedDict[Any, Any] = OrderedDict()
+        self.observations = 0
+
+    def batch(self, case: Case) -> Batch:
+        return self._once(("batch", case.id), lambda: build(case))
+
+    def truth(self, case: Case, answers: Mapping[str, str]) -> Truth:
+        return self._once(("truth", case.id, *sorted(answers.items())), lambda: truth(self.batch(case), answers))
+
+    def relevant(self, case: Case) -> frozenset[str]:
+        return self._once(("relevant", case.id), lambda: frozenset() if case.expects_error else relevant_conventions(self.batch(case)))
+
+    def observation(self, case: Case, implementation: Implementation) -> Observation:
+        def make() -> Observation:
+            self.observations += 1
+            return observe(implementation, self.batch(case), case.has_gradient)
+
+        return self._once(("observation", case.id, implementation.name), make)
+
+    def examine(self, case: Case, aspect: Aspect, implementation: Implementation) -> Verdict:
+        batch = self.batch(case)
+        needed = self._once(("needed", case.id), lambda: capabilities_needed(case, batch))
+        asks = not implementation.unavailable and (not needed - implementation.capabilities or case.question.expect.refused_unless_claimed)
+        seen = self.observation(case, implementation) if asks else None
+        return judge(case, aspect, implementation, needed, batch, seen, lambda answers: self.truth(case, answers), self.relevant(case))
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._memory:
+            self._memory[key] = make()
+            while len(self._memory) > 5 * KEPT:
+                self._memory.popitem(last=False)
+        return self._memory[key]

@@ -1,0 +1,59 @@
+"""The state of the process that a loss must leave as it found it: what it was, what changed, and how to put it back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+# name: (read, write)
+_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "deterministic algorithms": (_deterministic, lambda v: torch.use_deterministic_algorithms(v[0], warn_only=v[1])),
+    "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "autocast": (lambda: torch.is_autocast_enabled("cpu"), lambda v: torch.set_autocast_enabled("cpu", v)),
+    "autocast dtype": (lambda: torch.get_autocast_dtype("cpu"), lambda v: torch.set_autocast_dtype("cpu", v)),
+    "float32 matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "random state of torch": (lambda: torch.get_rng_state().numpy().tobytes(), lambda v: torch.set_rng_state(torch.frombuffer(bytearray(v), dtype=torch.uint8))),
+    "random state of NumPy": (lambda: _hashable(np.random.get_state()), lambda v: np.random.set_state((v[0], np.frombuffer(v[1], dtype=np.uint32), *v[2:]))),
+    "random state of Python": (random.getstate, random.setstate),
+}
+# Namespaces whose existing functions nobody may replace.
+_PATCHABLE = (torch, torch.nn.functional, torch.Tensor)
+
+
+class GlobalState:
+    """A snapshot, taken when it is made."""
+
+    def __init__(self) -> None:
+        self._settings = {name: read() for name, (read, _) in _SETTINGS.items()}
+        self._functions = [dict(vars(namespace)) for namespace in _PATCHABLE]
+
+    def restore(self) -> tuple[str, ...]:
+        """Puts everything back; returns the names of what had changed."""
+        changed = []
+        for name, (read, write) in _SETTINGS.items():
+            if read() != self._settings[name]:
+                changed.append(name)
+                write(self._settings[name])
+        for namespace, functions in zip(_PATCHABLE, self._functions, strict=True):
+            now = vars(namespace)
+            for name, function in functions.items():
+                if callable(function) and now.get(name) is not function:
+                    changed.append(f"{namespace.__name__}.{name}")
+                    setattr(namespace, name, function)
+        return tuple(changed)
+
+
+def _hashable(state: Any) -> tuple[Any, ...]:
+    return (state[0], state[1].tobytes(), *state[2:])

@@ -1,0 +1,209 @@
+"""Runs one implementation on one batch and writes down all that happened. Judges nothing.
+
+Every mode is a way to get from a batch to a loss and a gradient; what surrounds them (fresh inputs, a second call, a watch over
+arguments and global state) is the same for all.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xentcheck.batch import Batch
+from xentcheck.global_state import GlobalState
+from xentcheck.implementation import Implementation
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An exception: where (call or backward), its type and its text."""
+
+    phase: str
+    type: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.type} in the {'call' if self.phase == 'call' else 'backward pass'}: {self.text.strip().splitlines()[0] if self.text.strip() else ''}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one call returned. Values as float64, which holds every dtype exactly; None for what was not there."""
+
+    loss: Array | None = None
+    loss_type: str = ""  # a dtype of torch, or the type of what was returned instead of a tensor
+    gradient: Array | None = None
+    gradient_type: str = ""
+    second: Array | None = None
+    raised: Raised | None = None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One implementation on one batch: the answer, the answer to the same call again, and what was touched on the way."""
+
+    first: Answer
+    again: Answer | None
+    changed: tuple[str, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+
+Function = Callable[..., Any]
+
+
+def observe(implementation: Implementation, batch: Batch, wants_gradient: bool) -> Observation:
+    """Calls the implementation twice on fresh copies of the batch."""
+    state = GlobalState()
+    changed: dict[str, None] = {}
+    answers: list[Answer] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        inner = GlobalState()
+        for _ in range(2):
+            mine = batch.fresh()
+            try:
+                answer = _answer(implementation, mine, wants_gradient)
+            finally:
+                changed |= dict.fromkeys(inner.restore())
+            changed |= dict.fromkeys(_touched(batch, mine))
+            answers.append(answer)
+            if answer.raised:
+                break
+    state.restore()
+    texts = dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught)
+    return Observation(answers[0], answers[1] if len(answers) > 1 else None, tuple(changed), tuple(texts))
+
+
+def _answer(implementation: Implementation, batch: Batch, wants_gradient: bool) -> Answer:
+    if implementation.loss_and_gradient is not None:
+        return _from_arrays(implementation.loss_and_gradient, batch)
+    function = implementation.cross_entropy or _through_identity(implementation.linear_cross_entropy)
+    if batch.mode == "vmap":
+        return _vmapped(function, batch)
+    if batch.mode == "func_grad":
+        return _functional(function, batch)
+    if batch.mode == "compile":
+        torch.compiler.reset()
+        function = torch.compile(function)
+    return _eager(function, batch, wants_gradient)
+
+
+def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
+    x = batch.input.requires_grad_() if batch.mode != "inference_mode" else batch.input
+    contexts: dict[str, Callable[[], Any]] = {
+        "no_grad": torch.no_grad,
+        "inference_mode": torch.inference_mode,
+        "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    }
+    try:
+        with contexts.get(batch.mode, torch.enable_grad)():
+            loss = function(x, batch.target, **batch.options)
+    except Exception as error:
+        return Answer(raised=_raised("call", error))
+    if not isinstance(loss, Tensor):
+        return Answer(loss_type=type(loss).__name__)
+    if not wants_gradient:
+        grad_note = "requires grad" if loss.requires_grad else ""
+        return Answer(_array(loss), _dtype(loss), gradient_type=grad_note)
+    value, dtype = _array(loss), _dtype(loss)
+    try:
+        upstream = None if batch.upstream is None else batch.upstream.to(loss.dtype)
+        if batch.mode == "double_backward":
+            return _twice_differentiated(loss, x, upstream, batch.direction, value, dtype)
+        if batch.mode == "twice":
+            loss.backward(upstream, retain_graph=True)
+            x.grad = None
+        loss.backward(upstream)
+    except Exception as error:
+        return Answer(value, dtype, raised=_raised("backward", error))
+    return Answer(value, dtype, None if x.grad is None else _array(x.grad), "" if x.grad is None else _dtype(x.grad))
+
+
+def _twice_differentiated(loss: Tensor, x: Tensor, upstream: Tensor | None, direction: Array | None, value: Array, dtype: str) -> Answer:
+    (gradient,) = torch.autograd.grad(loss, x, upstream, create_graph=True)
+    assert direction is not None
+    (second,) = torch.autograd.grad(gradient, x, torch.from_numpy(direction).to(gradient.dtype))
+    return Answer(value, dtype, _array(gradient), _dtype(gradient), _array(second))
+
+
+def _functional(function: Function, batch: Batch) -> Answer:
+    try:
+        loss, pull_back = torch.func.vjp(lambda x: function(x, batch.target, **batch.options), batch.input)
+    except Exception as error:
+        return Answer(raised=_raised("call", error))
+    try:
+        upstream = torch.ones_like(loss) if batch.upstream is None else batch.upstream.to(loss.dtype)
+        (gradient,) = pull_back(upstream)
+    except Exception as error:
+        return Answer(_array(loss), _dtype(loss), raised=_raised("backward", error))
+    return Answer(_array(loss), _dtype(loss), _array(gradient), _dtype(gradient))
+
+
+def _vmapped(function: Function, batch: Batch) -> Answer:
+    """The loss once per position, each call with a batch of one, all at once."""
+
+    def one(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        loss = function(x.unsqueeze(0), target.unsqueeze(0), **batch.options)
+        return loss.sum(), loss.squeeze(0)
+
+    try:
+        gradient, loss = torch.func.vmap(torch.func.grad(one, has_aux=True))(batch.input, batch.target)
+    except Exception as error:
+        return Answer(raised=_raised("call", error))
+    return Answer(_array(loss), _dtype(loss), _array(gradient), _dtype(gradient))
+
+
+def _from_arrays(function: Function, batch: Batch) -> Answer:
+    try:
+        loss, gradient = function(batch.input, batch.target, batch.upstream, **batch.options)
+    except Exception as error:
+        return Answer(raised=_raised("call", error))
+    return Answer(_array(loss), _dtype(loss), None if gradient is None else _array(gradient), "" if gradient is None else _dtype(gradient))
+
+
+def _through_identity(function: Function | None) -> Function:
+    """A fused linear loss as a loss of logits: hidden states times the identity matrix."""
+    assert function is not None
+    return lambda input, target, **options: function(input, torch.eye(input.shape[-1], dtype=input.dtype), target, **options)
+
+
+def _touched(before: Batch, after: Batch) -> list[str]:
+    """The arguments whose values are no longer what they were, bit for bit."""
+    pairs: dict[str, tuple[Any, Any]] = {"input": (before.input, after.input), "target": (before.target, after.target)}
+    pairs["upstream gradient"] = (before.upstream, after.upstream)
+    pairs |= {name: (value, after.options.get(name)) for name, value in before.options.items()}
+    return [name for name, (old, new) in pairs.items() if not _same(old, new)]
+
+
+def _same(old: Any, new: Any) -> bool:
+    if not isinstance(old, Tensor) or not isinstance(new, Tensor):
+        return type(old) is type(new) and old == new
+    if old.shape != new.shape or old.dtype != new.dtype:
+        return False
+    return _bits(old) == _bits(new)
+
+
+def _bits(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def _array(value: Any) -> Array:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", torch.float64).contiguous().numpy().copy()
+    return np.asarray(value, dtype=np.float64)
+
+
+def _dtype(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.") if hasattr(value, "dtype") else type(value).__name__
+
+
+def _raised(phase: str, error: Exception) -> Raised:
+    return Raised(phase, type(error).__name__, str(error))

@@ -1,0 +1,203 @@
+"""The truth: loss and gradient of a batch, from the definition, in a precision well above what it judges.
+
+With x the logits of a position, q the target distribution (one-hot, or smoothed: q_c = s/C + (1 - s) [c = t]), w the class
+weights and lse = log sum_c exp(x_c):
+
+    loss of a position     l = sum_c w_c q_c (lse - x_c)        over the classes with w_c q_c != 0
+    sum, mean              the sum of the losses; that sum over D, the sum of w_t over the valid positions
+    gradient               u / D (A p_j - w_j q_j)              with p = softmax(x), A = sum_c w_c q_c, u the upstream gradient
+    its derivative along v u A / D p_j (v_j - sum_k p_k v_k)
+
+as in the documentation of torch.nn.CrossEntropyLoss and, for smoothing, Szegedy et al. 2016 (arXiv:1512.00567). Ignored positions
+are deleted before anything is computed. No autograd, and no code of any implementation.
+
+Beside each value stands its unit: the error that rounding alone can cause in a good implementation (see ``_units``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mpmath
+import numpy as np
+import torch
+
+from xentcheck.batch import Batch
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Expected values in the shapes of the loss and of the input; NaN in a gradient marks what the definition leaves open.
+
+    ``ignored`` marks the entries of the input that belong to ignored positions.
+    """
+
+    loss: Array
+    loss_unit: Array
+    gradient: Array
+    gradient_unit: Array
+    second: Array | None
+    second_unit: Array | None
+    ignored: Array
+
+
+def longdouble_is_extended() -> bool:
+    return np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant
+
+
+def relevant_conventions(batch: Batch) -> frozenset[str]:
+    """The conventions on which the answer to this batch depends."""
+    logits, target = _positions(batch)
+    valid = ~np.isin(target, batch.ignore_values)
+    relevant = set()
+    if batch.reduction == "mean" and not valid.any():
+        relevant.add("empty_mean")
+    rows = logits[valid]
+    if (np.isposinf(rows).any(axis=1) & ~np.isnan(rows).any(axis=1)).any():
+        relevant.add("infinite_row")
+    if valid.any() and (_excused(rows, target[valid], batch)).any():
+        relevant.add("zero_times_infinity")
+    return frozenset(relevant)
+
+
+def truth(batch: Batch, answers: Mapping[str, str]) -> Truth:
+    """Loss and gradient by the definition, and by ``answers`` where a convention decides."""
+    number = _Precision(batch)
+    logits, target = _positions(batch)
+    valid = ~np.isin(target, batch.ignore_values)
+    x, t = number.convert(logits[valid]), target[valid].astype(np.int64)
+    count, classes = x.shape
+    w = number.convert(_weight(batch, classes))
+    s = number.convert(np.asarray(batch.options.get("label_smoothing", 0.0)))[()]
+    one_hot = np.arange(classes) == t[:, None]
+    q = s / max(classes, 1) + number.convert(one_hot.astype(np.float64)) * (1 - s)
+    wq = w * q
+    with np.errstate(all="ignore"):
+        top = x.max(axis=1, keepdims=True) if classes else x
+        lse = top + number.log(number.exp(x - top).sum(axis=1, keepdims=True))
+        lse = np.where(np.isposinf(logits[valid]).any(axis=1, keepdims=True), top, lse)
+        p = number.exp(x - lse)
+        terms = np.where(wq != 0, wq * (lse - x), 0)
+        losses = terms.sum(axis=1)
+        losses = np.where(_excused(logits[valid], t, batch).any(axis=1) & (answers.get("zero_times_infinity") == "nan"), np.nan, losses)
+        infinite = np.isposinf(logits[valid]).any(axis=1) & ~np.isnan(logits[valid]).any(axis=1)
+        losses = np.where(infinite & (answers.get("infinite_row") == "nan"), np.nan, losses)
+        A = wq.sum(axis=1, keepdims=True)
+        D = w[t].sum() if batch.reduction == "mean" else number.convert(np.asarray(1.0))[()]
+        u = number.convert(_upstream(batch, target.size))[valid][:, None] / D
+        gradient = u * (A * p - wq)
+        position_unit, gradient_unit = _units(number, x, lse, p, q, w, A, losses, u)
+        second = second_unit = None
+        if batch.direction is not None:
+            v = number.convert(np.moveaxis(batch.direction, _class_axis(batch), -1).reshape(logits.shape)[valid])
+            second, second_unit = _second(number, x, lse, p, A, u, v)
+        open_rows = ~np.isfinite(logits[valid]).all(axis=1) & ~_defined(logits[valid])
+        gradient[open_rows] = np.nan
+        if batch.reduction == "none":
+            loss, loss_unit = _scatter(losses, valid, target.shape), _scatter(position_unit, valid, target.shape)
+            loss, loss_unit = loss.reshape(batch.target.shape), loss_unit.reshape(batch.target.shape)
+        elif batch.reduction == "mean" and not count:
+            loss, loss_unit = np.asarray(np.nan if answers.get("empty_mean") == "nan" else 0.0), np.asarray(0.0)
+        else:
+            loss, loss_unit = np.asarray(losses.sum() / D), np.asarray(position_unit.sum() / abs(D))
+
+    def back(rows: Array | None) -> Array | None:
+        return None if rows is None else _to_input(_scatter(rows, valid, logits.shape), batch)
+
+    ignored = _to_input(np.repeat(~valid[:, None], classes, axis=1), batch)
+    return Truth(loss, loss_unit, back(gradient), back(gradient_unit), back(second), back(second_unit), ignored)  # type: ignore[arg-type]
+
+
+def _units(number: _Precision, x: Array, lse: Array, p: Array, q: Array, w: Array, A: Array, losses: Array, u: Array) -> tuple[Array, Array]:
+    """The error of a good implementation that computes in float32 (float64 for float64) and rounds its result once.
+
+    e is the eps of the case's dtype, f the eps computed in:
+    loss e |l| + f sum_c w_c q_c max(|lse|, |x_c|); gradient |u| / D (e (|A p_j - w_j q_j| + A p_j |log p_j|)
+    + f (A p_j (1 + max(|x_j|, |lse|)) + w_j q_j)), plus the dtype's smallest normal number.
+    """
+    e, f, tiny, wq = number.eps, number.compute_eps, number.tiny, abs(w * q)
+    size = np.maximum(abs(lse), abs(x))
+    finite = np.where(np.isfinite(size.astype(np.float64)), size, 0)
+    loss_unit = e * abs(losses) + f * np.where(wq != 0, wq * finite, 0).sum(axis=1) + tiny
+    p_log_p = np.where(p > 0, p * abs(x - lse), 0)
+    p_size = np.where(p > 0, p * (1 + finite), 0)
+    gradient_unit = abs(u) * (e * (abs(A * p - w * q) + abs(A) * p_log_p) + f * (abs(A) * p_size + wq)) + tiny
+    return loss_unit, gradient_unit
+
+
+def _second(number: _Precision, x: Array, lse: Array, p: Array, A: Array, u: Array, v: Array) -> tuple[Array, Array]:
+    """The derivative of the gradient along v, and its unit: each product and the sum may be rounded, and p carries lse's error."""
+    along = (p * v).sum(axis=1, keepdims=True)
+    size = np.where(p > 0, p * (2 + np.maximum(abs(x), abs(lse))), 0)
+    unit = abs(u * A) * number.eps * size * (abs(v) + (p * abs(v)).sum(axis=1, keepdims=True)) + number.tiny
+    return u * A * p * (v - along), unit
+
+
+def _positions(batch: Batch) -> tuple[Array, Array]:
+    """Logits as (positions, classes) in float64, which holds every dtype exactly, and the flat target."""
+    logits = np.moveaxis(batch.input.detach().double().cpu().numpy(), _class_axis(batch), -1)
+    rows = logits.reshape(math.prod(logits.shape[:-1]), logits.shape[-1])
+    return rows, batch.target.cpu().numpy().reshape(-1)
+
+
+def _class_axis(batch: Batch) -> int:
+    return 0 if batch.input.dim() == 1 else 1
+
+
+def _to_input(rows: Array, batch: Batch) -> Array:
+    shape = list(batch.input.shape)
+    classes = shape.pop(_class_axis(batch))
+    return np.moveaxis(rows.reshape(*shape, classes), -1, _class_axis(batch))
+
+
+def _scatter(values: Array, valid: Array, shape: tuple[int, ...]) -> Array:
+    full = np.zeros(shape, dtype=values.dtype)
+    full[valid] = values
+    return full
+
+
+def _weight(batch: Batch, classes: int) -> Array:
+    weight = batch.options.get("weight")
+    return np.ones(classes) if weight is None else weight.detach().double().cpu().numpy()
+
+
+def _upstream(batch: Batch, positions: int) -> Array:
+    upstream = 1.0 if batch.upstream is None else batch.upstream.detach().double().cpu().numpy()
+    return np.broadcast_to(np.asarray(upstream).reshape(-1), (positions,))
+
+
+def _excused(rows: Array, target: Array, batch: Batch) -> Array:
+    """Where a term of the loss is infinite but weighs nothing only because its class weight is zero."""
+    zero = _weight(batch, rows.shape[1]) == 0
+    asked = np.ones(rows.shape, dtype=bool) if batch.options.get("label_smoothing") else np.arange(rows.shape[1]) == target[:, None]
+    return np.isneginf(rows) & zero & asked
+
+
+def _defined(rows: Array) -> Array:
+    """A row with infinities still has a softmax as long as none is positive and one class is finite."""
+    return ~np.isnan(rows).any(axis=1) & ~np.isposinf(rows).any(axis=1) & np.isfinite(rows).any(axis=1)
+
+
+class _Precision:
+    """The arithmetic that a dtype is judged in: float64 for float32 and below; above float64, long double where it is
+    wider (x86), and mpmath elsewhere."""
+
+    def __init__(self, batch: Batch) -> None:
+        info = torch.finfo(batch.input.dtype)
+        self.eps, self.tiny = info.eps, info.smallest_normal
+        self.compute_eps = min(info.eps, torch.finfo(torch.float32).eps)
+        self.exp: Any = np.exp
+        self.log: Any = np.log
+        if batch.input.dtype != torch.float64:
+            self.convert: Any = lambda a: np.asarray(a, dtype=np.float64)
+        elif longdouble_is_extended():
+            self.convert = lambda a: np.asarray(a, dtype=np.longdouble)
+        else:
+            mpmath.mp.prec = 113
+            self.convert = np.frompyfunc(mpmath.mpf, 1, 1)
+            self.exp, self.log = np.frompyfunc(mpmath.exp, 1, 1), np.frompyfunc(mpmath.log, 1, 1)
