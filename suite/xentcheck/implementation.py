@@ -39,7 +39,7 @@ class Deviation:
     """Cases that an implementation is known to break.
 
     cases: one or more patterns of case ids (``*`` and ``?`` are wildcards). aspect: the side that deviates. observed: what it does
-    instead, in words. kind: what the judge must find (``value``, ``nan``, ``inf``, ``nonzero``, ``missing``, ``raised``, ``accepted``,
+    instead, in words. fault: what the judge must find (``value``, ``nan``, ``inf``, ``nonzero``, ``missing``, ``raised``, ``accepted``,
     ``shape``, ``dtype``, ``changed``, ``unstable``). reason: why. link: evidence. torch: the versions it applies to, such as ``<2.14``.
     max_units: the largest error that is known; a larger one is a new failure.
     """
@@ -47,7 +47,7 @@ class Deviation:
     cases: str | tuple[str, ...]
     aspect: str
     observed: str
-    kind: str
+    fault: str
     link: str
     reason: str = ""
     torch: str = ""
@@ -75,7 +75,8 @@ class Implementation:
     gradient): for libraries without torch tensors; takes torch tensors, returns anything that NumPy understands.
     linear_cross_entropy(hidden, weight_matrix, target, **options): a fused linear loss, reached through an identity matrix.
 
-    A convention that is None is not stated: any of its answers is taken. ``unavailable`` says why it cannot run here.
+    A convention that is None is not stated: any of its answers is taken. ``unavailable`` says why it cannot run here. ``source`` is
+    what ``--impl`` takes to name it. ``tentative``: capabilities that it was not asked about; refusing them is no failure.
     """
 
     name: str
@@ -230,10 +231,12 @@ def _from_folder(name: str, folder: Path) -> Implementation:
             f"--impl {name}: there is no implementation of that name{nearest(name, known)} Known: {', '.join(known)}. "
             "Your own: package.module:attribute or path/to/file.py:attribute"
         )
-    implementation = getattr(load_file(path), "implementation", None)
+    module = load_file(path)
+    implementation = getattr(module, "implementation", None)
     if not isinstance(implementation, Implementation):
         raise ImplementationError(f"{path}: expected `implementation = Implementation(...)`; found {implementation!r}")
-    return replace(implementation, source=implementation.source or str(path))
+    description = implementation.description or (module.__doc__ or "").strip().split("\n")[0]
+    return replace(implementation, source=name, description=description)
 
 
 def _from_module(module: ModuleType, attribute: str, source: str) -> Implementation:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from xentcheck.reference import Array, Truth
 ALLOWED_UNITS = {"float64": 3.0, "float32": 3.0, "bfloat16": 1.0, "float16": 1.0}
 STATUSES = ("pass", "fail", "deviates", "unexpected-pass", "unsupported", "unavailable", "error", "crash", "timeout")
 GOOD = frozenset({"pass", "deviates", "unsupported", "unavailable"})
+_WORST_FIRST = ("crash", "timeout", "error", "fail", "unexpected-pass", "deviates", "unavailable", "pass", "unsupported")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Verdict:
     status: str
     error_units: float | None = None
     message: str = ""
-    kind: str = ""
+    fault: str = ""
     dtype: str = ""
     conventions: Mapping[str, str] = field(default_factory=dict)
 
@@ -76,7 +77,8 @@ def judge(case: Case, aspect: Aspect, implementation: Implementation, needed: fr
         return verdict("unsupported", f"not claimed: {', '.join(sorted(missing))}")
     assert seen is not None
     raised = seen.first.raised
-    if raised and raised.phase == "call" and not case.expects_error and not refusal and needed & implementation.tentative and aspect != "purity":
+    tentative = raised and raised.phase == "call" and not case.expects_error and not refusal and needed & implementation.tentative
+    if tentative and not seen.changed:
         return verdict("unsupported", f"refused: {raised}")
     fault, units, conventions = _FAULTS[aspect](case, implementation, batch, seen, truth_for, relevant)
     deviation = implementation.deviation_for(case.id, aspect)
@@ -84,12 +86,17 @@ def judge(case: Case, aspect: Aspect, implementation: Implementation, needed: fr
         if deviation is not None:
             return verdict("unexpected-pass", f"this is a known deviation ({deviation.observed}), and it holds; delete {deviation.where}", units)
         return verdict("pass", "", units, conventions=conventions)
-    if deviation is not None and deviation.kind == fault.kind:
+    if deviation is not None and deviation.fault == fault.kind:
         if deviation.max_units is None or (fault.units or 0) <= deviation.max_units:
             return verdict("deviates", fault.message, fault.units, fault.kind)
         return verdict("fail", f"{fault.message}; a deviation is known up to {deviation.max_units:g} units", fault.units, fault.kind)
     status = "error" if fault.kind == "raised" else "fail"
     return verdict(status, fault.message, fault.units, fault.kind)
+
+
+def case_status(statuses: Iterable[str]) -> str:
+    """A case's status from those of its aspects: the worst. It is unsupported only if nothing of it could be asked."""
+    return min(statuses, key=_WORST_FIRST.index)
 
 
 Finding = tuple[Fault | None, float | None, Mapping[str, str]]

@@ -1,0 +1,17 @@
+"""``torch.nn.CrossEntropyLoss``, the module: made anew for every call, as the options of a call belong to its constructor."""
+
+import torch
+
+from xentcheck.implementation import EVERYTHING, Implementation
+
+
+def cross_entropy(input, target, **options):
+    return torch.nn.CrossEntropyLoss(**options)(input, target)
+
+
+implementation = Implementation(
+    name="native_module",
+    cross_entropy=cross_entropy,
+    capabilities=EVERYTHING - {"ignore_index_list"},
+    empty_mean="nan",
+)

@@ -1,0 +1,257 @@
+"""The pytest plugin: options, parametrisation, the ``examine`` fixture, records and the summary. Inert without ``suite/``'s tests."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from xentcheck import casefile, record, terminal
+from xentcheck.case import ASPECTS, Aspect, Case
+from xentcheck.examine import Examiner
+from xentcheck.implementation import Implementation, ImplementationError, find
+from xentcheck.judge import GOOD, Verdict
+from xentcheck.naming import nearest
+
+NODE_ID = re.compile(r"::test_(?P<aspect>\w+)\[(?P<implementation>[^:]+):(?P<case>.+)\](@\w+)?$")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("xentcheck", "cross-entropy conformance")
+    group.addoption("--impl", metavar="NAMES", help="implementations, separated by commas: names from implementations/ (or all), package.module:attribute, path/to/file.py:attribute, path/to/file.py:*")
+    group.addoption("--cases", metavar="PATTERN", help="only these cases: patterns of ids with * and ?, or case files of your own (path/to/file.yaml), separated by commas")
+    group.addoption("--results", metavar="DIR", type=Path, help="write every verdict to DIR/results.jsonl")
+    group.addoption("--resume", action="store_true", help="go on with the truncated run in --results")
+
+
+class Session:
+    """What one run is about. Kept on the config, in the controlling process and in each xdist worker."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        try:
+            self.implementations = find(config.getoption("impl"))
+            self.specification = casefile.load_all()
+            self.cases = self._selected(config.getoption("cases"))
+        except (ImplementationError, casefile.CaseFileError) as error:
+            raise pytest.UsageError(str(error)) from error
+        self.examiner = Examiner()
+        self.verdicts: dict[record.Key, Verdict] = {}
+        self.resumed: set[record.Key] = set()
+        self.writer: record.Writer | None = None
+        self.write_error = ""
+        ids = [case.id for case in {c.id: c for c in (*self.specification, *self.cases)}.values()]
+        self.stale = [(i, d) for i in self.implementations for d in i.stale_deviations(ids)]
+        if config.getoption("resume") and not config.getoption("results"):
+            raise pytest.UsageError("--resume goes on with the run in --results DIR; give that folder, too")
+
+    def _selected(self, patterns: str | None) -> list[Case]:
+        if patterns is None:
+            return self.specification
+        chosen: dict[str, Case] = {}
+        for pattern in (p.strip() for p in patterns.split(",")):
+            if not pattern:
+                continue
+            own = pattern.endswith((".yaml", ".yml"))
+            cases = casefile.load(Path(pattern).expanduser().resolve()) if own else casefile.select(self.specification, pattern)
+            if not cases:
+                known = {c.id for c in self.specification} | {c.clause.clause for c in self.specification}
+                raise casefile.CaseFileError(f"--cases {pattern}: no case matches{nearest(pattern, known)} `xentcheck cases` lists all")
+            chosen |= {case.id: case for case in cases}
+        if not chosen:
+            raise casefile.CaseFileError("--cases names no case; expected a pattern such as 'ignored-*' or a case file")
+        return list(chosen.values())
+
+    def open_results(self) -> None:
+        folder = self.config.getoption("results")
+        if folder is None:
+            return
+        everything = {case.id: case for case in (*self.specification, *self.cases)}.values()
+        header = record.run_header(self.implementations, casefile.digest(everything), self.config.getoption("cases") or "all")
+        try:
+            self.writer = record.Writer(folder, header, self.config.getoption("resume"))
+        except record.RecordError as error:
+            raise pytest.UsageError(str(error)) from error
+        self.verdicts = dict(self.writer.already)
+        self.resumed = set(self.writer.already)
+
+    def note(self, verdict: Verdict) -> None:
+        self.verdicts[record.key(verdict)] = verdict
+        if self.writer is not None and not self.write_error:
+            try:
+                self.writer.verdict(verdict)
+            except record.RecordError as error:
+                self.write_error = str(error)
+
+
+SESSION = pytest.StashKey[Session]()
+VERDICT = pytest.StashKey[Verdict]()
+NOTHING_TO_TEST = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("impl"):
+        return
+    session = config.stash[SESSION] = Session(config)
+    if _is_worker(config):
+        keys = config.workerinput["xentcheck_resumed"]  # type: ignore[attr-defined]
+        session.resumed = {tuple(k) for k in keys}
+        return
+    session.open_results()
+    if getattr(config.option, "numprocesses", None):
+        config.option.dist = "loadgroup"  # a case's aspects stay together, so that each case runs once
+
+
+def pytest_configure_node(node: Any) -> None:
+    """xdist: what is done already, as the controlling process read it."""
+    if SESSION in node.config.stash:
+        node.workerinput["xentcheck_resumed"] = [list(k) for k in node.config.stash[SESSION].resumed]
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    if SESSION not in config.stash:
+        return []
+    session = config.stash[SESSION]
+    implementations = ", ".join(f"{i.name} {i.version}".rstrip() + (f" (unavailable: {i.unavailable})" if i.unavailable else "") for i in session.implementations)
+    return [
+        f"xentcheck: torch {torch.__version__}, {torch.get_num_threads()} threads, {len(session.cases)} cases",
+        f"implementations: {implementations}",
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "examine" not in metafunc.fixturenames:
+        return
+    if SESSION not in metafunc.config.stash:
+        metafunc.config.stash[NOTHING_TO_TEST] = True
+        metafunc.parametrize("examine", [])
+        return
+    session = metafunc.config.stash[SESSION]
+    aspect = metafunc.function.__name__.removeprefix("test_")
+    pairs = [(case, i) for case in session.cases if aspect in case.aspects for i in session.implementations]
+    metafunc.parametrize("examine", pairs, indirect=True, ids=[f"{i.name}:{case.id}" for case, i in pairs])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Case by case, so that a batch, its truth and each observation are made once and then dropped."""
+    if NOTHING_TO_TEST in config.stash:
+        raise pytest.UsageError(
+            "the suite needs --impl: names from implementations/, package.module:attribute or path/to/file.py:attribute, for instance --impl native,maskedce"
+        )
+    if SESSION not in config.stash:
+        return
+    session = config.stash[SESSION]
+    case_order = {case.id: n for n, case in enumerate(session.cases)}
+    implementation_order = {i.name: n for n, i in enumerate(session.implementations)}
+    places: dict[str, tuple[int, int, int]] = {}
+    kept, done = [], []
+    for item in items:
+        key = _key(item.nodeid)
+        if key is not None and key[0] in implementation_order and key[1] in case_order:
+            places[item.nodeid] = case_order[key[1]], implementation_order[key[0]], ASPECTS.index(key[2])  # type: ignore[arg-type]
+            item.add_marker(pytest.mark.xdist_group(f"case{case_order[key[1]]}"))
+        nothing_to_ask = item.nodeid.endswith("[NOTSET]")  # no selected case has this aspect
+        (done if nothing_to_ask or key in session.resumed else kept).append(item)
+    kept.sort(key=lambda item: places.get(item.nodeid, (-1, 0, 0)))
+    if done:
+        config.hook.pytest_deselected(items=done)
+    items[:] = kept
+
+
+@pytest.fixture
+def examine(request: pytest.FixtureRequest) -> Any:
+    """``examine(aspect)``: puts the case to the implementation and reports the verdict in pytest's terms."""
+    case, implementation = request.param
+
+    def put(aspect: Aspect) -> None:
+        __tracebackhide__ = True
+        verdict = request.config.stash[SESSION].examiner.examine(case, aspect, implementation)
+        request.node.stash[VERDICT] = verdict
+        if verdict.status == "deviates":
+            pytest.xfail(verdict.message)
+        if verdict.status in ("unsupported", "unavailable"):
+            pytest.skip(f"{verdict.status}: {verdict.message}")
+        if verdict.status not in GOOD:
+            pytest.fail(terminal.failure(case, verdict, implementation), pytrace=False)
+
+    return put
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    if VERDICT in item.stash and report.when == "call":
+        report.xentcheck = asdict(item.stash[VERDICT])
+    return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    session, key = _REPORTING.get("session"), _key(report.nodeid)
+    if session is None or key is None:
+        return
+    if hasattr(report, "xentcheck"):
+        session.note(Verdict(**report.xentcheck))
+    elif report.failed:  # the harness itself failed, or an xdist worker died
+        implementation, case, aspect = key
+        crashed = report.when == "???"
+        text = str(report.longrepr).strip().splitlines()[-1][:300] if report.longrepr else "no report"
+        session.note(Verdict(implementation, case.split("/")[0], case, aspect, "crash" if crashed else "error", message=text))
+    if session.write_error:
+        pytest.exit(session.write_error, returncode=3)
+
+
+# pytest_runtest_logreport gets no config.
+_REPORTING: dict[str, Session] = {}
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if SESSION in session.config.stash and not _is_worker(session.config):
+        _REPORTING["session"] = session.config.stash[SESSION]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    mine = _REPORTING.pop("session", None)
+    if mine is None:
+        return
+    finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED) and not session.shouldstop and not session.shouldfail and not session.config.getoption("collectonly", False)
+    if mine.writer is not None and not mine.write_error:
+        mine.writer.close(complete=finished and bool(mine.verdicts))
+    failing = any(v.status not in GOOD for v in mine.verdicts.values())
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and mine.resumed:
+        session.exitstatus = exitstatus = pytest.ExitCode.OK  # nothing was left to do
+    if exitstatus == pytest.ExitCode.OK and (mine.stale or failing):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any:
+    """After all that pytest has to say: the table is what is left on the screen."""
+    result = yield
+    session = config.stash.get(SESSION, None)
+    if session is None or not session.verdicts:
+        return result
+    console = Console(file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 110), highlight=False)
+    terminalreporter.section("xentcheck")
+    terminal.summary(list(session.verdicts.values()), {i.name: i.version for i in session.implementations}, console)
+    for implementation, deviation in session.stale:
+        terminalreporter.write_line(f"{implementation.name}: the known deviation {', '.join(deviation.patterns)} matches no case; delete {deviation.where}", red=True)
+    if session.writer is not None:
+        terminalreporter.write_line(f"results: {session.writer.path}   reports: xentcheck report {session.writer.path.parent}")
+    return result
+
+
+def _key(node_id: str) -> record.Key | None:
+    match = NODE_ID.search(node_id)
+    return (match["implementation"], match["case"], match["aspect"]) if match else None
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")

@@ -1,0 +1,82 @@
+"""What a person reads in the terminal: one failure on one screen, and the one table at the end."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from xentcheck.case import Case
+from xentcheck.implementation import Implementation
+from xentcheck.judge import Verdict, case_status
+
+GROUPS = {
+    "passed": ("pass",),
+    "failed": ("fail", "unexpected-pass", "error", "crash", "timeout"),
+    "deviating": ("deviates",),
+    "unsupported": ("unsupported",),
+    "unavailable": ("unavailable",),
+}
+
+
+def failure(case: Case, verdict: Verdict, implementation: Implementation) -> str:
+    """The clause's sentence, the case, what was expected and found, and the command that makes a script of it."""
+    lines = [
+        f"{verdict.case}   {verdict.aspect}   {implementation.name} {implementation.version}".rstrip(),
+        f"  clause     {case.clause.requirement}",
+        f"  case       {_relative(case.path)}:{case.line}" + (f": {case.why}" if case.why else ""),
+        f"  {verdict.status:<10} {verdict.message}",
+        f"  reproduce  {repro_command(case.id, implementation)}",
+    ]
+    return "\n".join(lines)
+
+
+def repro_command(case_id: str, implementation: Implementation) -> str:
+    return f"xentcheck repro {shlex.quote(case_id)} --impl {shlex.quote(implementation.source or implementation.name)}"
+
+
+def by_case(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], list[Verdict]]:
+    """The verdicts of each implementation and case."""
+    grouped: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in verdicts:
+        grouped.setdefault((verdict.implementation, verdict.case), []).append(verdict)
+    return grouped
+
+
+def counts(verdicts: Iterable[Verdict]) -> dict[str, dict[str, int]]:
+    """For each implementation how many cases ended in each group of statuses."""
+    table: dict[str, dict[str, int]] = {}
+    for (implementation, _), of_case in by_case(verdicts).items():
+        status = case_status(v.status for v in of_case)
+        row = table.setdefault(implementation, dict.fromkeys(GROUPS, 0))
+        row[next(group for group, statuses in GROUPS.items() if status in statuses)] += 1
+    return table
+
+
+def worst_units(verdicts: Iterable[Verdict]) -> float | None:
+    """The largest error of a loss or gradient that passed, in units."""
+    return max((v.error_units for v in verdicts if v.status == "pass" and v.error_units is not None), default=None)
+
+
+def summary(verdicts: list[Verdict], versions: dict[str, str], console: Console) -> None:
+    """One row per implementation: cases by outcome, and the worst error of those that passed."""
+    table = Table(box=box.SIMPLE_HEAD, title="cases by outcome", title_justify="left")
+    table.add_column("implementation", no_wrap=True)
+    for name in ("version", *GROUPS, "worst error"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for implementation, row in counts(verdicts).items():
+        worst = worst_units(v for v in verdicts if v.implementation == implementation)
+        units = "" if worst is None else f"{worst:.2g} units"
+        table.add_row(implementation, versions.get(implementation, ""), *(str(n) for n in row.values()), units)
+    console.print(table)
+
+
+def _relative(path: Path) -> Path:
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
