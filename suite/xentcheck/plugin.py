@@ -102,6 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if _is_worker(config):
         keys = config.workerinput["xentcheck_resumed"]  # type: ignore[attr-defined]
         session.resumed = {tuple(k) for k in keys}
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.workerinput["workercount"]))  # type: ignore[attr-defined]
         return
     session.open_results()
     if getattr(config.option, "numprocesses", None):

@@ -1,0 +1,129 @@
+"""The ``xentcheck`` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from xentcheck import answers, casefile, record, report, repro
+from xentcheck.batch import build
+from xentcheck.case import Case
+from xentcheck.implementation import Implementation, ImplementationError, find
+from xentcheck.naming import nearest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 where a check found something, 2 where the command cannot be carried out."""
+    parser = argparse.ArgumentParser(prog="xentcheck", description="Conformance of cross-entropy losses. The suite itself is run by: pytest suite/ --impl NAMES")
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("report", help="write the reports from results")
+    add.add_argument("results", type=Path, nargs="+", help="folders that --results wrote; several are merged")
+    add.add_argument("--to", type=Path, default=Path("reports"), help="where to write (default: reports)")
+    add.add_argument("--check", action="store_true", help="write nothing; exit 1 if the pages in --to are not what these results give")
+    add.set_defaults(run=_report)
+    add = commands.add_parser("repro", help="print a script that reproduces a case without this suite")
+    add.add_argument("case")
+    add.add_argument("--impl", required=True)
+    add.set_defaults(run=_repro)
+    add = commands.add_parser("cases", help="list cases")
+    add.add_argument("pattern", nargs="?", default="*")
+    add.set_defaults(run=_cases)
+    add = commands.add_parser("merge", help="merge results of shards and machines")
+    add.add_argument("results", type=Path, nargs="+")
+    add.add_argument("--to", type=Path, required=True)
+    add.set_defaults(run=_merge)
+    add = commands.add_parser("lint", help="check case files: the shipped ones, or those named")
+    add.add_argument("files", type=Path, nargs="*")
+    add.set_defaults(run=_lint)
+    add = commands.add_parser("schema", help="print the JSON Schema of case files")
+    add.set_defaults(run=_schema)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except (casefile.CaseFileError, ImplementationError, record.RecordError) as error:
+        print(f"xentcheck: {error}", file=sys.stderr)
+        return 2
+
+
+def _report(options: argparse.Namespace) -> int:
+    results = record.merge([record.load(path) for path in options.results])
+    cases = casefile.load_all()
+    by_id = {case.id: case for case in cases}
+    implementations: dict[str, Implementation] = {}
+
+    @cache
+    def script(name: str, case_id: str) -> str:
+        if name not in implementations:
+            implementations[name] = find(name)[0]
+        case = by_id[case_id]
+        return repro.script(case, implementations[name], build(case))
+
+    questions = answers.load()
+    target = Path(tempfile.mkdtemp()) if options.check else options.to
+    written = report.write(results, cases, questions, script, target)
+    problems = answers.unverified(questions, results)
+    if options.check:
+        problems += report.differences(target, options.to)
+    else:
+        print(f"wrote {', '.join(str(path) for path in written)}")
+    if not results.complete:
+        problems.append("these results are of a run that did not end")
+    for problem in problems:
+        print(f"xentcheck: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _repro(options: argparse.Namespace) -> int:
+    implementations = find(options.impl)
+    if len(implementations) != 1:
+        raise ImplementationError(f"--impl {options.impl}: expected one implementation; found {len(implementations)}")
+    case = _case(options.case)
+    print(repro.script(case, implementations[0], build(case)), end="")
+    return 0
+
+
+def _case(case_id: str) -> Case:
+    cases = {case.id: case for case in casefile.load_all()}
+    if case_id not in cases:
+        raise casefile.CaseFileError(f"there is no case {case_id}{nearest(case_id, cases)} `xentcheck cases` lists all")
+    return cases[case_id]
+
+
+def _cases(options: argparse.Namespace) -> int:
+    chosen = casefile.select(casefile.load_all(), options.pattern)
+    for case in chosen:
+        print(case.id)
+    print(f"{len(chosen)} cases", file=sys.stderr)
+    return 0 if chosen else 1
+
+
+def _merge(options: argparse.Namespace) -> int:
+    results = record.merge([record.load(path) for path in options.results])
+    record.save(results, options.to)
+    print(f"{len(results.verdicts)} verdicts of {len(results.sources)} files in {options.to / record.NAME}")
+    return 0 if results.complete else 1
+
+
+def _lint(options: argparse.Namespace) -> int:
+    from xentcheck.lint import lint
+
+    cases = [case for path in options.files for case in casefile.load(path)] if options.files else casefile.load_all()
+    messages = lint(cases)
+    for message in messages:
+        print(message)
+    print(f"{len(cases)} cases, {len(messages)} to mend", file=sys.stderr)
+    return 1 if messages else 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    print(json.dumps(casefile.json_schema(), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

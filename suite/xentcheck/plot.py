@@ -1,0 +1,41 @@
+"""The plots of the reports: SVG on a white ground, so that they read the same on a light and on a dark page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from xentcheck.judge import ALLOWED_UNITS, Verdict
+
+COLOURS = {"float64": "#3b6ea8", "float32": "#2a8c6f", "bfloat16": "#c4761b", "float16": "#a8425a"}
+FLOOR = 1e-3  # exact answers are drawn here
+
+
+def accuracy(verdicts: Iterable[Verdict], path: Path) -> None:
+    """One dot for each loss and gradient: its error in units, by implementation and dtype. Hollow dots are beyond what is allowed."""
+    measured = [v for v in verdicts if v.aspect in ("loss", "gradient") and v.error_units is not None]
+    names = sorted({v.implementation for v in measured})
+    figure = Figure(figsize=(9, 1.2 + 0.72 * len(names)), facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    for row, name in enumerate(names):
+        for lane, dtype in enumerate(ALLOWED_UNITS):
+            height = row + (lane - 1.5) * 0.19
+            mine = [v for v in measured if v.implementation == name and v.dtype == dtype]
+            for status, style in ((True, {"color": COLOURS[dtype]}), (False, {"facecolors": "none", "edgecolors": COLOURS[dtype]})):
+                errors = [max(v.error_units or 0.0, FLOOR) for v in mine if (v.status == "pass") is status]
+                axes.scatter(errors, [height] * len(errors), s=14, linewidths=0.9, zorder=3, **style)
+            axes.plot([ALLOWED_UNITS[dtype]] * 2, [height - 0.09, height + 0.09], color=COLOURS[dtype], linewidth=2, zorder=2)
+    for dtype, colour in COLOURS.items():
+        axes.scatter([], [], s=24, color=colour, label=dtype)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel("error in units of rounding; the bar marks what is allowed; filled: passes, hollow: does not")
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    with mpl.rc_context({"svg.hashsalt": "xentcheck", "svg.fonttype": "path"}):
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": "xentcheck"})
