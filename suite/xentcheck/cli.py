@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = commands.add_parser("report", help="write the reports from results")
     add.add_argument("results", type=Path, nargs="+", help="folders that --results wrote; several are merged")
     add.add_argument("--to", type=Path, default=Path("reports"), help="where to write (default: reports)")
+    add.add_argument("--excerpt", type=Path, help="a page that shows the summary table between its excerpt marks")
     add.add_argument("--check", action="store_true", help="write nothing; exit 1 if the pages in --to are not what these results give")
     add.set_defaults(run=_report)
     add = commands.add_parser("repro", help="print a script that reproduces a case without this suite")
@@ -67,9 +68,13 @@ def _report(options: argparse.Namespace) -> int:
     target = Path(tempfile.mkdtemp()) if options.check else options.to
     written = report.write(results, cases, questions, script, target)
     problems = answers.unverified(questions, results)
+    excerpt = report.with_excerpt(results, options.excerpt) if options.excerpt else None
     if options.check:
         problems += report.differences(target, options.to)
+        problems += report.difference(excerpt, options.excerpt) if excerpt else []
     else:
+        if excerpt:
+            options.excerpt.write_text(excerpt, encoding="utf-8")
         print(f"wrote {', '.join(str(path) for path in written)}")
     if not results.complete:
         problems.append("these results are of a run that did not end")

@@ -194,7 +194,7 @@ def _rejection(case: Case, implementation: Implementation, batch: Batch, seen: O
 def _purity(case: Case, implementation: Implementation, batch: Batch, seen: Observation, truth_for: TruthFor, relevant: frozenset[str]) -> Finding:
     if seen.changed:
         return Fault("changed", f"expected a call that leaves everything as it was; found changed: {', '.join(seen.changed)}"), None, {}
-    if seen.again is None or case.question.expect.loss == "unspecified":
+    if seen.again is None or case.expects_error or case.question.expect.loss == "unspecified":
         return None, None, {}
     if seen.again.raised:
         return Fault("unstable", f"expected the same answer to the same call; found {seen.again.raised}"), None, {}

@@ -17,7 +17,7 @@ from xentcheck.case import Case, Clause
 from xentcheck.claims import CAPABILITIES, CONVENTIONS
 from xentcheck.judge import ALLOWED_UNITS, STATUSES, Verdict, case_status
 from xentcheck.naming import matches
-from xentcheck.record import Results
+from xentcheck.record import RecordError, Results
 from xentcheck.terminal import by_case, counts, worst_units
 
 Script = Callable[[str, str], str]  # implementation and case to a script that reproduces it
@@ -26,6 +26,7 @@ LEGEND = (
     "✓ cases that pass, △ that deviate in a known way ([deviations](deviations.md)), ✗ that fail, error, crash or time out (new, not known), "
     "! that pass although a deviation is declared, – unsupported (the implementation does not claim what they need), ? unavailable here."
 )
+EXCERPT = ("<!-- excerpt of reports/README.md -->", "<!-- end of the excerpt -->")
 ENVIRONMENT = ("<!-- environment -->", "<!-- /environment -->")
 
 
@@ -49,18 +50,29 @@ def write(results: Results, cases: Sequence[Case], answers: Sequence[Answer], sc
 
 def differences(made: Path, published: Path) -> list[str]:
     """What the published pages say otherwise than the pages just made, apart from times, environment and measured digits."""
-    found = []
-    for page in sorted(made.glob("*.md")):
-        other = published / page.name
-        if not other.is_file():
-            found.append(f"{other}: expected, but not there")
-            continue
-        old, new = _comparable(other.read_text(encoding="utf-8")), _comparable(page.read_text(encoding="utf-8"))
-        if old != new:
-            line = next((n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-            was, now = (lines[line] if line < len(lines) else "(nothing)" for lines in (old, new))
-            found.append(f"{other}: is not what the code produces; published {was[:160]!r}, produced {now[:160]!r}")
-    return found
+    return [text for page in sorted(made.glob("*.md")) for text in difference(page.read_text(encoding="utf-8"), published / page.name)]
+
+
+def difference(made: str, page: Path) -> list[str]:
+    """The same for one page; nothing where they agree."""
+    if not page.is_file():
+        return [f"{page}: expected, but not there"]
+    old, new = _comparable(page.read_text(encoding="utf-8")), _comparable(made)
+    if old == new:
+        return []
+    line = next((n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    was, now = (lines[line] if line < len(lines) else "(nothing)" for lines in (old, new))
+    return [f"{page}: is not what the code produces; published {was[:160]!r}, produced {now[:160]!r}"]
+
+
+def with_excerpt(results: Results, page: Path) -> str:
+    """A page's text with the summary table between its excerpt marks made anew. Raises RecordError where it has none."""
+    text = page.read_text(encoding="utf-8")
+    before, mark, rest = text.partition(EXCERPT[0])
+    _, end, after = rest.partition(EXCERPT[1])
+    if not mark or not end:
+        raise RecordError(f"{page}: expected the marks {EXCERPT[0]} and {EXCERPT[1]} around the excerpt; found none")
+    return f"{before}{mark}\n\n{_summary_table(results)}\n\n{end}{after}"
 
 
 def _comparable(text: str) -> list[str]:
@@ -85,7 +97,7 @@ def _implementations(results: Results) -> list[str]:
     return list(results.run["implementations"])
 
 
-def _summary(results: Results) -> str:
+def _summary_table(results: Results) -> str:
     rows, table = [], counts(results.verdicts)
     for name in _implementations(results):
         claims, row = results.run["implementations"][name], table.get(name, {})
@@ -100,13 +112,17 @@ def _summary(results: Results) -> str:
                 "worst error": "" if worst is None else f"{worst:.1f} units",
             }
         )
+    return _table(rows)
+
+
+def _summary(results: Results) -> str:
     descriptions = [{"implementation": f"`{n}`", "what it is": c["description"]} for n, c in sorted(results.run["implementations"].items())]
     total = len({v.case for v in results.verdicts})
     return _page(
         "Is this cross entropy right?",
         results,
         f"{total} cases, each judged for loss, gradient, shape and dtype, rejection of bad input, and purity. A case passes if all of these do.",
-        _table(rows),
+        _summary_table(results),
         "**holds**: cases that pass, of those that the implementation claims to answer. **claims**: capabilities offered, of all that the suite knows. "
         "**deviating**: wrong in a way that is known and documented. **failed**: wrong, and not known. **unsupported**: not claimed, therefore not asked; "
         "no pass. **worst error**: of a passing loss or gradient, in units of what rounding alone can cause "
