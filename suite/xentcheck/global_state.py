@@ -47,7 +47,9 @@ class GlobalState:
                 changed.append(name)
                 write(self._settings[name])
         for namespace, functions in zip(_PATCHABLE, self._functions, strict=True):
-            now = vars(namespace)
+            now = dict(vars(namespace))
+            if now == functions:
+                continue
             for name, function in functions.items():
                 if callable(function) and now.get(name) is not function:
                     changed.append(f"{namespace.__name__}.{name}")

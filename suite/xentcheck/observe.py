@@ -61,23 +61,21 @@ Function = Callable[..., Any]
 
 def observe(implementation: Implementation, batch: Batch, wants_gradient: bool) -> Observation:
     """Calls the implementation twice on fresh copies of the batch."""
-    state = GlobalState()
     changed: dict[str, None] = {}
     answers: list[Answer] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        inner = GlobalState()
+        state = GlobalState()
         for _ in range(2):
             mine = batch.fresh()
             try:
                 answer = _answer(implementation, mine, wants_gradient)
             finally:
-                changed |= dict.fromkeys(inner.restore())
+                changed |= dict.fromkeys(state.restore())
             changed |= dict.fromkeys(_touched(batch, mine))
             answers.append(answer)
             if answer.raised:
                 break
-    state.restore()
     texts = dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught)
     return Observation(answers[0], answers[1] if len(answers) > 1 else None, tuple(changed), tuple(texts))
 
