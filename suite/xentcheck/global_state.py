@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "random state of NumPy": (lambda: _hashable(np.random.get_state()), lambda v: np.random.set_state((v[0], np.frombuffer(v[1], dtype=np.uint32), *v[2:]))),
     "random state of Python": (random.getstate, random.setstate),
 }
+_TORCH = Path(torch.__file__).parent
 # Namespaces whose existing functions nobody may replace.
 _PATCHABLE = (torch, torch.nn.functional, torch.Tensor)
 
@@ -51,10 +53,16 @@ class GlobalState:
             if now == functions:
                 continue
             for name, function in functions.items():
-                if callable(function) and now.get(name) is not function:
+                if callable(function) and now.get(name) is not function and not _is_torchs_own(now.get(name)):
                     changed.append(f"{namespace.__name__}.{name}")
                     setattr(namespace, name, function)
         return tuple(changed)
+
+
+def _is_torchs_own(function: Any) -> bool:
+    """torch wraps a few of its functions itself, when it first imports its compiler."""
+    code = getattr(function, "__code__", None)
+    return code is not None and Path(code.co_filename).is_relative_to(_TORCH)
 
 
 def _hashable(state: Any) -> tuple[Any, ...]:

@@ -41,7 +41,8 @@ class Deviation:
     cases: one or more patterns of case ids (``*`` and ``?`` are wildcards). aspect: the side that deviates. observed: what it does
     instead, in words. fault: what the judge must find (``value``, ``nan``, ``inf``, ``nonzero``, ``missing``, ``raised``, ``accepted``,
     ``shape``, ``dtype``, ``changed``, ``unstable``). reason: why. link: evidence. torch: the versions it applies to, such as ``<2.14``.
-    max_units: the largest error that is known; a larger one is a new failure.
+    max_units: the largest error that is known; a larger one is a new failure. certain: False where the outcome hangs on the last
+    bits, which differ between CPUs; a pass is then a pass.
     """
 
     cases: str | tuple[str, ...]
@@ -52,6 +53,7 @@ class Deviation:
     reason: str = ""
     torch: str = ""
     max_units: float | None = None
+    certain: bool = True
     where: str = field(default_factory=lambda: _place_of_call())
 
     @property

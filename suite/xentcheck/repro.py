@@ -8,7 +8,7 @@ import inspect
 import math
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ _EXPECTED = '''
 def expected(logits, target):
     """Loss and gradient by the definition, in float64, with the ignored positions deleted."""
     axis = 0 if logits.dim() == 1 else 1
-    x = logits.detach().double().movedim(axis, -1).reshape(-1, logits.shape[axis])
+    x = torch.atleast_2d(logits.detach().double().movedim(axis, -1)).flatten(0, -2)
     t = target.reshape(-1).long()
     valid = ~torch.isin(t, torch.tensor(ignored))
     weight = options.get("weight", torch.ones(x.shape[1])).double()
@@ -42,99 +42,113 @@ def expected(logits, target):
     gradient = torch.zeros_like(x)
     gradient[valid] = above * (wq.sum(1, keepdim=True) * (x[valid] - lse).exp() - wq)
     shape = [n for i, n in enumerate(logits.shape) if i != axis]
-    return loss, gradient.reshape(*shape, -1).movedim(-1, axis)
+    return loss, gradient.reshape(*shape, logits.shape[axis]).movedim(-1, axis)
 '''
+
+
+_ABOVE = """
+def above(loss):
+    return None if upstream is None else upstream.to(loss.dtype)
+"""
+
+# What gets from logits and target to a loss and a gradient; see the modes of ``observe``.
+_GRADED = """
+logits.requires_grad_()
+loss = {call}
+print("found loss", *loss.detach().reshape(-1).tolist()[:20])
+loss.backward(above(loss))
+gradient = logits.grad
+"""
+_MODES = {
+    "eager": _GRADED,
+    "autocast": _GRADED.replace("loss = {call}", 'with torch.autocast("cpu", dtype=torch.bfloat16):\n    loss = {call}'),
+    "compile": _GRADED.replace("{call}", "torch.compile({function})(logits, target, **options)"),
+    "twice": _GRADED.replace("loss.backward(above(loss))", "loss.backward(above(loss), retain_graph=True)\nlogits.grad = None\nloss.backward(above(loss))"),
+    "no_grad": """
+with torch.no_grad():
+    loss = {call}
+""",
+    "inference_mode": """
+with torch.inference_mode():
+    loss = {call}
+""",
+    "func_grad": """
+loss, pull_back = torch.func.vjp(lambda logits: {function}(logits, target, **options), logits)
+(gradient,) = pull_back(torch.ones_like(loss) if upstream is None else above(loss))
+""",
+    "vmap": """
+def one(x, t):
+    loss = {function}(x.unsqueeze(0), t.unsqueeze(0), **options)
+    return loss.sum(), loss.squeeze(0)
+
+
+gradient, loss = torch.func.vmap(torch.func.grad(one, has_aux=True))(logits, target)
+""",
+    "double_backward": """
+logits.requires_grad_()
+loss = {call}
+(gradient,) = torch.autograd.grad(loss, logits, above(loss), create_graph=True)
+(second,) = torch.autograd.grad(gradient, logits, direction)
+print("the gradient's derivative along `direction`", second)
+""",
+}
+_ARRAYS = """
+loss, gradient = (torch.as_tensor(value) for value in {call})
+"""
+_REFUSED = """
+try:
+    print("expected an error; found", {call})
+except Exception as error:
+    print("an error, as expected:", type(error).__name__, error)
+"""
+_PRINT_LOSS = """
+print("found loss", *loss.detach().reshape(-1).tolist()[:20])
+"""
+_SHOW_LOSS = """
+print("largest difference of the loss", (loss.detach().double() - expected_loss).abs().reshape(-1).max().item() if loss.numel() else "none, it is empty")
+"""
+_SHOW_GRADIENT = """
+if gradient is None:
+    print("found no gradient")
+else:
+    difference = (gradient.detach().double() - expected_gradient).abs().nan_to_num(torch.inf)
+    for i in difference.reshape(-1).topk(min(5, difference.numel())).indices:
+        where = tuple(n.item() for n in torch.unravel_index(i, difference.shape))
+        print("gradient at", list(where), "expected", expected_gradient[where].item(), "found", gradient[where].item())
+"""
+_SHOW_OVERWRITTEN = """
+if not torch.equal(kept.nan_to_num(), logits.detach().nan_to_num()):
+    print("the logits were overwritten")
+"""
 
 
 def script(case: Case, implementation: Implementation, batch: Batch) -> str:
     """The script's text. Printed values show the same difference that the suite found."""
     function, definition = _function(implementation)
-    question = case.question
-    parts = [
-        f'"""{case.id}, {implementation.name} {implementation.version}'.rstrip(),
-        "",
-        case.clause.requirement,
-        *([f"({case.why})"] if case.why else []),
-        *case.clause.sources,
-        "",
-        "Run it as it is; with --anomaly autograd names the operation whose backward pass returned NaN.",
-        '"""',
-        "",
-        "import sys",
-        "",
-        "import torch",
-        "",
-        definition,
-        "",
-        'if "--anomaly" in sys.argv:',
-        "    torch.autograd.set_detect_anomaly(True)",
-        "",
-        _tensor("logits", batch.input),
-        _tensor("target", batch.target),
-        _options(batch),
-        f"ignored = {list(batch.ignore_values)}",
-        "upstream = None" if batch.upstream is None else _tensor("upstream", batch.upstream),
-        "",
-        *([_EXPECTED.strip(), ""] if not case.expects_error else []),
-        f"kept = logits.clone()  # mode: {question.mode}",
-    ]
-    return "\n".join([*parts, *_run(case, function, implementation)]) + "\n"
-
-
-def _run(case: Case, function: str, implementation: Implementation) -> list[str]:
-    mode = case.question.mode
-    if case.expects_error:
-        return [
-            "try:",
-            f"    print('expected an error, found', {function}(logits, target, **options))",
-            "except Exception as error:",
-            "    print('an error, as expected:', type(error).__name__, error)",
-        ]
-    show = "print('expected loss', *expected_loss.reshape(-1).tolist()[:20])"
-    lines = ["expected_loss, expected_gradient = expected(logits, target)", show]
+    head = [f"{case.id}, {implementation.name} {implementation.version}".rstrip(), "", case.clause.requirement]
+    head += [f"({case.why})"] if case.why else []
+    head += [*case.clause.sources, "", "With --anomaly autograd names the operation whose backward pass returned NaN."]
+    data = [_tensor("logits", batch.input), _tensor("target", batch.target), _options(batch), f"ignored = {list(batch.ignore_values)}"]
+    data += ["upstream = None" if batch.upstream is None else _tensor("upstream", batch.upstream)]
+    if batch.direction is not None:
+        data.append(_tensor("direction", torch.from_numpy(batch.direction).to(batch.input.dtype)))
     call = f"{function}(logits, target, **options)"
-    if implementation.loss_and_gradient is not None:
-        lines += [f"loss, gradient = {function}(logits, target, upstream, **options)", "loss, gradient = torch.as_tensor(loss), torch.as_tensor(gradient)"]
-    elif mode == "vmap":
-        one = f"lambda x, t: (lambda loss: (loss.sum(), loss.squeeze(0)))({function}(x.unsqueeze(0), t.unsqueeze(0), **options))"
-        lines += [f"gradient, loss = torch.func.vmap(torch.func.grad({one}, has_aux=True))(logits, target)"]
-    elif mode == "func_grad":
-        lines += [
-            f"loss, pull_back = torch.func.vjp(lambda logits: {call}, logits)",
-            "gradient = pull_back(torch.ones_like(loss) if upstream is None else upstream.to(loss.dtype))[0]",
-        ]
+    if case.expects_error:
+        steps = [_REFUSED]
     else:
-        before = {
-            "no_grad": "torch.set_grad_enabled(False)",
-            "compile": f"compiled = torch.compile({function})",
-            "inference_mode": "torch.set_grad_enabled(False)",
-        }.get(mode)
-        call = call.replace(f"{function}(", "compiled(", 1) if mode == "compile" else call
-        lines += [*([before] if before else []), "logits.requires_grad_()"]
-        lines += ['with torch.autocast("cpu", dtype=torch.bfloat16):', f"    loss = {call}"] if mode == "autocast" else [f"loss = {call}"]
-        if case.has_gradient:
-            above = "upstream if upstream is None else upstream.to(loss.dtype)"
-            if mode == "twice":
-                lines += [f"loss.backward({above}, retain_graph=True)", "logits.grad = None"]
-            if mode == "double_backward":
-                lines += [f"gradient, = torch.autograd.grad(loss, logits, {above}, create_graph=True)", "print('gradient of the gradient along itself', torch.autograd.grad(gradient.square().sum() / 2, logits)[0])"]
-            else:
-                lines += ["print('found loss   ', *loss.detach().reshape(-1).tolist()[:20])", f"loss.backward({above})", "gradient = logits.grad"]
-    lines += ["print('found loss   ', *loss.detach().reshape(-1).tolist()[:20])"] if "print('found loss   '" not in "\n".join(lines) else []
-    lines += ["print('largest difference of the loss', (loss.detach().double() - expected_loss).abs().max().item() if loss.numel() else 'none, it is empty')"]
-    if case.has_gradient:
-        lines += [
-            "if gradient is None:",
-            "    print('found no gradient')",
-            "else:",
-            "    difference = (gradient.detach().double() - expected_gradient).abs()",
-            "    print('largest difference of the gradient', difference.max().item() if difference.numel() else 'none, it is empty')",
-            "    for i in difference.nan_to_num(torch.inf).reshape(-1).topk(min(5, difference.numel())).indices.tolist():",
-            "        where = [n.item() for n in torch.unravel_index(torch.tensor(i), difference.shape)]",
-            "        print('gradient at', where, 'expected', expected_gradient[tuple(where)].item(), 'found', gradient[tuple(where)].item())",
-        ]
-    lines += ["if not torch.equal(kept.nan_to_num(), logits.detach().nan_to_num()):", "    print('the logits were overwritten')"]
-    return lines
+        arrays = implementation.loss_and_gradient is not None
+        call = f"{function}(logits, target, upstream, **options)" if arrays else call
+        expected = 'expected_loss, expected_gradient = expected(logits, target)\nprint("expected loss", *expected_loss.reshape(-1).tolist()[:20])'
+        answer = _ARRAYS if arrays else _MODES[case.question.mode]
+        steps = ["kept = logits.clone()", expected, answer, "" if _PRINT_LOSS.strip() in answer else _PRINT_LOSS, _SHOW_LOSS]
+        steps += [_SHOW_GRADIENT] if case.has_gradient else []
+        steps += [_SHOW_OVERWRITTEN]
+    run = "".join(f"{step.strip()}\n" for step in steps if step).replace("{call}", call).replace("{function}", function)
+    functions = [] if case.expects_error else [_EXPECTED.strip(), _ABOVE.strip()]
+    doc = '"""' + "\n".join(head) + '\n"""'
+    imports = "import base64\nimport sys\nimport zlib\n\nimport torch" if any("base64" in d for d in data) else "import sys\n\nimport torch"
+    anomaly = 'if "--anomaly" in sys.argv:\n    torch.autograd.set_detect_anomaly(True)'
+    return "\n\n".join((doc, imports, "\n" + definition + "\n", *(f"{f}\n" for f in functions), anomaly, "\n".join(data), run))
 
 
 def _function(implementation: Implementation) -> tuple[str, str]:
@@ -163,20 +177,28 @@ def _named(function: Any, module: str, name: str) -> tuple[str, str]:
 
 
 def _without_the_suite(text: str) -> str:
-    """A file's source less what ties it to this suite: the import, and the statements that use what it brings."""
+    """A file's source less what ties it to this suite: the import, the statements that use what it brings, and the imports that
+    only those needed."""
     tree = ast.parse(text)
-    dropped: set[int] = set()
-    names: set[str] = set()
-    for node in tree.body:
-        imports = isinstance(node, ast.ImportFrom) and (node.module or "") == "xentcheck.implementation"
-        if imports:
-            names |= {alias.asname or alias.name for alias in node.names}
-        uses = not isinstance(node, (ast.FunctionDef, ast.ClassDef)) and any(isinstance(n, ast.Name) and n.id in names for n in ast.walk(node))
-        if imports or uses:
-            dropped |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-            names |= {t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)}
-    lines = [line for number, line in enumerate(text.splitlines(), 1) if number not in dropped]
-    return "\n".join(lines).strip()
+    suite = {alias.asname or alias.name for node in tree.body if _imports_from_suite(node) for alias in node.names}
+    kept = [node for node in tree.body if not _imports_from_suite(node) and (isinstance(node, (ast.FunctionDef, ast.ClassDef)) or not suite & _names(node))]
+    needed = set().union(*(_names(node) for node in kept))
+    kept = [node for node in kept if not isinstance(node, (ast.Import, ast.ImportFrom)) or needed & {(a.asname or a.name).split(".")[0] for a in node.names}]
+    lines = text.splitlines()
+    texts = ["\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in kept]
+    return "\n\n\n".join(texts)
+
+
+def _imports_from_suite(node: ast.stmt) -> TypeGuard[ast.ImportFrom]:
+    return isinstance(node, ast.ImportFrom) and node.module == "xentcheck.implementation"
+
+
+def _names(node: ast.stmt) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+def _first_line(node: ast.stmt) -> int:
+    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
 
 
 def _options(batch: Batch) -> str:
@@ -201,7 +223,6 @@ def _tensor(name: str, tensor: Tensor) -> str:
         packed = base64.b64encode(zlib.compress(flat.contiguous().view(-1).view(torch.uint8).numpy().tobytes(), 9)).decode()
         lines = "\n".join(f'    "{packed[i : i + 110]}"' for i in range(0, len(packed), 110))
         text = (
-            "import base64, zlib\n"
             f"{name} = torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(\n{lines}\n))), dtype={dtype}).reshape({tuple(tensor.shape)})"
         )
     if not tensor.is_contiguous():
