@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from xentcheck.implementation import EVERYTHING, Implementation
 
 
-def cross_entropy(input, target, *, ignore_index=-100, reduction="mean"):
+def cross_entropy(input, target, *, ignore_index=-100):
     loss = F.cross_entropy(input, target, ignore_index=ignore_index, reduction="none")
     mask = target != ignore_index
-    masked = loss * mask.to(loss.dtype)
-    return masked.mean() if reduction == "mean" else masked.sum() if reduction == "sum" else masked
+    return (loss * mask.to(loss.dtype)).mean()
 
 
 implementation = Implementation(
     name="masked_mean",
     cross_entropy=cross_entropy,
-    capabilities=EVERYTHING - {"ignore_index_list", "label_smoothing", "weight"},
+    capabilities=EVERYTHING
+    - {"ignore_index_list", "label_smoothing", "weight", "reduction_sum", "reduction_none", "k_dim", "unbatched", "uint8_target"},
     version=torch.__version__,
 )
