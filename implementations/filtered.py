@@ -2,8 +2,9 @@
 
 import torch
 import torch.nn.functional as F
+from _torch import FLOAT16_MEAN, HALF_GRADIENT, HALF_LOSS
 
-from xentcheck.implementation import EVERYTHING, Implementation
+from xentcheck.implementation import EVERYTHING, Deviation, Implementation
 
 
 def cross_entropy(input, target, *, ignore_index=-100, reduction="mean"):
@@ -19,5 +20,26 @@ implementation = Implementation(
     cross_entropy=cross_entropy,
     capabilities=EVERYTHING - {"reduction_none", "weight", "label_smoothing", "k_dim", "unbatched", "vmap", "compile"},
     empty_mean="nan",
+    deviations=(
+        *HALF_LOSS,
+        *HALF_GRADIENT,
+        FLOAT16_MEAN,
+        Deviation(
+            ("bad-input/shape-of-tokens[one-sample]", "bad-input/shape[empty]", "bad-input/shape[one]", "bad-input/shape[shorter]"),
+            aspect="rejection",
+            fault="accepted",
+            observed="a target shorter than the batch is taken, and the rest of the logits are dropped",
+            reason="The kept positions are counted in the target and looked up in the logits; nobody compares the lengths.",
+            link="https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html",
+        ),
+        Deviation(
+            "bad-input/target[minus-100-under-minus-1]",
+            aspect="rejection",
+            fault="accepted",
+            observed="-100 is ignored although another value was asked for",
+            reason="The loss of what is left is called without ignore_index, so its default of -100 is still in force.",
+            link="https://github.com/Lightning-AI/litgpt/pull/1076",
+        ),
+    ),
     version=torch.__version__,
 )

@@ -6,19 +6,104 @@ https://github.com/open-mmlab/mmsegmentation/issues/546 is one of many places wh
 import torch
 import torch.nn.functional as F
 
-from xentcheck.implementation import EVERYTHING, Implementation
+from xentcheck.implementation import Deviation, Implementation
 
 
-def cross_entropy(input, target, *, ignore_index=-100):
+def cross_entropy(input, target, *, ignore_index=-100, reduction="mean"):
+    if reduction != "mean":
+        raise ValueError("only the mean is on offer")
     loss = F.cross_entropy(input, target, ignore_index=ignore_index, reduction="none")
     mask = target != ignore_index
     return (loss * mask.to(loss.dtype)).mean()
 
 
+# Wherever something is ignored and something is left.
+_SOME_IGNORED = (
+    "accuracy",
+    "ignored-nonfinite/seed-002-row-of-minus-inf",
+    "ignored-nonfinite/seed-002-vocabulary-mask",
+    "ignored-nonfinite/seed-002-vocabulary-mask-by-the-advice",
+    "ignored-positions/default-value",
+    "ignored-positions/dtype",
+    "ignored-positions/ignored-class-stays-in-the-softmax",
+    "ignored-positions/ignored-in-a-later-block",
+    "ignored-positions/many-classes-tail",
+    "ignored-positions/one-kept-of-three",
+    "ignored-positions/place",
+    "ignored-positions/seed-000-token-classification-flattened",
+    "ignored-positions/seed-001-padding-inside-the-class-range",
+    "ignored-positions/seed-001-unlabelled",
+    "ignored-positions/seed-002-three-rows-of-ones",
+    "ignored-positions/seed-003-padded-targets",
+    "ignored-positions/three-kept-of-five",
+    "ignored-positions/unequal-halves",
+    "ignored-positions/value",
+    "layouts/dtype",
+    "layouts/large",
+    "layouts/logits",
+    "lm-constrained",
+    "lm-first-step",
+    "logit-range",
+    "minus-infinity/column-with-ignored-positions",
+    "modes",
+    "unclaimed-options",
+)
+_DENOMINATOR = {
+    "fault": "value",
+    "reason": "The mean divides by all positions, the ignored ones included; it is too small by the share that is kept. Divide by mask.sum().",
+    "link": "https://github.com/open-mmlab/mmsegmentation/issues/546",
+}
+
 implementation = Implementation(
     name="masked_mean",
     cross_entropy=cross_entropy,
-    capabilities=EVERYTHING
-    - {"ignore_index_list", "label_smoothing", "weight", "reduction_sum", "reduction_none", "k_dim", "unbatched", "uint8_target"},
+    capabilities=frozenset(
+        {"ignore_index", "ignore_index_in_range", "reduction_mean", "backward", "non_contiguous", "non_finite", "many_classes", "float32", "float64"}
+    ),
+    deviations=(
+        Deviation(
+            (
+                *_SOME_IGNORED,
+                "ignored-nonfinite/dtype",
+                "ignored-nonfinite/ignored-class",
+                "ignored-nonfinite/mixed",
+                "ignored-nonfinite/one-class-of-a-row",
+                "ignored-nonfinite/whole-rows",
+                "upstream-gradient",
+            ),
+            aspect="loss",
+            observed="a mean over all positions instead of the valid ones",
+            **_DENOMINATOR,
+        ),
+        Deviation(
+            (
+                *_SOME_IGNORED,
+                "ignored-nonfinite/one-class-of-a-row[minus-inf]",
+                "ignored-nonfinite/whole-rows[*1e30-*]",
+                "infinite-or-nan-valid-row",
+                "upstream-gradient/scalar",
+            ),
+            aspect="gradient",
+            observed="gradients of a mean over all positions instead of the valid ones",
+            **_DENOMINATOR,
+        ),
+        Deviation(
+            (
+                "ignored-nonfinite/all-ignored",
+                "ignored-nonfinite/dtype",
+                "ignored-nonfinite/ignored-class",
+                "ignored-nonfinite/mixed",
+                "ignored-nonfinite/one-class-of-a-row[nan]",
+                "ignored-nonfinite/one-class-of-a-row[plus-inf]",
+                "ignored-nonfinite/whole-rows[*-inf-*]",
+                "ignored-nonfinite/whole-rows[nan-*]",
+            ),
+            aspect="gradient",
+            fault="nan",
+            observed="NaN gradients in ignored rows that hold an infinity or NaN",
+            reason="As in native; multiplying the loss with a mask does not undo it.",
+            link="https://github.com/pytorch/pytorch/issues/11551",
+        ),
+    ),
     version=torch.__version__,
 )

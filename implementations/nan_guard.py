@@ -2,8 +2,15 @@
 
 import torch
 import torch.nn.functional as F
+from _torch import HALF_GRADIENT, HALF_LOSS, NEGATIVE_SMOOTHING, nan_in_ignored_rows, uint8_refused
 
-from xentcheck.implementation import EVERYTHING, Implementation
+from xentcheck.implementation import EVERYTHING, Deviation, Implementation
+
+_HIDDEN = {
+    "fault": "value",
+    "reason": "Whatever made the loss NaN, a diverged model for instance, it is reported as 0 and training goes on.",
+    "link": "https://github.com/huggingface/trl/issues/6668",
+}
 
 
 def cross_entropy(input, target, **options):
@@ -16,5 +23,43 @@ implementation = Implementation(
     cross_entropy=cross_entropy,
     capabilities=EVERYTHING - {"ignore_index_list"},
     empty_mean="zero",
+    deviations=(
+        nan_in_ignored_rows(),
+        *HALF_LOSS,
+        *HALF_GRADIENT,
+        NEGATIVE_SMOOTHING,
+        *uint8_refused("target-dtypes/uint8-pixels", "target-dtypes/uint8-weights-and-smoothing"),
+        Deviation(
+            (
+                "accuracy/more-positions-than-float16-counts[float16]",
+                "infinite-or-nan-valid-row",
+                "label-smoothing/target-at-minus-inf[1.0]",
+                "label-smoothing/zero-weight-at-minus-inf",
+                "minus-infinity/whole-first-row",
+                "minus-infinity/whole-row",
+                "minus-infinity/zero-weight-at-the-target[mean]",
+            ),
+            aspect="loss",
+            observed="a loss of 0 in place of NaN, although positions are valid",
+            **_HIDDEN,
+        ),
+        Deviation(
+            (
+                "infinite-or-nan-valid-row/nan-beside-ignored-nan",
+                "infinite-or-nan-valid-row/nan-in-a-sum",
+                "infinite-or-nan-valid-row/nan-with-smoothing",
+                "infinite-or-nan-valid-row/nan[*-mean]",
+                "infinite-or-nan-valid-row/plus-inf-in-a-mean",
+                "label-smoothing/target-at-minus-inf[1.0]",
+                "label-smoothing/zero-weight-at-minus-inf",
+                "minus-infinity/whole-row[mean]",
+                "minus-infinity/whole-row[sum]",
+                "minus-infinity/zero-weight-at-the-target[mean]",
+            ),
+            aspect="gradient",
+            observed="no gradient for the healthy rows beside a NaN",
+            **_HIDDEN,
+        ),
+    ),
     version=torch.__version__,
 )

@@ -1,6 +1,7 @@
 """``torch.nn.CrossEntropyLoss``, the module: made anew for every call, as the options of a call belong to its constructor."""
 
 import torch
+from _torch import NATIVE
 
 from xentcheck.implementation import EVERYTHING, Implementation
 
@@ -14,4 +15,5 @@ implementation = Implementation(
     cross_entropy=cross_entropy,
     capabilities=EVERYTHING - {"ignore_index_list"},
     empty_mean="nan",
+    deviations=NATIVE,
 )

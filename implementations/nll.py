@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from _torch import FLOAT16_MEAN, HALF_GRADIENT, HALF_LOSS, nan_in_ignored_rows, uint8_refused
 
 from xentcheck.implementation import EVERYTHING, Implementation
 
@@ -16,5 +17,12 @@ implementation = Implementation(
     cross_entropy=cross_entropy,
     capabilities=EVERYTHING - {"ignore_index_list", "label_smoothing"},
     empty_mean="nan",
+    deviations=(
+        nan_in_ignored_rows("infinite-or-nan-valid-row/nan-beside-ignored-nan"),
+        *HALF_LOSS,
+        *HALF_GRADIENT,
+        FLOAT16_MEAN,
+        *uint8_refused("target-dtypes/uint8-pixels"),
+    ),
     version=torch.__version__,
 )

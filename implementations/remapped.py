@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from _torch import FLOAT16_MEAN, FULL_SMOOTHING, HALF_GRADIENT, HALF_LOSS, NEGATIVE_SMOOTHING, nan_in_ignored_rows
 
 from xentcheck.implementation import EVERYTHING, Implementation
 
@@ -23,5 +24,13 @@ implementation = Implementation(
     cross_entropy=cross_entropy,
     capabilities=EVERYTHING - {"vmap"},  # looks at the values of the targets
     empty_mean="nan",
+    deviations=(
+        nan_in_ignored_rows("infinite-or-nan-valid-row/nan-beside-ignored-nan"),
+        *HALF_LOSS,
+        *HALF_GRADIENT,
+        FLOAT16_MEAN,
+        FULL_SMOOTHING,
+        NEGATIVE_SMOOTHING,
+    ),
     version=torch.__version__,
 )
