@@ -1,0 +1,128 @@
+"""Each lint fires on a case file that is valid and still broken, and on none of those that ship."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from xentcheck.casefile import load, load_all
+from xentcheck.lint import lint
+
+MUTANTS = frozenset(
+    node.name
+    for path in (Path(__file__).parent / "mutants").glob("[!_]*.py")
+    for node in ast.parse(path.read_text()).body
+    if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+)
+HEADER = """clause: {name}
+title: {title}
+requirement: {requirement}
+sources: [{source}]
+cases:
+"""
+GOOD = {
+    "name": "small",
+    "title": "Small cases",
+    "requirement": "The answer is the definition's.",
+    "source": "https://example.org",
+}
+TWO_CLASSES = "logits: {values: [[0, 0]]}, target: {values: [1]}"
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_all()
+
+
+def test_shipped_cases_are_clean(shipped):
+    assert lint(shipped, MUTANTS) == []
+
+
+def test_good_case_is_clean(cases):
+    good = cases("id: one, logits: {shape: [5, 3]}, ignore_index: -1, target: {ignore: {rows: [0, 3]}}")
+    assert lint(good, MUTANTS) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "other"}, "expected a file of the clause's name, other.yaml; found small.yaml"),
+        ({"title": "long " * 15}, "title: expected at most 70 characters; found 74"),
+        ({"title": "The loss should be right"}, "title: expected a statement of how things are; found 'should'"),
+        ({"title": "Test that the loss is right"}, "found 'Test that'"),
+        ({"requirement": "It is " + "very " * 60 + "right."}, "requirement: expected at most 240 characters"),
+        ({"requirement": "The loss is right. So is the gradient."}, "requirement: expected one sentence"),
+        ({"requirement": "The loss is right"}, "requirement: expected one sentence"),
+        ({"source": "a book"}, "sources: expected at least one URL"),
+    ],
+)
+def test_clause(write, change, message):
+    entries = ("id: one, logits: {shape: [5, 3]}", "id: two, logits: {shape: [5, 3]}")
+    path = write(*entries, header=HEADER.format(**GOOD | change))
+    (found,) = lint(load(path))  # once for the file, not once for each case
+    assert found.startswith(f"{path}:1: clause {(GOOD | change)['name']}: ")
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("target: {shape: [4]}", "target: expected the shape (5,), or expect.error; found (4,)"),
+        ("weight: [1, 2]", "weight: expected 3 class weights, or expect.error; found 2"),
+        ("target: {ignore: {rows: [7]}}", "index 7 is out of bounds"),
+        ("ignore_index: -1", "expected an ignored position; found none"),
+        ("target: {ignore: {fraction: 0.01}}", "expected an ignored position; found none"),
+        ("target: {ignore: {prefix: 9}}", "expected a position that counts; found none"),
+        ("ignore_index: [-1, -2, -3], target: {ignore: {rows: [0, 4]}}", "each ignore value to occur; missing [-3]"),
+        ("target: {classes: [0, 1]}", "expected some target in the last class, 2"),
+        ("ignore_index: 2, target: {classes: [0], ignore: first}", "expected some target in the last class, 1"),
+        ("upstream: 0", "expect.gradient: expected an answer that zero does not satisfy"),
+        ("logits: {shape: [5, 1]}", "expect.loss: expected an answer that zero does not satisfy"),
+        ("logits: {shape: [5, 3], set: [{classes: target, value: 60}]}", "expect.loss: expected an answer that zero"),
+        ("dtype: float16, upstream: 0.00001", "expect.gradient: expected an answer that zero does not satisfy"),
+        ("expect: {loss: finite}", "expect.loss: expected an answer that zero does not satisfy"),
+        ("expect: {loss: empty-mean}", "expect.loss: empty-mean is the mean over no position; found 5 that count"),
+        ("expect: {loss: zero}", "by the definition; found 0.0"),
+        ("expect: {loss: nan}", "by the definition; found nan"),
+        (f"{TWO_CLASSES}, expect: {{loss: 0.6931}}", "by the definition; found 0.6931"),
+        (f"{TWO_CLASSES}, expect: {{gradient: [[0.5, 0.5]]}}", "by the definition at [0, 1]; found"),
+        (f"{TWO_CLASSES}, reduction: none, expect: {{loss: [1, 2]}}", "expected the shape (1,); found (2,)"),
+        ("kills: [mean-divides-by-everything]", "no wrong implementation 'mean-divides-by-everything'; did you mean"),
+    ],
+)
+def test_case(write, body, message):
+    shape = "" if "logits" in body else "logits: {shape: [5, 3]}, "
+    path = write(f"id: one, {shape}{body}")
+    found = lint(load(path), MUTANTS)
+    assert any(message in text for text in found), found
+    assert all(text.startswith(f"{path}:6: case small/one: ") for text in found)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "ignore_index: -1, target: {ignore: none}",
+        "ignore_index: -1, target: {ignore: all}",
+        "ignore_index: [-1, -2], target: {ignore: {rows: [0], value: -1}}",
+        "ignore_index: -1, target: {values: [0, 1, 2, 0, 1]}",
+        "upstream: 0, expect: {gradient: zero}",
+        "logits: {shape: [0, 3]}, expect: {loss: empty-mean}",
+        "logits: {shape: [5, 1]}, expect: {loss: zero, gradient: zero}",
+        "logits: {shape: [5, 3], set: [{classes: [2], value: -inf}]}, target: {classes: [0, 1]}",
+        "weight: [0, 0, 0], expect: {loss: unspecified, gradient: unspecified}",
+        "target: {values: [0, 1, 2, 0, 3]}, expect: {error: {}}",
+        "kills: [mean-divides-by-all-positions]",
+    ],
+)
+def test_what_is_meant_is_taken_as_it_is_said(case, body):
+    shape = "" if "logits" in body else "logits: {shape: [5, 3]}, "
+    assert lint([case(shape + body)], MUTANTS) == []
+
+
+def test_a_matrix_speaks_once(cases):
+    found = lint(cases("id: one, logits: {shape: [5, 3]}, ignore_index: -1, matrix: {reduction: [mean, sum, none]}"))
+    assert len(found) == 1
+    assert "case small/one[mean]: target: expected an ignored position" in found[0]
+
+
+def test_kills_are_not_looked_up_without_mutants(case):
+    assert lint([case("logits: {shape: [5, 3]}, kills: [no-such-thing]")]) == []
