@@ -80,6 +80,8 @@ def capabilities_needed(case: Case, batch: Batch) -> frozenset[str]:
         needed.add("ignore_index_list" if not isinstance(question.ignore_index, int) else "ignore_index")
         if any(0 <= value < batch.classes for value in batch.ignore_values):
             needed.add("ignore_index_in_range")
+    elif (batch.target.long() == -100).any():  # ignored by default
+        needed.add("ignore_index")
     if case.expects_error:
         # What cannot be right must be refused by everybody, whether or not the rest of the call is on offer.
         return frozenset(needed - {"ignore_index_in_range"})

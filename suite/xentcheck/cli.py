@@ -61,8 +61,8 @@ def _report(options: argparse.Namespace) -> int:
     def script(name: str, case_id: str) -> str:
         if name not in implementations:
             implementations[name] = find(name)[0]
-        case = by_id[case_id]
-        return repro.script(case, implementations[name], build(case))
+        batch = build(by_id[case_id])
+        return repro.script(by_id[case_id], implementations[name], batch) if batch.input.numel() <= repro.LITERAL else ""
 
     questions = answers.load()
     target = Path(tempfile.mkdtemp()) if options.check else options.to

@@ -47,7 +47,9 @@ class Examiner:
         return judge(case, aspect, implementation, needed, batch, seen, lambda answers: self.truth(case, answers), self.relevant(case))
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._memory:
+        if key in self._memory:
+            self._memory.move_to_end(key)
+        else:
             self._memory[key] = make()
             while len(self._memory) > 5 * KEPT:
                 self._memory.popitem(last=False)

@@ -19,12 +19,13 @@ import torch
 from packaging.specifiers import SpecifierSet
 
 from xentcheck.claims import CAPABILITIES, CONVENTIONS
+from xentcheck.global_state import GlobalState
 from xentcheck.naming import matches, nearest
 
 FOLDER = Path(__file__).resolve().parents[2] / "implementations"
 EVERYTHING = frozenset(CAPABILITIES)
 # What a signature does not tell. A bare callable is asked; a refusal is then no failure, a wrong number is.
-_UNTOLD = frozenset({"k_dim", "unbatched", "non_finite", "many_classes", "uint8_target", "ignore_index_in_range", "compile", "autocast"})
+_UNTOLD = frozenset({"k_dim", "unbatched", "uint8_target", "ignore_index_in_range", "autocast"})
 # What no signature promises and a loss may answer wrongly without being wrong as a loss: asked only where it is claimed.
 _EXTRAS = frozenset({"double_backward", "func_grad", "vmap", "compile", "ignore_index_list"})
 _TORCH_OPTIONS = ("weight", "ignore_index", "reduction", "label_smoothing")
@@ -293,6 +294,7 @@ def _is_defined_in(value: Any, path: Path) -> bool:
 def _takes_lists(function: Callable[..., Any]) -> bool:
     """A bare callable offers several ignore values if a list of one gives what the plain value gives."""
     logits, target = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0], [1.0, 5.0, 0.0]]), torch.tensor([2, 1, 0])
+    state = GlobalState()
     try:
         with torch.no_grad():
             one = function(logits.clone(), target.clone(), ignore_index=1)
@@ -300,6 +302,8 @@ def _takes_lists(function: Callable[..., Any]) -> bool:
             return bool(torch.equal(one, several))
     except Exception:
         return False
+    finally:
+        state.restore()
 
 
 def _version_of(function: Any) -> str:

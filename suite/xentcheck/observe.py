@@ -44,6 +44,7 @@ class Answer:
     gradient_type: str = ""
     second: Array | None = None
     raised: Raised | None = None
+    tensor: Tensor | None = None  # the loss itself, which a later call may not write into
 
 
 @dataclass(frozen=True)
@@ -66,31 +67,41 @@ def observe(implementation: Implementation, batch: Batch, wants_gradient: bool) 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         state = GlobalState()
+        function = _callable(implementation, batch.mode)
         for _ in range(2):
             mine = batch.fresh()
             try:
-                answer = _answer(implementation, mine, wants_gradient)
+                answer = _answer(implementation, function, mine, wants_gradient)
             finally:
                 changed |= dict.fromkeys(state.restore())
             changed |= dict.fromkeys(_touched(batch, mine))
             answers.append(answer)
             if answer.raised:
                 break
+    first = answers[0]
+    if len(answers) > 1 and first.tensor is not None and not np.array_equal(_array(first.tensor), first.loss, equal_nan=True):
+        changed["the loss that the call before returned"] = None
     texts = dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught)
     return Observation(answers[0], answers[1] if len(answers) > 1 else None, tuple(changed), tuple(texts))
 
 
-def _answer(implementation: Implementation, batch: Batch, wants_gradient: bool) -> Answer:
+def _callable(implementation: Implementation, mode: str) -> Function:
     if implementation.loss_and_gradient is not None:
-        return _from_arrays(implementation.loss_and_gradient, batch)
+        return implementation.loss_and_gradient
     function = implementation.cross_entropy or _through_identity(implementation.linear_cross_entropy)
+    if mode == "compile":
+        torch.compiler.reset()
+        return torch.compile(function)
+    return function
+
+
+def _answer(implementation: Implementation, function: Function, batch: Batch, wants_gradient: bool) -> Answer:
+    if implementation.loss_and_gradient is not None:
+        return _from_arrays(function, batch)
     if batch.mode == "vmap":
         return _vmapped(function, batch)
     if batch.mode == "func_grad":
         return _functional(function, batch)
-    if batch.mode == "compile":
-        torch.compiler.reset()
-        function = torch.compile(function)
     return _eager(function, batch, wants_gradient)
 
 
@@ -110,7 +121,7 @@ def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
         return Answer(loss_type=type(loss).__name__)
     if not wants_gradient:
         grad_note = "requires grad" if loss.requires_grad else ""
-        return Answer(_array(loss), _dtype(loss), gradient_type=grad_note)
+        return Answer(_array(loss), _dtype(loss), gradient_type=grad_note, tensor=loss)
     value, dtype = _array(loss), _dtype(loss)
     try:
         upstream = None if batch.upstream is None else batch.upstream.to(loss.dtype)
@@ -122,7 +133,8 @@ def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
         loss.backward(upstream)
     except Exception as error:
         return Answer(value, dtype, raised=_raised("backward", error))
-    return Answer(value, dtype, None if x.grad is None else _array(x.grad), "" if x.grad is None else _dtype(x.grad))
+    gradient = None if x.grad is None else _array(x.grad)
+    return Answer(value, dtype, gradient, "" if x.grad is None else _dtype(x.grad), tensor=loss.detach())
 
 
 def _twice_differentiated(loss: Tensor, x: Tensor, upstream: Tensor | None, direction: Array | None, value: Array, dtype: str) -> Answer:

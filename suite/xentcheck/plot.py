@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,8 +26,9 @@ def accuracy(verdicts: Iterable[Verdict], path: Path) -> None:
             height = row + (lane - 1.5) * 0.19
             mine = [v for v in measured if v.implementation == name and v.dtype == dtype]
             for status, style in ((True, {"color": COLOURS[dtype]}), (False, {"facecolors": "none", "edgecolors": COLOURS[dtype]})):
-                errors = [max(v.error_units or 0.0, FLOOR) for v in mine if (v.status == "pass") is status]
-                axes.scatter(errors, [height] * len(errors), s=14, linewidths=0.9, zorder=3, **style)
+                # Dots that would cover each other are drawn once.
+                errors = sorted({round(math.log10(max(v.error_units or 0.0, FLOOR)), 2) for v in mine if (v.status == "pass") is status})
+                axes.scatter([10**e for e in errors], [height] * len(errors), s=14, linewidths=0.9, zorder=3, **style)
             axes.plot([ALLOWED_UNITS[dtype]] * 2, [height - 0.09, height + 0.09], color=COLOURS[dtype], linewidth=2, zorder=2)
     for dtype, colour in COLOURS.items():
         axes.scatter([], [], s=24, color=colour, label=dtype)

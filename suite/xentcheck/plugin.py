@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +42,8 @@ class Session:
         except (ImplementationError, casefile.CaseFileError) as error:
             raise pytest.UsageError(str(error)) from error
         self.examiner = Examiner()
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # small batches: waking a second thread costs more than it saves, above all on a busy machine
         self.verdicts: dict[record.Key, Verdict] = {}
         self.resumed: set[record.Key] = set()
         self.writer: record.Writer | None = None
@@ -102,7 +105,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if _is_worker(config):
         keys = config.workerinput["xentcheck_resumed"]  # type: ignore[attr-defined]
         session.resumed = {tuple(k) for k in keys}
-        torch.set_num_threads(max(1, torch.get_num_threads() // config.workerinput["workercount"]))  # type: ignore[attr-defined]
         return
     session.open_results()
     if getattr(config.option, "numprocesses", None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections import Counter
@@ -20,7 +21,7 @@ from xentcheck.naming import matches
 from xentcheck.record import RecordError, Results
 from xentcheck.terminal import by_case, counts, worst_units
 
-Script = Callable[[str, str], str]  # implementation and case to a script that reproduces it
+Script = Callable[[str, str], str]  # implementation and case to a script that reproduces it, or nothing where it is too long for a page
 SYMBOLS = {"pass": "✓", "deviates": "△", "unexpected-pass": "!", "fail": "✗", "error": "✗", "crash": "✗", "timeout": "✗", "unsupported": "–", "unavailable": "?"}
 LEGEND = (
     "✓ cases that pass, △ that deviate in a known way ([deviations](deviations.md)), ✗ that fail, error, crash or time out (new, not known), "
@@ -207,10 +208,11 @@ def _deviations(results: Results, script: Script) -> str:
             facts.append("- cases: " + ", ".join(f"`{p}`" for p in deviation["cases"]))
             facts.append(f"- link: {deviation['link']}")
             if hits:
-                shown = min(hits, key=lambda v: (len(script(name, v.case)), v.case))
+                shown = min(hits, key=lambda v: (len(script(name, v.case)) or math.inf, v.case))
                 facts.append(f"- evidence: `{shown.case}`: {_escape(shown.message)}")
                 facts.append(f"- again: `xentcheck repro '{shown.case}' --impl {name}`")
-                lines += ["\n".join(facts), f"<details><summary>script</summary>\n\n```python\n{script(name, shown.case).strip()}\n```\n\n</details>"]
+                text = script(name, shown.case).strip()
+                lines += ["\n".join(facts), *([f"<details><summary>script</summary>\n\n```python\n{text}\n```\n\n</details>"] if text else [])]
             else:
                 lines += ["\n".join([*facts, "- not part of this run"])]
             sections.append("\n\n".join(line for line in lines if line))
