@@ -9,7 +9,7 @@ from typing import Any
 from xentcheck.batch import Batch, build, capabilities_needed
 from xentcheck.case import Aspect, Case
 from xentcheck.implementation import Implementation
-from xentcheck.judge import Verdict, judge
+from xentcheck.judge import Exam, Verdict, judge
 from xentcheck.observe import Observation, observe
 from xentcheck.reference import Truth, relevant_conventions, truth
 
@@ -26,11 +26,16 @@ class Examiner:
     def batch(self, case: Case) -> Batch:
         return self._once(("batch", case.id), lambda: build(case))
 
+    def exam(self, case: Case) -> Exam:
+        def make() -> Exam:
+            batch = self.batch(case)
+            relevant = frozenset() if case.expects_error else relevant_conventions(batch)
+            return Exam(case, batch, capabilities_needed(case, batch), relevant, lambda answers: self.truth(case, answers))
+
+        return self._once(("exam", case.id), make)
+
     def truth(self, case: Case, answers: Mapping[str, str]) -> Truth:
         return self._once(("truth", case.id, *sorted(answers.items())), lambda: truth(self.batch(case), answers))
-
-    def relevant(self, case: Case) -> frozenset[str]:
-        return self._once(("relevant", case.id), lambda: frozenset() if case.expects_error else relevant_conventions(self.batch(case)))
 
     def observation(self, case: Case, implementation: Implementation) -> Observation:
         def make() -> Observation:
@@ -40,11 +45,9 @@ class Examiner:
         return self._once(("observation", case.id, implementation.name), make)
 
     def examine(self, case: Case, aspect: Aspect, implementation: Implementation) -> Verdict:
-        batch = self.batch(case)
-        needed = self._once(("needed", case.id), lambda: capabilities_needed(case, batch))
-        asks = not implementation.unavailable and (not needed - implementation.capabilities or case.question.expect.refused_unless_claimed)
-        seen = self.observation(case, implementation) if asks else None
-        return judge(case, aspect, implementation, needed, batch, seen, lambda answers: self.truth(case, answers), self.relevant(case))
+        exam = self.exam(case)
+        seen = self.observation(case, implementation) if exam.must_be_put_to(implementation) else None
+        return judge(exam, aspect, implementation, seen)
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key in self._memory:

@@ -54,33 +54,58 @@ class Verdict:
     conventions: Mapping[str, str] = field(default_factory=dict)
 
 
-TruthFor = Callable[[Mapping[str, str]], Truth]
+@dataclass(frozen=True)
+class Exam:
+    """A case made ready to be judged.
 
-
-def judge(case: Case, aspect: Aspect, implementation: Implementation, needed: frozenset[str], batch: Batch, seen: Observation | None, truth_for: TruthFor, relevant: frozenset[str]) -> Verdict:
-    """The verdict on one aspect.
-
-    needed: the capabilities that the case needs. seen: None where the implementation was not asked. truth_for: the expected
-    values under given answers to conventions. relevant: the conventions that matter to this batch.
+    needed: the capabilities that it needs. relevant: the conventions on which its answer depends. truth: the expected values
+    under given answers to them.
     """
 
-    def verdict(status: str, message: str = "", units: float | None = None, kind: str = "", conventions: Mapping[str, str] | None = None) -> Verdict:
-        return Verdict(implementation.name, case.clause.clause, case.id, aspect, status, units, message, kind, case.question.dtype, conventions or {})
+    case: Case
+    batch: Batch
+    needed: frozenset[str]
+    relevant: frozenset[str]
+    truth: Callable[[Mapping[str, str]], Truth]
+
+    @property
+    def may_be_refused(self) -> str | None:
+        """The convention under which the call may be refused."""
+        return self.case.question.expect.convention
+
+    @property
+    def asks_for_refusal(self) -> bool:
+        return self.case.question.expect.refused_unless_claimed
+
+    def must_be_put_to(self, implementation: Implementation) -> bool:
+        """Whether the case concerns the implementation at all."""
+        return not implementation.unavailable and (self.asks_for_refusal or self.needed <= implementation.capabilities)
+
+
+Finding = tuple[Fault | None, float | None, Mapping[str, str]]
+
+
+def judge(exam: Exam, aspect: Aspect, implementation: Implementation, seen: Observation | None) -> Verdict:
+    """The verdict on one aspect. seen: None where the implementation was not asked."""
+    case = exam.case
+
+    def verdict(status: str, message: str = "", units: float | None = None, fault: str = "", conventions: Mapping[str, str] | None = None) -> Verdict:
+        return Verdict(implementation.name, case.clause.clause, case.id, aspect, status, units, message, fault, case.question.dtype, conventions or {})
 
     if implementation.unavailable:
         return verdict("unavailable", implementation.unavailable)
-    missing = needed - implementation.capabilities
-    refusal = aspect == "rejection" and case.question.expect.refused_unless_claimed
+    missing = exam.needed - implementation.capabilities
+    refusal = aspect == "rejection" and exam.asks_for_refusal
     if refusal and not missing & OPTIONS:
         return verdict("unsupported", "the option is claimed, so there is nothing to refuse")
     if missing and not refusal:
         return verdict("unsupported", f"not claimed: {', '.join(sorted(missing))}")
     assert seen is not None
     raised = seen.first.raised
-    tentative = raised and raised.phase == "call" and not case.expects_error and not refusal and needed & implementation.tentative
+    tentative = raised and raised.phase == "call" and not case.expects_error and not refusal and exam.needed & implementation.tentative
     if tentative and not seen.changed:
         return verdict("unsupported", f"refused: {raised}")
-    fault, units, conventions = _FAULTS[aspect](case, implementation, batch, seen, truth_for, relevant)
+    fault, units, conventions = _FINDINGS[aspect](exam, implementation, seen)
     deviation = implementation.deviation_for(case.id, aspect)
     if fault is None:
         if deviation is not None and deviation.certain:
@@ -90,8 +115,7 @@ def judge(case: Case, aspect: Aspect, implementation: Implementation, needed: fr
         if deviation.max_units is None or (fault.units or 0) <= deviation.max_units:
             return verdict("deviates", fault.message, fault.units, fault.kind)
         return verdict("fail", f"{fault.message}; a deviation is known up to {deviation.max_units:g} units", fault.units, fault.kind)
-    status = "error" if fault.kind == "raised" else "fail"
-    return verdict(status, fault.message, fault.units, fault.kind)
+    return verdict("error" if fault.kind == "raised" else "fail", fault.message, fault.units, fault.kind)
 
 
 def case_status(statuses: Iterable[str]) -> str:
@@ -99,127 +123,130 @@ def case_status(statuses: Iterable[str]) -> str:
     return min(statuses, key=_WORST_FIRST.index)
 
 
-Finding = tuple[Fault | None, float | None, Mapping[str, str]]
-
-
-def _loss(case: Case, implementation: Implementation, batch: Batch, seen: Observation, truth_for: TruthFor, relevant: frozenset[str]) -> Finding:
-    answer = seen.first
+def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
+    answer, stated, convention = seen.first, implementation.conventions, exam.may_be_refused
     if answer.raised and answer.raised.phase == "call":
-        if case.question.expect.convention and implementation.conventions.get(case.question.expect.convention) in (None, "refused"):
-            return None, None, {case.question.expect.convention: "refused"}
-        return Fault("raised", f"expected a loss; found {answer.raised}"), None, {}
+        if convention and stated.get(convention) in (None, "refused"):
+            return None, None, {convention: "refused"}
+        return _wrong("raised", f"expected a loss; found {answer.raised}")
     if answer.loss is None:
-        return Fault("missing", f"expected a tensor; found {answer.loss_type}"), None, {}
-    stated = implementation.conventions
-    if case.question.expect.convention and stated.get(case.question.expect.convention) == "refused":
-        return Fault("accepted", f"states that it refuses {CONVENTIONS[case.question.expect.convention][0]}; found a loss"), None, {}
-    options = [[(name, stated[name])] if name in stated else [(name, a) for a in CONVENTIONS[name][1]] for name in sorted(relevant)]
+        return _wrong("missing", f"expected a tensor; found {answer.loss_type}")
+    if convention and stated.get(convention) == "refused":
+        return _wrong("accepted", f"states that it refuses {CONVENTIONS[convention][0]}; found a loss")
+    # A stated answer is the only one that is right; without one each of them is.
+    choices = [[(name, stated[name])] if name in stated else [(name, a) for a in CONVENTIONS[name][1]] for name in sorted(exam.relevant)]
     faults = []
-    for answers in itertools.product(*options):
-        truth = truth_for(dict(answers))
-        expected = _expected(case.question.expect.loss, truth.loss, case)
-        fault, units = _compare("loss", answer.loss, expected, truth.loss_unit, case, answer.loss_type, None)
+    for answers in itertools.product(*choices):
+        truth = exam.truth(dict(answers))
+        expected = _expected(exam.case.question.expect.loss, truth.loss)
+        fault, units = _compare("loss", answer.loss, expected, truth.loss_unit, exam.case.question.dtype, answer.loss_type, None)
         if fault is None:
-            given = dict(answers)
-            if case.question.expect.convention:
-                given[case.question.expect.convention] = "taken"
-            return None, units, given
+            return None, units, dict(answers) | ({convention: "taken"} if convention else {})
         faults.append(fault)
-    if len(faults) == 1:
-        return faults[0], faults[0].units, {}
-    expected_words = " or ".join(dict.fromkeys(f.message.split("; found")[0].removeprefix("expected ") for f in faults))
-    return Fault(faults[0].kind, f"expected {expected_words}; found{faults[0].message.split('; found')[1]}", faults[0].units), faults[0].units, {}
+    expectations = " or ".join(dict.fromkeys(f.message.split("; found")[0].removeprefix("expected ") for f in faults))
+    return _wrong(faults[0].kind, f"expected {expectations}; found{faults[0].message.split('; found', 1)[1]}", faults[0].units)
 
 
-def _gradient(case: Case, implementation: Implementation, batch: Batch, seen: Observation, truth_for: TruthFor, relevant: frozenset[str]) -> Finding:
-    answer = seen.first
+def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
+    answer, dtype = seen.first, exam.case.question.dtype
     if answer.raised:
-        if case.question.expect.convention and implementation.conventions.get(case.question.expect.convention) in (None, "refused"):
-            return None, None, {case.question.expect.convention: "refused"}
-        return Fault("raised", f"expected a gradient; found {answer.raised}"), None, {}
+        if exam.may_be_refused and implementation.conventions.get(exam.may_be_refused) in (None, "refused"):
+            return None, None, {}
+        return _wrong("raised", f"expected a gradient; found {answer.raised}")
     if answer.gradient is None:
-        return Fault("missing", "expected a gradient of the input; found none (input.grad is None)"), None, {}
-    truth = truth_for({name: implementation.conventions.get(name, "") for name in relevant})
-    expected = _expected(case.question.expect.gradient, truth.gradient, case)
-    fault, units = _compare("gradient", answer.gradient, expected, truth.gradient_unit, case, answer.gradient_type, truth.ignored)
+        return _wrong("missing", "expected a gradient of the input; found none (input.grad is None)")
+    truth = _any_truth(exam, implementation)
+    expected = _expected(exam.case.question.expect.gradient, truth.gradient)
+    fault, units = _compare("gradient", answer.gradient, expected, truth.gradient_unit, dtype, answer.gradient_type, truth.ignored)
     if fault is None and truth.second is not None:
         if answer.second is None:
-            return Fault("missing", "expected a gradient of the gradient; found none"), None, {}
-        fault, more = _compare("gradient of the gradient", answer.second, truth.second, truth.second_unit, case, answer.gradient_type, truth.ignored)
+            return _wrong("missing", "expected a gradient of the gradient; found none")
+        fault, more = _compare("gradient of the gradient", answer.second, truth.second, truth.second_unit, dtype, answer.gradient_type, truth.ignored)
         units = max(units or 0.0, more or 0.0)
     return fault, units if fault is None else fault.units, {}
 
 
-def _shape(case: Case, implementation: Implementation, batch: Batch, seen: Observation, truth_for: TruthFor, relevant: frozenset[str]) -> Finding:
-    answer, dtype = seen.first, case.question.dtype
+def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
+    answer, dtype, mode = seen.first, exam.case.question.dtype, exam.case.question.mode
     if answer.raised and answer.raised.phase == "call":
-        if case.question.expect.convention:
-            return None, None, {}
-        return Fault("raised", f"expected a loss; found {answer.raised}"), None, {}
+        return (None, None, {}) if exam.may_be_refused else _wrong("raised", f"expected a loss; found {answer.raised}")
     if answer.loss is None:
-        return Fault("missing", f"expected a tensor; found {answer.loss_type}"), None, {}
-    shape = tuple(batch.target.shape) if batch.reduction == "none" else ()
+        return _wrong("missing", f"expected a tensor; found {answer.loss_type}")
+    shape = tuple(exam.batch.target.shape) if exam.batch.reduction == "none" else ()
     if answer.loss.shape != shape:
-        return Fault("shape", f"expected a loss of shape {shape}; found {answer.loss.shape}"), None, {}
-    half = dtype in ("bfloat16", "float16") or case.question.mode == "autocast"
-    stated = implementation.half_loss_dtype
+        return _wrong("shape", f"expected a loss of shape {shape}; found {answer.loss.shape}")
+    half, stated = dtype in ("bfloat16", "float16") or mode == "autocast", implementation.half_loss_dtype
     allowed = {dtype, "float32"} if half and stated is None else {"float32" if half and stated == "float32" else dtype}
     if answer.loss_type not in allowed:
-        return Fault("dtype", f"expected a loss of dtype {' or '.join(sorted(allowed))}; found {answer.loss_type}"), None, {}
-    if not case.has_gradient and answer.gradient_type:
-        return Fault("dtype", f"expected a loss without a graph under {case.question.mode}; found one that requires grad"), None, {}
-    if answer.gradient is not None and answer.gradient.shape != tuple(batch.input.shape):
-        return Fault("shape", f"expected a gradient of shape {tuple(batch.input.shape)}; found {answer.gradient.shape}"), None, {}
+        return _wrong("dtype", f"expected a loss of dtype {' or '.join(sorted(allowed))}; found {answer.loss_type}")
+    if not exam.case.has_gradient and answer.gradient_type:
+        return _wrong("dtype", f"expected a loss without a graph under {mode}; found one that requires grad")
+    if answer.gradient is not None and answer.gradient.shape != tuple(exam.batch.input.shape):
+        return _wrong("shape", f"expected a gradient of shape {tuple(exam.batch.input.shape)}; found {answer.gradient.shape}")
     if answer.gradient is not None and answer.gradient_type != dtype:
-        return Fault("dtype", f"expected a gradient of dtype {dtype}; found {answer.gradient_type}"), None, {}
-    given = {"half_loss_dtype": "input" if answer.loss_type == dtype else "float32"} if dtype in ("bfloat16", "float16") else {}
-    return None, None, given
+        return _wrong("dtype", f"expected a gradient of dtype {dtype}; found {answer.gradient_type}")
+    return None, None, {"half_loss_dtype": "input" if answer.loss_type == dtype else "float32"} if half and mode != "autocast" else {}
 
 
-def _rejection(case: Case, implementation: Implementation, batch: Batch, seen: Observation, truth_for: TruthFor, relevant: frozenset[str]) -> Finding:
-    expected, raised = case.question.expect.error, seen.first.raised
+def _rejection(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
+    expected, raised = exam.case.question.expect.error, seen.first.raised
     if raised is None:
         found = seen.first.loss_type if seen.first.loss is None else f"a loss of {_show(seen.first.loss)}"
         what = "an error, since an option that is not claimed may not be dropped in silence" if expected is None else f"an error in the {expected.phase}"
-        return Fault("accepted", f"expected {what}; found {found}"), None, {}
+        return _wrong("accepted", f"expected {what}; found {found}")
     if expected is None:
         return None, None, {}
     if expected.phase == "call" and raised.phase != "call":
-        return Fault("accepted", f"expected an error in the call; found {raised}"), None, {}
+        return _wrong("accepted", f"expected an error in the call; found {raised}")
     if expected.match and not re.search(expected.match, f"{raised.type}: {raised.text}", re.IGNORECASE):
-        return Fault("accepted", f"expected an error that matches {expected.match!r}; found {raised}"), None, {}
+        return _wrong("accepted", f"expected an error that matches {expected.match!r}; found {raised}")
     return None, None, {}
 
 
-def _purity(case: Case, implementation: Implementation, batch: Batch, seen: Observation, truth_for: TruthFor, relevant: frozenset[str]) -> Finding:
+def _purity(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     if seen.changed:
-        return Fault("changed", f"expected a call that leaves everything as it was; found changed: {', '.join(seen.changed)}"), None, {}
-    if seen.again is None or case.expects_error or case.question.expect.loss == "unspecified":
+        return _wrong("changed", f"expected a call that leaves everything as it was; found changed: {', '.join(seen.changed)}")
+    if seen.again is None or exam.case.expects_error or exam.case.question.expect.loss == "unspecified":
         return None, None, {}
     if seen.again.raised:
-        return Fault("unstable", f"expected the same answer to the same call; found {seen.again.raised}"), None, {}
-    truth = truth_for({name: implementation.conventions.get(name, "") for name in relevant})
+        return _wrong("unstable", f"expected the same answer to the same call; found {seen.again.raised}")
+    truth = _any_truth(exam, implementation)
     for name, one, two, unit in (
         ("loss", seen.first.loss, seen.again.loss, truth.loss_unit),
         ("gradient", seen.first.gradient, seen.again.gradient, truth.gradient_unit),
     ):
-        if one is None or two is None or one.shape != two.shape:
-            if one is not two and (one is None or two is None or one.shape != two.shape):
-                return Fault("unstable", f"expected the same {name} from the same call; found another shape"), None, {}
+        if one is None and two is None:
             continue
+        if one is None or two is None or one.shape != two.shape:
+            return _wrong("unstable", f"expected the same {name} from the same call; found another shape")
         with np.errstate(all="ignore"):
-            unit64 = np.broadcast_to(unit, one.shape).astype(np.float64) if unit.size in (1, one.size) else np.zeros(one.shape)
-            differs = ~((one == two) | (np.isnan(one) & np.isnan(two)) | (abs(one - two) <= ALLOWED_UNITS[case.question.dtype] * unit64))
-        if differs.any():
-            where = _first(differs)
-            return Fault("unstable", f"expected the same {name} from the same call; found {one[where]!r} and then {two[where]!r}{_at(where)}"), None, {}
+            noise = unit.astype(np.float64) if unit.shape == one.shape else np.zeros(one.shape)
+            same = (one == two) | (np.isnan(one) & np.isnan(two)) | (abs(one - two) <= ALLOWED_UNITS[exam.case.question.dtype] * noise)
+        if not same.all():
+            where = _first(~same)
+            return _wrong("unstable", f"expected the same {name} from the same call; found {float(one[where])!r} and then {float(two[where])!r}{_at(where)}")
     return None, None, {}
 
 
-_FAULTS: dict[str, Callable[..., Finding]] = {"loss": _loss, "gradient": _gradient, "shape": _shape, "rejection": _rejection, "purity": _purity}
+_FINDINGS: dict[str, Callable[[Exam, Implementation, Observation], Finding]] = {
+    "loss": _loss,
+    "gradient": _gradient,
+    "shape": _shape,
+    "rejection": _rejection,
+    "purity": _purity,
+}
 
 
-def _expected(word: Any, reference: Array, case: Case) -> Array | str:
+def _wrong(kind: str, message: str, units: float | None = None) -> Finding:
+    return Fault(kind, message, units), units, {}
+
+
+def _any_truth(exam: Exam, implementation: Implementation) -> Truth:
+    """For what no convention decides: gradients and units."""
+    return exam.truth({name: implementation.conventions.get(name, "") for name in exam.relevant})
+
+
+def _expected(word: Any, reference: Array) -> Array | str:
     """The expected values: an array, or ``finite`` or ``unspecified``."""
     if word in ("reference", "empty-mean"):
         return reference
@@ -230,7 +257,7 @@ def _expected(word: Any, reference: Array, case: Case) -> Array | str:
     return np.broadcast_to(literal, reference.shape) if literal.ndim == 0 else literal
 
 
-def _compare(name: str, found: Array, expected: Array | str, unit: Any, case: Case, found_dtype: str, ignored: Array | None) -> tuple[Fault | None, float | None]:
+def _compare(name: str, found: Array, expected: Array | str, unit: Any, dtype: str, found_dtype: str, ignored: Array | None) -> tuple[Fault | None, float | None]:
     """Found against expected values in units. In a gradient, an expected NaN marks what the definition leaves open."""
     if isinstance(expected, str):
         if expected == "finite" and not np.isfinite(found).all():
@@ -249,7 +276,7 @@ def _compare(name: str, found: Array, expected: Array | str, unit: Any, case: Ca
         error = np.where(same | ~judged, 0.0, (abs(found - target) / np.where(np.asarray(unit) > 0, unit, 1)).astype(np.float64))
         error = np.where(~same & judged & (~np.isfinite(error) | must_be_zero | (np.asarray(unit) <= 0)), np.inf, error)
     worst = float(error.max()) if error.size else 0.0
-    allowed = ALLOWED_UNITS[case.question.dtype]
+    allowed = ALLOWED_UNITS[dtype]
     if worst <= allowed:
         return None, worst
     where = _first(error > allowed)

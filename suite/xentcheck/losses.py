@@ -206,7 +206,7 @@ def _working_dtype(x: Tensor) -> torch.dtype:
 
 
 def _torch_is_right(classes: int, weight: Tensor | None, smoothing: float) -> bool:
-    """Whether 0 * inf cannot occur, nor a careless sum over many classes (smoothing, in log_softmax's backward pass)."""
+    """Whether 0 * inf cannot occur, nor a careless sum over many classes (smoothing; log_softmax's backward pass)."""
     return (not smoothing or (smoothing < 1 and classes <= 256)) and (weight is None or bool(weight.all()))
 
 

@@ -14,7 +14,8 @@ import pandas as pd
 
 from xentcheck import plot
 from xentcheck.answers import Answer, evidence_table
-from xentcheck.case import Case, Clause
+from xentcheck.case import Case
+from xentcheck.casefile import CASES
 from xentcheck.claims import CAPABILITIES, CONVENTIONS
 from xentcheck.judge import ALLOWED_UNITS, STATUSES, Verdict, case_status
 from xentcheck.naming import matches
@@ -33,7 +34,7 @@ ENVIRONMENT = ("<!-- environment -->", "<!-- /environment -->")
 
 def write(results: Results, cases: Sequence[Case], answers: Sequence[Answer], script: Script, folder: Path) -> list[Path]:
     """Writes every page into the folder; returns their paths."""
-    clauses = {case.clause.clause: case.clause for case in cases}
+    clauses = {case.clause.clause: case for case in cases}
     pages = {
         "README.md": _summary(results),
         "conformance.md": _conformance(results, clauses),
@@ -154,7 +155,7 @@ def _cell(statuses: Iterable[str]) -> str:
     return " ".join(f"{tally[symbol]} {symbol}" for symbol in dict.fromkeys(SYMBOLS.values()) if tally[symbol])
 
 
-def _conformance(results: Results, clauses: dict[str, Clause]) -> str:
+def _conformance(results: Results, clauses: dict[str, Case]) -> str:
     names, grouped = _implementations(results), by_case(results.verdicts)
     statuses: dict[tuple[str, str], list[str]] = {}
     for (name, _), verdicts in grouped.items():
@@ -163,10 +164,10 @@ def _conformance(results: Results, clauses: dict[str, Clause]) -> str:
     rows = [{"clause": f"[{c}](#{c})", **{n: _cell(statuses.get((c, n), ())) for n in names}} for c in seen]
     sections = []
     for clause in seen:
-        about = clauses.get(clause)
         lines = [f"## {clause}"]
-        if about:
-            lines += [f"{about.requirement} ([cases](../cases/{clause}.yaml); sources: {', '.join(f'[{i}]({s})' for i, s in enumerate(about.sources, 1))})"]
+        if clause in clauses:
+            about, path = clauses[clause].clause, clauses[clause].path.relative_to(CASES)
+            lines += [f"{about.requirement} ([cases](../cases/{path}); sources: {', '.join(f'[{i}]({s})' for i, s in enumerate(about.sources, 1))})"]
         troubles = [v for v in results.verdicts if v.clause == clause and v.status not in ("pass", "unsupported", "unavailable")]
         if troubles:
             lines.append(_table(_trouble_rows(troubles, names)))
