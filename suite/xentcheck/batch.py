@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -66,7 +67,7 @@ def build(case: Case) -> Batch:
     """The batch of a case. Raises CaseFileError where the case's parts do not fit together."""
     try:
         return _build(case)
-    except (IndexError, ValueError, KeyError, RuntimeError, OSError) as error:
+    except (IndexError, ValueError, KeyError, TypeError, RuntimeError, OSError, OverflowError, SafetensorError) as error:
         if isinstance(error, CaseFileError):
             raise
         raise CaseFileError(f"{case.path}:{case.line}: case {case.id}: no batch can be made of it: {error}") from error
@@ -208,7 +209,7 @@ def _ignored_rows(ignore: Ignore | None, count: int, draw: _Draw) -> np.ndarray:
     if ignore.prefix is not None:
         return everything[: ignore.prefix]
     if ignore.suffix is not None:
-        return everything[count - ignore.suffix :]
+        return everything[max(count - ignore.suffix, 0) :]
     if ignore.every is not None:
         return everything[:: ignore.every]
     order = np.argsort(draw.uniform((count,)), kind="stable")

@@ -22,7 +22,7 @@ def _number(value: Any) -> Any:
     if isinstance(value, str) and value.lower() in WORDS:
         return WORDS[value.lower()]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError("expected a number, inf, -inf or nan")
+        raise ValueError(f"expected a number, inf, -inf or nan; found {value!r}")
     return float(value)
 
 
@@ -104,6 +104,7 @@ class Ignore(Model):
         return self
 
 
+IgnoreWord = Literal["all", "none", "first", "last"]
 IGNORE_CHOICES = ("rows", "prefix", "suffix", "every", "fraction")
 
 
@@ -120,7 +121,7 @@ class Target(Model):
     shape: tuple[int, ...] | None = None
     dtype: TargetDtype = "int64"
     layout: Layout = "contiguous"
-    ignore: Annotated[Ignore, BeforeValidator(_ignore)] | None = None
+    ignore: Annotated[Ignore, BeforeValidator(_ignore, json_schema_input_type=Ignore | IgnoreWord)] | None = None
 
     @model_validator(mode="after")
     def _literal_or_drawn(self) -> Target:
@@ -187,7 +188,9 @@ class Question(Model):
     weight: tuple[Number, ...] | Literal["random"] | None = None
     label_smoothing: Number | None = None
     reduction: str | None = None
-    upstream: Annotated[Upstream, BeforeValidator(_upstream)] = Upstream(scalar=1.0)
+    upstream: Annotated[
+        Upstream, BeforeValidator(_upstream, json_schema_input_type=Upstream | Literal["unit", "per-position"] | Nested)
+    ] = Upstream(scalar=1.0)
     mode: Mode = "eager"
     needs: tuple[Capability, ...] = ()
     expect: Expect = Expect()

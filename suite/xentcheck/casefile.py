@@ -69,7 +69,7 @@ def load(path: Path) -> list[Case]:
         line = document.lines[("cases", index)]
         name = entry.get("id") if isinstance(entry, dict) else None
         if not isinstance(name, str):
-            source.fail(("cases", index), "", "id", f"expected a mapping with a readable id; found {_kind(entry)}")
+            source.fail(("cases", index), "", "id", f"expected a mapping with a readable id; found {_kind(entry.get('id') if isinstance(entry, dict) else entry)}")
             continue
         if name in names:
             source.fail(("cases", index, "id"), name, "id", f"the id stands twice; the first is on line {names[name]}")
@@ -96,7 +96,10 @@ def digest(cases: Iterable[Case]) -> str:
         sha.update(json.dumps([case.id, case.question.model_dump(mode="json")], sort_keys=True).encode())
         for source in (case.question.logits.file, case.question.target.file):
             if source:
-                sha.update((case.folder / source).read_bytes())
+                try:
+                    sha.update((case.folder / source).read_bytes())
+                except OSError as error:
+                    raise CaseFileError(f"{case.path}:{case.line}: case {case.id}: {source} cannot be read: {error.strerror}") from error
     return sha.hexdigest()[:16]
 
 

@@ -40,7 +40,8 @@ class Examiner:
     def observation(self, case: Case, implementation: Implementation) -> Observation:
         def make() -> Observation:
             self.observations += 1
-            return observe(implementation, self.batch(case), case.has_gradient)
+            error = case.question.expect.error
+            return observe(implementation, self.batch(case), case.has_gradient or (error is not None and error.phase == "backward"))
 
         return self._once(("observation", case.id, implementation.name), make)
 

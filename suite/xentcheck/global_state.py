@@ -56,6 +56,10 @@ class GlobalState:
                 if callable(function) and now.get(name) is not function and not _is_torchs_own(now.get(name)):
                     changed.append(f"{namespace.__name__}.{name}")
                     setattr(namespace, name, function)
+            # A new name on Tensor may hide a method of the class it is made from.
+            for name in [n for n in now if n not in functions and hasattr(torch._C.TensorBase, n)] if namespace is torch.Tensor else []:
+                changed.append(f"{namespace.__name__}.{name}")
+                delattr(namespace, name)
         return tuple(changed)
 
 

@@ -148,8 +148,11 @@ def from_callable(function: Callable[..., Any], name: str, source: str = "") -> 
         if not issubclass(function, torch.nn.Module):
             raise ImplementationError(f"{source}: expected a function, an nn.Module class or an Implementation; found the class {function.__qualname__}")
         module_class = function
-        signature_of = module_class.__init__
+        # nn.Module's own constructor takes any keyword, only to refuse it.
+        signature_of = (lambda self: None) if module_class.__init__ is torch.nn.Module.__init__ else module_class.__init__
         function = lambda input, target, **options: module_class(**options)(input, target)  # noqa: E731
+    elif isinstance(function, torch.nn.Module):
+        signature_of = function.forward
     try:
         parameters = inspect.signature(signature_of).parameters
     except (TypeError, ValueError):  # some built-in functions have none
@@ -281,10 +284,15 @@ def load_file(path: Path) -> ModuleType:
     finally:
         sys.path.remove(str(path.parent))
         # What the file imports from its own folder belongs to this execution alone.
-        for name in sys.modules.keys() - before:
-            if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == path.parent:
-                del sys.modules[name]
+        for name in [n for n in sys.modules.keys() - before if _lies_in(path.parent, sys.modules.get(n.partition(".")[0]))]:
+            del sys.modules[name]
     return module
+
+
+def _lies_in(folder: Path, module: ModuleType | None) -> bool:
+    """Whether a top-level module or package is one of a folder, and not of a library that is installed below it."""
+    places = [*getattr(module, "__path__", []), getattr(module, "__file__", None) or "/"]
+    return any(Path(place).parent == folder for place in places)
 
 
 def _is_defined_in(value: Any, path: Path) -> bool:

@@ -68,10 +68,10 @@ class Exam:
     relevant: frozenset[str]
     truth: Callable[[Mapping[str, str]], Truth]
 
-    @property
-    def may_be_refused(self) -> str | None:
-        """The convention under which the call may be refused."""
-        return self.case.question.expect.convention
+    def may_be_refused_by(self, implementation: Implementation) -> bool:
+        """Whether a convention leaves the call to the implementation, and it does not state that it takes it."""
+        convention = self.case.question.expect.convention
+        return convention is not None and implementation.conventions.get(convention) in (None, "refused")
 
     @property
     def asks_for_refusal(self) -> bool:
@@ -112,7 +112,7 @@ def judge(exam: Exam, aspect: Aspect, implementation: Implementation, seen: Obse
             return verdict("unexpected-pass", f"this is a known deviation ({deviation.observed}), and it holds; delete {deviation.where}", units)
         return verdict("pass", "", units, conventions=conventions)
     if deviation is not None and deviation.fault == fault.kind:
-        if deviation.max_units is None or (fault.units or 0) <= deviation.max_units:
+        if deviation.max_units is None or (np.inf if fault.units is None else fault.units) <= deviation.max_units:
             return verdict("deviates", fault.message, fault.units, fault.kind)
         return verdict("fail", f"{fault.message}; a deviation is known up to {deviation.max_units:g} units", fault.units, fault.kind)
     return verdict("error" if fault.kind == "raised" else "fail", fault.message, fault.units, fault.kind)
@@ -124,9 +124,9 @@ def case_status(statuses: Iterable[str]) -> str:
 
 
 def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
-    answer, stated, convention = seen.first, implementation.conventions, exam.may_be_refused
+    answer, stated, convention = seen.first, implementation.conventions, exam.case.question.expect.convention
     if answer.raised and answer.raised.phase == "call":
-        if convention and stated.get(convention) in (None, "refused"):
+        if convention and exam.may_be_refused_by(implementation):
             return None, None, {convention: "refused"}
         return _wrong("raised", f"expected a loss; found {answer.raised}")
     if answer.loss is None:
@@ -139,7 +139,7 @@ def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Find
     for answers in itertools.product(*choices):
         truth = exam.truth(dict(answers))
         expected = _expected(exam.case.question.expect.loss, truth.loss)
-        fault, units = _compare("loss", answer.loss, expected, truth.loss_unit, exam.case.question.dtype, answer.loss_type, None)
+        fault, units = _compare("loss", answer.loss, expected, _exact(exam.case.question.expect.loss, truth.loss_unit), exam.case.question.dtype, answer.loss_type, None)
         if fault is None:
             return None, units, dict(answers) | ({convention: "taken"} if convention else {})
         faults.append(fault)
@@ -150,14 +150,14 @@ def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Find
 def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     answer, dtype = seen.first, exam.case.question.dtype
     if answer.raised:
-        if exam.may_be_refused and implementation.conventions.get(exam.may_be_refused) in (None, "refused"):
+        if exam.may_be_refused_by(implementation):
             return None, None, {}
         return _wrong("raised", f"expected a gradient; found {answer.raised}")
     if answer.gradient is None:
         return _wrong("missing", "expected a gradient of the input; found none (input.grad is None)")
     truth = _any_truth(exam, implementation)
     expected = _expected(exam.case.question.expect.gradient, truth.gradient)
-    fault, units = _compare("gradient", answer.gradient, expected, truth.gradient_unit, dtype, answer.gradient_type, truth.ignored)
+    fault, units = _compare("gradient", answer.gradient, expected, _exact(exam.case.question.expect.gradient, truth.gradient_unit), dtype, answer.gradient_type, truth.ignored)
     if fault is None and truth.second is not None:
         if answer.second is None:
             return _wrong("missing", "expected a gradient of the gradient; found none")
@@ -169,7 +169,7 @@ def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> 
 def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     answer, dtype, mode = seen.first, exam.case.question.dtype, exam.case.question.mode
     if answer.raised and answer.raised.phase == "call":
-        return (None, None, {}) if exam.may_be_refused else _wrong("raised", f"expected a loss; found {answer.raised}")
+        return (None, None, {}) if exam.may_be_refused_by(implementation) else _wrong("raised", f"expected a loss; found {answer.raised}")
     if answer.loss is None:
         return _wrong("missing", f"expected a tensor; found {answer.loss_type}")
     shape = tuple(exam.batch.target.shape) if exam.batch.reduction == "none" else ()
@@ -257,6 +257,11 @@ def _expected(word: Any, reference: Array) -> Array | str:
     return np.broadcast_to(literal, reference.shape) if literal.ndim == 0 else literal
 
 
+def _exact(word: Any, unit: Array) -> Array:
+    """What must be zero is exactly zero."""
+    return np.zeros_like(unit) if isinstance(word, str) and word == "zero" else unit
+
+
 def _compare(name: str, found: Array, expected: Array | str, unit: Any, dtype: str, found_dtype: str, ignored: Array | None) -> tuple[Fault | None, float | None]:
     """Found against expected values in units. In a gradient, an expected NaN marks what the definition leaves open."""
     if isinstance(expected, str):
@@ -268,13 +273,17 @@ def _compare(name: str, found: Array, expected: Array | str, unit: Any, dtype: s
         return Fault("shape", f"expected a {name} of shape {expected.shape}; found {found.shape}"), None
     with np.errstate(all="ignore"):
         judged = ~np.isnan(expected.astype(np.float64)) if ignored is not None else np.ones(expected.shape, dtype=bool)
-        largest = torch.finfo(DTYPES[found_dtype]).max if found_dtype in DTYPES else np.inf
-        # A value beyond the largest of the dtype that was returned is an infinity there.
-        target = np.where(abs(expected) > largest, np.sign(expected) * np.inf, expected)
+        target, unit = expected, np.asarray(unit)
         same = (found == target) | (np.isnan(found) & np.isnan(target.astype(np.float64)))
+        if found_dtype in DTYPES:
+            # Half a step beyond the largest number of the dtype that was returned, rounding gives infinity.
+            info = torch.finfo(DTYPES[found_dtype])
+            edge = info.max * (1 + info.eps / (4 - 2 * info.eps)) if info.bits < 64 else np.inf
+            infinity = np.where(target < 0, -np.inf, np.inf)
+            same |= (found == infinity) & (abs(target) + ALLOWED_UNITS[dtype] * unit >= edge)
         must_be_zero = ignored if ignored is not None else np.zeros(expected.shape, dtype=bool)
-        error = np.where(same | ~judged, 0.0, (abs(found - target) / np.where(np.asarray(unit) > 0, unit, 1)).astype(np.float64))
-        error = np.where(~same & judged & (~np.isfinite(error) | must_be_zero | (np.asarray(unit) <= 0)), np.inf, error)
+        error = np.where(same | ~judged, 0.0, np.asarray(abs(found - target) / np.where(unit > 0, unit, 1), dtype=np.float64))
+        error = np.where(~same & judged & (~np.isfinite(error) | must_be_zero | (unit <= 0)), np.inf, error)
     worst = float(error.max()) if error.size else 0.0
     allowed = ALLOWED_UNITS[dtype]
     if worst <= allowed:

@@ -72,9 +72,7 @@ def masked_cross_entropy(
     """
     _check_options(reduction, label_smoothing)
     values = _ignore_values(ignore_index)
-    if input.dim() == 1:
-        if target.dim():
-            raise ValueError(_expected("shape of target", "() for logits of shape (C)", tuple(target.shape)))
+    if input.dim() == 1 and target.dim() == 0:
         batch = input.unsqueeze(0), target.unsqueeze(0)
         options: dict[str, Any] = {"weight": weight, "reduction": reduction, "label_smoothing": label_smoothing}
         loss = masked_cross_entropy(*batch, ignore_index=values, **options)
@@ -287,7 +285,7 @@ class _Blockwise(torch.autograd.Function):
         losses, gradient = _sweep(input, question, scale)
         ctx.save_for_backward(input, *question[:3], gradient)
         ctx.options = question[3:]
-        return _reduced(losses, question).to(input.dtype)
+        return _reduced(losses, question).to(input.dtype, copy=True)  # a view could not be changed in place
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
@@ -407,7 +405,7 @@ def _blocks(x: Tensor, ignored: Tensor | None) -> list[slice | Tensor]:
     if x.dim() == 3 or ignored is None:
         return [slice(n, n + count) for n in range(0, x.shape[0], count)]
     blocks: list[slice | Tensor] = []
-    for rows in (~ignored).view(-1).nonzero().view(-1).split(count):
+    for rows in (~ignored).flatten().nonzero().flatten().split(count):
         if len(rows):
             first, last = int(rows[0]), int(rows[-1])
             blocks.append(slice(first, last + 1) if last - first + 1 == len(rows) else rows)
@@ -448,7 +446,7 @@ def _clear(losses: Tensor | None, gradient: Tensor | None, ignored: Tensor) -> N
     if gradient is None:
         return
     if gradient.dim() == 2:
-        gradient.index_fill_(0, ignored.view(-1).nonzero().view(-1), 0)
+        gradient.index_fill_(0, ignored.flatten().nonzero().flatten(), 0)
     elif (gradient[:, :1].isnan() & ignored).any():  # else 0 already; a softmax is NaN in all classes or in none
         gradient.masked_fill_(ignored, 0)
 
@@ -473,6 +471,8 @@ def _values_are_out_of_sight(input: Tensor) -> bool:
 
 
 def _ignore_values(ignore_index: int | Sequence[int]) -> tuple[int, ...]:
+    if type(ignore_index) is int:
+        return (ignore_index,)
     try:
         return tuple(map(operator.index, ignore_index if isinstance(ignore_index, Sequence) else (ignore_index,)))
     except TypeError:
@@ -503,10 +503,11 @@ def _check_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> None
     if target.dtype not in (torch.int64, torch.int32, torch.uint8):
         hint = " (class probabilities are not supported)" if target.is_floating_point() else ""
         raise TypeError(_expected("dtype of target", "class indices in int64, int32 or uint8", f"{target.dtype}{hint}"))
-    if len(shape) < 2 or not shape[1]:
+    if not shape or not shape[:2][-1]:
         raise ValueError(_expected("shape of input", "(C), (N, C) or (N, C, d1, ..., dk) with C > 0", tuple(shape)))
-    if target.shape != shape[:1] + shape[2:]:
-        wanted = f"{(shape[0], *shape[2:])} for logits of shape {tuple(shape)}, whose second dimension is the classes"
+    if len(shape) == 1 or target.shape != shape[:1] + shape[2:]:
+        positions, dimension = ((shape[0], *shape[2:]), 1) if len(shape) > 1 else ((), 0)
+        wanted = f"{positions} for logits of shape {tuple(shape)} with the classes in dimension {dimension}"
         raise ValueError(_expected("shape of target", wanted, tuple(target.shape)))
     if target.device != input.device:
         raise ValueError(_expected("device of target", f"{input.device} as for the input", target.device))

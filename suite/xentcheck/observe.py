@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,7 +114,7 @@ def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
         "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     }
     try:
-        with contexts.get(batch.mode, torch.enable_grad)():
+        with contexts.get(batch.mode, nullcontext)():
             loss = function(x, batch.target, **batch.options)
     except Exception as error:
         return Answer(raised=_raised("call", error))
@@ -176,7 +177,16 @@ def _from_arrays(function: Function, batch: Batch) -> Answer:
         loss, gradient = function(batch.input, batch.target, batch.upstream, **batch.options)
     except Exception as error:
         return Answer(raised=_raised("call", error))
-    return Answer(_array(loss), _dtype(loss), None if gradient is None else _array(gradient), "" if gradient is None else _dtype(gradient))
+    loss_values, gradient_values = _numbers(loss), _numbers(gradient)
+    return Answer(loss_values, _dtype(loss), gradient_values, "" if gradient_values is None else _dtype(gradient))
+
+
+def _numbers(value: Any) -> Array | None:
+    """None for what holds no numbers."""
+    try:
+        return None if value is None else _array(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _through_identity(function: Function | None) -> Function:

@@ -75,10 +75,10 @@ class Session:
         if folder is None:
             return
         everything = {case.id: case for case in (*self.specification, *self.cases)}.values()
-        header = record.run_header(self.implementations, casefile.digest(everything), self.config.getoption("cases") or "all")
         try:
+            header = record.run_header(self.implementations, casefile.digest(everything), self.config.getoption("cases") or "all")
             self.writer = record.Writer(folder, header, self.config.getoption("resume"))
-        except record.RecordError as error:
+        except (record.RecordError, casefile.CaseFileError) as error:
             raise pytest.UsageError(str(error)) from error
         self.verdicts = dict(self.writer.already)
         self.resumed = set(self.writer.already)
@@ -108,13 +108,51 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     session.open_results()
     if getattr(config.option, "numprocesses", None):
-        config.option.dist = "loadgroup"  # a case's aspects stay together, so that each case runs once
+        if config.option.maxworkerrestart is None:
+            config.option.maxworkerrestart = "1000000"  # a loss that crashes in every case is a result
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """xdist: what is done already, as the controlling process read it."""
     if SESSION in node.config.stash:
         node.workerinput["xentcheck_resumed"] = [list(k) for k in node.config.stash[SESSION].resumed]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A case's aspects stay together, so that each case runs once, and the run goes on after a worker died.
+
+    pytest-xdist 3.8 groups nothing under pytest 9.2, would run the test that killed a worker again, and ends the run with an
+    internal error when two die (https://github.com/pytest-dev/pytest-xdist/issues/1362, 1378).
+    """
+    if SESSION not in config.stash:
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class CaseByCase(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return (_key(nodeid) or (nodeid, nodeid))[1]
+
+        def remove_node(self, node: Any) -> str | None:
+            work = self.assigned_work.pop(node)
+            pending = [(unit, item) for unit in work.values() for item, done in unit.items() if not done]
+            if not pending:
+                return None
+            self.registered_collections.pop(node, None)
+            crashed = pending[0][1]
+            for unit, item in pending:  # the other aspects of the case would kill the next worker
+                unit[item] = (_key(item) or item)[:2] == (_key(crashed) or crashed)[:2]
+            self.workqueue.update({scope: unit for scope, unit in work.items() if not all(unit.values())})
+            for other in self.assigned_work:
+                self._reschedule(other)
+            return crashed
+
+        def _reschedule(self, node: Any) -> None:
+            if node in self.registered_collections:
+                super()._reschedule(node)
+
+    return CaseByCase(config, log)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -159,7 +197,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         key = _key(item.nodeid)
         if key is not None and key[0] in implementation_order and key[1] in case_order:
             places[item.nodeid] = case_order[key[1]], implementation_order[key[0]], ASPECTS.index(key[2])  # type: ignore[arg-type]
-            item.add_marker(pytest.mark.xdist_group(f"case{case_order[key[1]]}"))
         nothing_to_ask = item.nodeid.endswith("[NOTSET]")  # no selected case has this aspect
         (done if nothing_to_ask or key in session.resumed else kept).append(item)
     kept.sort(key=lambda item: places.get(item.nodeid, (-1, 0, 0)))
@@ -204,8 +241,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     elif report.failed:  # the harness itself failed, or an xdist worker died
         implementation, case, aspect = key
         crashed = report.when == "???"
-        text = str(report.longrepr).strip().splitlines()[-1][:300] if report.longrepr else "no report"
-        session.note(Verdict(implementation, case.split("/")[0], case, aspect, "crash" if crashed else "error", message=text))
+        place = getattr(report.longrepr, "reprcrash", None)
+        text = (place.message if place else str(report.longrepr or "no report").strip()).splitlines()[0][:300]
+        aspects = next((c.aspects for c in session.cases if c.id == case), ()) if crashed else (aspect,)
+        for aspect in aspects:
+            if (implementation, case, aspect) not in session.verdicts:
+                session.note(Verdict(implementation, case.split("/")[0], case, aspect, "crash" if crashed else "error", message=text))
     if session.write_error:
         pytest.exit(session.write_error, returncode=3)
 
@@ -219,19 +260,21 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         _REPORTING["session"] = session.config.stash[SESSION]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
     mine = _REPORTING.pop("session", None)
     if mine is None:
-        return
+        return (yield)
     finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED) and not session.shouldstop and not session.shouldfail and not session.config.getoption("collectonly", False)
     if mine.writer is not None and not mine.write_error:
         mine.writer.close(complete=finished and bool(mine.verdicts))
     failing = any(v.status not in GOOD for v in mine.verdicts.values())
+    result = yield  # other plugins may add to the status; ours is the last word
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and mine.resumed:
         session.exitstatus = exitstatus = pytest.ExitCode.OK  # nothing was left to do
     if exitstatus == pytest.ExitCode.OK and (mine.stale or failing):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return result
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -26,6 +26,7 @@ from xentcheck.implementation import Implementation
 from xentcheck.judge import STATUSES, Verdict
 
 FORMAT = 1
+KINDS = ("run", "verdict", "cost", "end")
 NAME = "results.jsonl"
 _ALLOCATOR_SETTINGS = ("THP_MEM_ALLOC_ENABLE", "MALLOC_CONF", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -89,13 +90,13 @@ class Writer:
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise RecordError(f"{self.path}: results cannot be written here: {error.strerror or error}") from error
-        self._counts: Counter[str] = Counter(v.status for v in self.already.values())
-        if not self.already:
+        self._statuses: dict[Key, str] = {k: v.status for k, v in self.already.items()}
+        if self._file.tell() == 0:
             self._append(header)
 
     def verdict(self, verdict: Verdict) -> None:
         self._append({"kind": "verdict", **_plain(asdict(verdict))})
-        self._counts[verdict.status] += 1
+        self._statuses[key(verdict)] = verdict.status
 
     def cost(self, line: dict[str, Any]) -> None:
         """One measurement with its raw samples."""
@@ -104,7 +105,7 @@ class Writer:
     def close(self, complete: bool = True) -> None:
         """``complete=False`` leaves the file visibly truncated, to be resumed."""
         if complete:
-            self._append({"kind": "end", "verdicts": sum(self._counts.values()), "counts": dict(sorted(self._counts.items()))})
+            self._append({"kind": "end", "verdicts": len(self._statuses), "counts": dict(sorted(Counter(self._statuses.values()).items()))})
         self._file.close()
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -128,6 +129,8 @@ class Writer:
         self.path.rename(next(name for name in names if not name.exists()))
 
     def _continue(self, header: dict[str, Any]) -> None:
+        if b"\n" not in self.path.read_bytes():  # killed while it wrote its first line
+            return self._set_aside()
         results = load(self.path)
         for what, old, new in (
             ("cases", results.run["cases"], header["cases"]),
@@ -163,6 +166,8 @@ def load(path: Path) -> Results:
         raise RecordError(f"{path}:1: expected format {FORMAT}; found {objects[0].get('format')!r}; run the suite again")
     verdicts: dict[Key, Verdict] = {}
     for number, item in enumerate(objects, 1):
+        if item.get("kind") not in KINDS:
+            raise RecordError(f"{path}:{number}: expected a kind of {', '.join(KINDS)}; found {item.get('kind')!r}")
         if item["kind"] == "verdict":
             try:
                 verdict = Verdict(**{k: v for k, v in item.items() if k != "kind"})

@@ -89,6 +89,7 @@ def truth(batch: Batch, answers: Mapping[str, str]) -> Truth:
         losses = np.where(infinite & (answers.get("infinite_row") == "nan"), np.nan, losses)
         A = wq.sum(axis=1, keepdims=True)
         D = w[t].sum() if batch.reduction == "mean" else number.convert(np.asarray(1.0))[()]
+        D = D if D != 0 else np.nan
         u = number.convert(_upstream(batch, target.size))[valid][:, None] / D
         gradient = u * (A * p - wq)
         position_unit, gradient_unit = _units(number, x, lse, p, q, w, A, losses, u)
@@ -198,6 +199,8 @@ class _Precision:
         elif longdouble_is_extended():
             self.convert = lambda a: np.asarray(a, dtype=np.longdouble)
         else:
-            mpmath.mp.prec = 113
-            self.convert = np.frompyfunc(mpmath.mpf, 1, 1)
-            self.exp, self.log = np.frompyfunc(mpmath.exp, 1, 1), np.frompyfunc(mpmath.log, 1, 1)
+            context = mpmath.MPContext()
+            context.prec = 113
+            number = np.frompyfunc(context.mpf, 1, 1)
+            self.convert = lambda a: np.asarray(number(a), dtype=object)
+            self.exp, self.log = np.frompyfunc(context.exp, 1, 1), np.frompyfunc(context.log, 1, 1)

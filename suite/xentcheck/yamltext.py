@@ -13,6 +13,11 @@ MAX_BYTES = 1_000_000
 MAX_DEPTH = 24
 MAX_ALIASES = 64
 
+_TAGS = {
+    "mapping": {"tag:yaml.org,2002:map"},
+    "sequence": {"tag:yaml.org,2002:seq"},
+    "scalar": {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")},
+}
 Location = tuple[Any, ...]  # keys and list indices from the top of the document
 
 
@@ -100,6 +105,8 @@ def _check_bounds(path: Path, text: str) -> None:
 
 def _construct(path: Path, loader: _Loader, node: yaml.Node, here: Location, lines: dict[Location, int]) -> Any:
     lines[here] = node.start_mark.line + 1
+    if node.tag not in _TAGS[node.id]:
+        raise CaseFileError(f"{path}:{lines[here]}: tag {node.tag!r} is not allowed; expected a plain value")
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -113,6 +120,7 @@ def _construct(path: Path, loader: _Loader, node: yaml.Node, here: Location, lin
         return mapping
     if isinstance(node, yaml.SequenceNode):
         return [_construct(path, loader, item, (*here, i), lines) for i, item in enumerate(node.value)]
-    if not node.tag.startswith("tag:yaml.org,2002:"):
-        raise CaseFileError(f"{path}:{lines[here]}: tag {node.tag!r} is not allowed; expected a plain value")
-    return loader.construct_object(node)
+    try:
+        return loader.construct_object(node)
+    except (ValueError, KeyError) as error:  # !!int on what is none, or more digits than Python reads
+        raise CaseFileError(f"{path}:{lines[here]}: {node.value[:40]!r} is no {node.tag.rpartition(':')[2]}: {error}") from error
