@@ -16,4 +16,5 @@ implementation = Implementation(
     capabilities=EVERYTHING - {"ignore_index_list"},
     empty_mean="nan",
     deviations=NATIVE,
+    version=torch.__version__,
 )

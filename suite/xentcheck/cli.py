@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = commands.add_parser("repro", help="print a script that reproduces a case without this suite")
     add.add_argument("case")
     add.add_argument("--impl", required=True)
+    add.add_argument("--cases", type=Path, help="the case file, where it is one of your own")
     add.set_defaults(run=_repro)
     add = commands.add_parser("cases", help="list cases")
     add.add_argument("pattern", nargs="?", default="*")
@@ -87,13 +88,13 @@ def _repro(options: argparse.Namespace) -> int:
     implementations = find(options.impl)
     if len(implementations) != 1:
         raise ImplementationError(f"--impl {options.impl}: expected one implementation; found {len(implementations)}")
-    case = _case(options.case)
+    case = _case(options.case, options.cases)
     print(repro.script(case, implementations[0], build(case)), end="")
     return 0
 
 
-def _case(case_id: str) -> Case:
-    cases = {case.id: case for case in casefile.load_all()}
+def _case(case_id: str, path: Path | None) -> Case:
+    cases = {case.id: case for case in (casefile.load(path) if path else casefile.load_all())}
     if case_id not in cases:
         raise casefile.CaseFileError(f"there is no case {case_id}{nearest(case_id, cases)} `xentcheck cases` lists all")
     return cases[case_id]

@@ -353,9 +353,11 @@ def _sweep(
             losses[at] = _losses(log_p, t, mine)
             p = log_p if gradient is None else log_p.exp_()
         if gradient is not None:
-            _turn_into_gradient(p, t, mine, _part(scale, at))
-            if not in_place:
-                gradient[at] = p.to(gradient.dtype)
+            _make_difference(p, t, mine)
+            if isinstance(at, slice):
+                torch.mul(p, _part(scale, at), out=gradient[at])
+            else:
+                gradient[at] = p.mul_(_part(scale, at)).to(gradient.dtype)
 
     if ignored is not None:
         _clear(losses, gradient, ignored)
@@ -366,14 +368,13 @@ def _sweep(
     return losses, None if gradient is None else gradient.view(input.shape)
 
 
-def _turn_into_gradient(p: Tensor, target: Tensor, shares: _Shares, scale: Tensor) -> None:
-    """(A p - w q) * scale, in place."""
-    factor = shares.total * scale
-    if factor.dim() or factor != 1:
-        p.mul_(factor)
-    p.scatter_add_(1, target, (-shares.target * scale).expand(target.shape))
+def _make_difference(p: Tensor, target: Tensor, shares: _Shares) -> None:
+    """A p - w q, in the place of p."""
+    if shares.total.dim():  # otherwise 1
+        p.mul_(shares.total)
+    p.scatter_add_(1, target, -shares.target.expand(target.shape))
     if shares.classes is not None:
-        p.sub_(shares.classes * scale)
+        p.sub_(shares.classes)
 
 
 def _nll_beside_softmax(p: Tensor, logits: Tensor, target: Tensor) -> Tensor:

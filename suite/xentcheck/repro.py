@@ -6,6 +6,7 @@ import ast
 import base64
 import inspect
 import math
+import sys
 import zlib
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from xentcheck.batch import Batch
 from xentcheck.case import Case
-from xentcheck.implementation import Implementation
+from xentcheck.implementation import FOLDER, Implementation
 
 LITERAL = 400  # up to so many values are written out; more are packed
 WIDTH = 8  # values in a line
@@ -122,6 +123,13 @@ if not torch.equal(kept.nan_to_num(), logits.detach().nan_to_num()):
 """
 
 
+# Names that the script itself assigns; a file that assigns one of them, too, is kept apart.
+_SCRIPT_NAMES = frozenset(
+    "above call_module difference direction expected expected_gradient expected_loss gradient i ignored kept load logits loss "
+    "loss_function one options pull_back second stand_in target through_identity upstream where".split()
+)
+
+
 def script(case: Case, implementation: Implementation, batch: Batch) -> str:
     """The script's text. Printed values show the same difference that the suite found."""
     function, definition = _function(implementation)
@@ -145,35 +153,84 @@ def script(case: Case, implementation: Implementation, batch: Batch) -> str:
         steps += [_SHOW_OVERWRITTEN]
     run = "".join(f"{step.strip()}\n" for step in steps if step).replace("{call}", call).replace("{function}", function)
     functions = [] if case.expects_error else [_EXPECTED.strip(), _ABOVE.strip()]
-    doc = '"""' + "\n".join(head) + '\n"""'
+    text = "\n".join(head)
+    doc = f'"""{text}\n"""' if '"""' not in text and "\\" not in text else "\n".join(f"# {line}".rstrip() for line in head)
     imports = "import base64\nimport sys\nimport zlib\n\nimport torch" if any("base64" in d for d in data) else "import sys\n\nimport torch"
     anomaly = 'if "--anomaly" in sys.argv:\n    torch.autograd.set_detect_anomaly(True)'
     return "\n\n".join((doc, imports, "\n" + definition + "\n", *(f"{f}\n" for f in functions), anomaly, "\n".join(data), run))
 
 
 def _function(implementation: Implementation) -> tuple[str, str]:
-    """The name to call, and the lines that define it: an import, or the source of a file that is loaded by path."""
-    function: Any = implementation.cross_entropy or implementation.loss_and_gradient or implementation.linear_cross_entropy
-    module, name = getattr(function, "__module__", "") or "", getattr(function, "__qualname__", "")
-    if implementation.linear_cross_entropy is not None:
-        inner, definition = _named(function, module, name)
-        return "through_identity", (
-            f"{definition}\n\n\ndef through_identity(input, target, **options):\n"
-            f"    return {inner}(input, torch.eye(input.shape[-1], dtype=input.dtype), target, **options)\n"
-        )
-    return _named(function, module, name)
+    """The expression to call, and the lines that define it."""
+    form = next(f for f in ("cross_entropy", "loss_and_gradient", "linear_cross_entropy") if getattr(implementation, f) is not None)
+    function: Any = getattr(implementation, form)
+    expression, definition = _defined(function, form, implementation.source)
+    if form == "linear_cross_entropy":
+        return "through_identity", _wrapper(definition, "through_identity", f"{expression}(input, torch.eye(input.shape[-1], dtype=input.dtype), target, **options)")
+    return expression, definition
 
 
-def _named(function: Any, module: str, name: str) -> tuple[str, str]:
+def _defined(function: Any, form: str, source: str) -> tuple[str, str]:
     closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
     if "module_class" in closure:  # an nn.Module class, taken as cls(**options)(input, target)
-        inner, definition = _named(closure["module_class"], closure["module_class"].__module__, closure["module_class"].__qualname__)
-        return "cross_entropy", f"{definition}\n\n\ndef cross_entropy(input, target, **options):\n    return {inner}(**options)(input, target)\n"
-    if not module.startswith("xentcheck_loaded_"):
-        root = name.split(".")[0]
-        return name, f"from {module} import {root}"
-    path = Path(inspect.getfile(function))
-    return name, f"# --- {path.name}\n{_without_the_suite(path.read_text())}\n# ---"
+        expression, definition = _defined(closure["module_class"], form, source)
+        return "call_module", _wrapper(definition, "call_module", f"{expression}(**options)(input, target)")
+    module, name = getattr(function, "__module__", None) or "", getattr(function, "__qualname__", "")
+    if not module.startswith("xentcheck_loaded_") and _attribute(sys.modules.get(module), name) is function:
+        return name, f"from {module} import {name.split('.')[0]}"
+    where, _, attribute = source.rpartition(":")
+    if where and not where.endswith(".py"):
+        return attribute, f"from {where} import {attribute.split('.')[0]}"
+    path = Path(where) if where else FOLDER / f"{source}.py"
+    text = _without_the_suite(path.read_text())
+    top_level = {n for node in ast.parse(text).body for n in _assigned(node)}
+    if name.split(".")[0] in top_level and not top_level & _SCRIPT_NAMES and not _siblings(path, text):
+        return name, f"# --- {path.name}\n{text}\n# ---"
+    return _in_its_own_namespace(path, attribute or "implementation", form)
+
+
+def _in_its_own_namespace(path: Path, attribute: str, form: str) -> tuple[str, str]:
+    """For files whose names are this script's, too, or that import what lies beside them: every file as a module of its own."""
+    texts: dict[str, str] = {}
+
+    def gather(file: Path) -> None:
+        text = "\n".join(line for line in file.read_text().splitlines() if not line.startswith("from xentcheck.implementation import"))
+        for sibling in _siblings(file, text):
+            if sibling.stem not in texts:
+                gather(sibling)
+        texts[file.stem] = text
+
+    gather(path)
+    lines = [
+        "import types",
+        "",
+        "",
+        "def stand_in(*_, **claims):",
+        '    """For what the suite\'s own declarations in a file would make."""',
+        "    return types.SimpleNamespace(**claims)",
+        "",
+        "",
+        "def load(name, text):",
+        "    sys.modules[name] = module = types.ModuleType(name)",
+        '    module.__dict__.update(Implementation=stand_in, Deviation=stand_in, EVERYTHING=frozenset())',
+        "    exec(compile(text, name, 'exec'), module.__dict__)",
+        "    return module",
+        "",
+        "",
+        *(f"{name}_file = load({name!r}, {text!r})" for name, text in texts.items()),
+    ]
+    root, *steps = attribute.split(".")
+    return "loss_function", "\n".join([*lines, f"loss_function = {path.stem}_file.{'.'.join([root, *steps])}", f"loss_function = getattr(loss_function, {form!r}, loss_function)"])
+
+
+def _wrapper(definition: str, name: str, call: str) -> str:
+    return f"{definition}\n\n\ndef {name}(input, target, **options):\n    return {call}"
+
+
+def _attribute(value: Any, path: str) -> Any:
+    for step in path.split("."):
+        value = getattr(value, step, None)
+    return value
 
 
 def _without_the_suite(text: str) -> str:
@@ -185,12 +242,25 @@ def _without_the_suite(text: str) -> str:
     needed = set().union(*(_names(node) for node in kept))
     kept = [node for node in kept if not isinstance(node, (ast.Import, ast.ImportFrom)) or needed & {(a.asname or a.name).split(".")[0] for a in node.names}]
     lines = text.splitlines()
-    texts = ["\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in kept]
-    return "\n\n\n".join(texts)
+    return "\n\n\n".join("\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in kept)
 
 
 def _imports_from_suite(node: ast.stmt) -> TypeGuard[ast.ImportFrom]:
     return isinstance(node, ast.ImportFrom) and node.module == "xentcheck.implementation"
+
+
+def _siblings(path: Path, text: str) -> list[Path]:
+    """The files beside a file that it imports."""
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    modules = [node.module or "" if isinstance(node, ast.ImportFrom) else alias.name for node in nodes for alias in node.names]
+    files = [path.parent / f"{module.split('.')[0]}.py" for module in dict.fromkeys(modules) if module]
+    return [file for file in files if file.is_file()]
+
+
+def _assigned(node: ast.stmt) -> set[str]:
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return {node.name}
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
 def _names(node: ast.stmt) -> set[str]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xentcheck.case import Case
+from xentcheck.casefile import CASES
 from xentcheck.implementation import Implementation
 from xentcheck.judge import Verdict, case_status
 
@@ -30,13 +31,14 @@ def failure(case: Case, verdict: Verdict, implementation: Implementation) -> str
         f"  clause     {case.clause.requirement}",
         f"  case       {_relative(case.path)}:{case.line}" + (f": {case.why}" if case.why else ""),
         f"  {verdict.status:<10} {verdict.message}",
-        f"  reproduce  {repro_command(case.id, implementation)}",
+        f"  reproduce  {repro_command(case, implementation)}",
     ]
     return "\n".join(lines)
 
 
-def repro_command(case_id: str, implementation: Implementation) -> str:
-    return f"xentcheck repro {shlex.quote(case_id)} --impl {shlex.quote(implementation.source or implementation.name)}"
+def repro_command(case: Case, implementation: Implementation) -> str:
+    command = ["xentcheck", "repro", case.id, "--impl", implementation.source or implementation.name]
+    return shlex.join(command if case.path.is_relative_to(CASES) else [*command, "--cases", str(case.path)])
 
 
 def by_case(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], list[Verdict]]:
