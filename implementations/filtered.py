@@ -2,8 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from _torch import FLOAT16_MEAN, HALF_GRADIENT, HALF_LOSS
 
+from _torch import FLOAT16_MEAN, HALF_GRADIENT, HALF_LOSS
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation
 
 
@@ -25,7 +25,12 @@ implementation = Implementation(
         *HALF_GRADIENT,
         FLOAT16_MEAN,
         Deviation(
-            ("bad-input/shape-of-tokens[one-sample]", "bad-input/shape[empty]", "bad-input/shape[one]", "bad-input/shape[shorter]"),
+            (
+                "bad-input/shape-of-tokens[one-sample]",
+                "bad-input/shape[empty]",
+                "bad-input/shape[one]",
+                "bad-input/shape[shorter]",
+            ),
             aspect="rejection",
             fault="accepted",
             observed="a target shorter than the batch is taken, and the rest of the logits are dropped",

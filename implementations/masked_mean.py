@@ -58,7 +58,17 @@ implementation = Implementation(
     name="masked_mean",
     cross_entropy=cross_entropy,
     capabilities=frozenset(
-        {"ignore_index", "ignore_index_in_range", "reduction_mean", "backward", "non_contiguous", "non_finite", "many_classes", "float32", "float64"}
+        {
+            "ignore_index",
+            "ignore_index_in_range",
+            "reduction_mean",
+            "backward",
+            "non_contiguous",
+            "non_finite",
+            "many_classes",
+            "float32",
+            "float64",
+        }
     ),
     deviations=(
         Deviation(

@@ -2,8 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from _torch import HALF_GRADIENT, HALF_LOSS, NEGATIVE_SMOOTHING, nan_in_ignored_rows, uint8_refused
 
+from _torch import HALF_GRADIENT, HALF_LOSS, NEGATIVE_SMOOTHING, nan_in_ignored_rows, uint8_refused
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation
 
 _HIDDEN = {

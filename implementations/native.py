@@ -1,8 +1,8 @@
 """``torch.nn.functional.cross_entropy``, as PyTorch ships it."""
 
 import torch
-from _torch import NATIVE
 
+from _torch import NATIVE
 from xentcheck.implementation import EVERYTHING, Implementation
 
 implementation = Implementation(

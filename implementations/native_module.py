@@ -1,8 +1,8 @@
 """``torch.nn.CrossEntropyLoss``, the module: made anew for every call, as the options of a call belong to its constructor."""
 
 import torch
-from _torch import NATIVE
 
+from _torch import NATIVE
 from xentcheck.implementation import EVERYTHING, Implementation
 
 

@@ -2,8 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from _torch import FLOAT16_MEAN, HALF_GRADIENT, HALF_LOSS, nan_in_ignored_rows, uint8_refused
 
+from _torch import FLOAT16_MEAN, HALF_GRADIENT, HALF_LOSS, nan_in_ignored_rows, uint8_refused
 from xentcheck.implementation import EVERYTHING, Implementation
 
 

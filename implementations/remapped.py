@@ -2,8 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from _torch import FLOAT16_MEAN, FULL_SMOOTHING, HALF_GRADIENT, HALF_LOSS, NEGATIVE_SMOOTHING, nan_in_ignored_rows
 
+from _torch import FLOAT16_MEAN, FULL_SMOOTHING, HALF_GRADIENT, HALF_LOSS, NEGATIVE_SMOOTHING, nan_in_ignored_rows
 from xentcheck.implementation import EVERYTHING, Implementation
 
 IGNORED = -100

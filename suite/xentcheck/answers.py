@@ -50,7 +50,9 @@ def load(path: Path = CASES / "answers.yaml") -> tuple[Answer, ...]:
         return _File.model_validate(read(path).value).answers
     except ValidationError as error:
         first = error.errors()[0]
-        raise CaseFileError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; found {first['input']!r:.80}") from error
+        raise CaseFileError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; found {first['input']!r:.80}"
+        ) from error
 
 
 def unverified(answers: Sequence[Answer], results: Results) -> list[str]:
@@ -63,11 +65,15 @@ def unverified(answers: Sequence[Answer], results: Results) -> list[str]:
             verdicts = grouped.get((evidence.implementation, evidence.case))
             status = case_status(v.status for v in verdicts) if verdicts else "not run"
             if status != evidence.status:
-                problems.append(f"answers.yaml: seed {answer.seed}: {evidence.implementation} {evidence.case}: expected {evidence.status}, found {status}")
+                problems.append(
+                    f"answers.yaml: seed {answer.seed}: {evidence.implementation} {evidence.case}: expected {evidence.status}, found {status}"
+                )
     return problems
 
 
-def evidence_table(answer: Answer, results: Results, names: Sequence[str], symbols: dict[str, str]) -> list[dict[str, str]]:
+def evidence_table(
+    answer: Answer, results: Results, names: Sequence[str], symbols: dict[str, str]
+) -> list[dict[str, str]]:
     """A row for each case that is evidence, and how every implementation fared in it."""
     grouped, rows = by_case(results.verdicts), {}
     for evidence in (e for claim in answer.claims for e in claim.evidence):

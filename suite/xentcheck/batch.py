@@ -23,7 +23,9 @@ from xentcheck.case import Case, Ignore, Pattern, Question, Upstream
 from xentcheck.casefile import CaseFileError
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
-TARGET_DTYPES = {name: getattr(torch, name) for name in ("int64", "uint8", "int32", "int16", "int8", "bool", "float32", "float64")}
+TARGET_DTYPES = {
+    name: getattr(torch, name) for name in ("int64", "uint8", "int32", "int16", "int8", "bool", "float32", "float64")
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,10 @@ class Batch:
 
     def fresh(self) -> Batch:
         """A copy that shares no memory with this one and has the same strides."""
-        options = {k: list(v) if isinstance(v, list) else _like(v) if isinstance(v, Tensor) else v for k, v in self.options.items()}
+        options = {
+            k: list(v) if isinstance(v, list) else _like(v) if isinstance(v, Tensor) else v
+            for k, v in self.options.items()
+        }
         upstream = None if self.upstream is None else _like(self.upstream)
         return replace(self, input=_like(self.input), target=_like(self.target), options=options, upstream=upstream)
 
@@ -67,7 +72,16 @@ def build(case: Case) -> Batch:
     """The batch of a case. Raises CaseFileError where the case's parts do not fit together."""
     try:
         return _build(case)
-    except (IndexError, ValueError, KeyError, TypeError, RuntimeError, OSError, OverflowError, SafetensorError) as error:
+    except (
+        IndexError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        OSError,
+        OverflowError,
+        SafetensorError,
+    ) as error:
         if isinstance(error, CaseFileError):
             raise
         raise CaseFileError(f"{case.path}:{case.line}: case {case.id}: no batch can be made of it: {error}") from error
@@ -119,17 +133,25 @@ def _build(case: Case) -> Batch:
         logits = np.broadcast_to(logits[:1], logits.shape)
     options: dict[str, Any] = {}
     if question.weight is not None:
-        weight = 0.25 + 1.75 * draw.uniform((classes,)) if question.weight == "random" else np.asarray(question.weight, dtype=np.float64)
+        weight = (
+            0.25 + 1.75 * draw.uniform((classes,))
+            if question.weight == "random"
+            else np.asarray(question.weight, dtype=np.float64)
+        )
         options["weight"] = torch.from_numpy(weight).to(dtype)
     if question.ignore_index is not None:
-        options["ignore_index"] = question.ignore_index if isinstance(question.ignore_index, int) else list(question.ignore_index)
+        options["ignore_index"] = (
+            question.ignore_index if isinstance(question.ignore_index, int) else list(question.ignore_index)
+        )
     if question.reduction is not None:
         options["reduction"] = question.reduction
     if question.label_smoothing is not None:
         options["label_smoothing"] = question.label_smoothing
     input_ = _lay_out(_rounded(logits, dtype), question.logits.layout, filler=math.nan)
     # The gaps of a strided target hold a class that does not exist: reading them cannot go unnoticed.
-    target_ = _lay_out(torch.from_numpy(target).to(TARGET_DTYPES[question.target.dtype]), question.target.layout, filler=classes)
+    target_ = _lay_out(
+        torch.from_numpy(target).to(TARGET_DTYPES[question.target.dtype]), question.target.layout, filler=classes
+    )
     upstream = _upstream(question.upstream, draw, target.shape if options.get("reduction") == "none" else (), dtype)
     direction = draw.normal(logits.shape) if question.mode == "double_backward" else None
     if direction is not None and dtype != torch.float64:
@@ -185,7 +207,11 @@ def _target(case: Case, draw: _Draw, classes: int, positions: tuple[int, ...]) -
     allowed = [c for c in spec.classes or range(classes) if c not in question.ignore_values]
     if not allowed and math.prod(shape):
         raise ValueError("every class is an ignore value; none is left to draw targets from")
-    target = np.asarray(allowed, dtype=np.int64)[draw.below(len(allowed), shape)] if allowed else np.zeros(shape, dtype=np.int64)
+    target = (
+        np.asarray(allowed, dtype=np.int64)[draw.below(len(allowed), shape)]
+        if allowed
+        else np.zeros(shape, dtype=np.int64)
+    )
     if spec.layout == "expanded" and target.ndim:
         target[:] = target[:1]
     flat = target.reshape(-1)
@@ -237,7 +263,9 @@ def _set_one(flat: np.ndarray, target: np.ndarray, ignored: np.ndarray, pattern:
         flat[rows] = pattern.value
     else:
         if ignored[rows].any():
-            raise ValueError(f"logits.set: classes: {pattern.classes} has a meaning for valid rows only; the rows include ignored ones")
+            raise ValueError(
+                f"logits.set: classes: {pattern.classes} has a meaning for valid rows only; the rows include ignored ones"
+            )
         is_target = np.arange(flat.shape[1]) == target[rows, None]
         flat[rows] = np.where(is_target == (pattern.classes == "target"), pattern.value, flat[rows])
 
@@ -248,7 +276,9 @@ def _upstream(spec: Upstream, draw: _Draw, shape: tuple[int, ...], dtype: torch.
     if spec.per_position:
         values = (0.5 + 1.5 * draw.uniform(shape)) * np.where(draw.uniform(shape) < 0.5, -1.0, 1.0)
     else:
-        values = np.broadcast_to(np.asarray(spec.scalar if spec.values is None else spec.values, dtype=np.float64), shape).copy()
+        values = np.broadcast_to(
+            np.asarray(spec.scalar if spec.values is None else spec.values, dtype=np.float64), shape
+        ).copy()
     if spec.zero:
         values.reshape(-1)[list(spec.zero)] = 0.0
     return _lay_out(_rounded(values, dtype), spec.layout, filler=math.nan)

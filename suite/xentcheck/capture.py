@@ -57,7 +57,9 @@ def capture(
     valid = ~np.isin(indices, ignore_index)
     wrong = indices[valid & ((indices < 0) | (indices >= classes))]
     if wrong.size:
-        raise ValueError(f"target: expected 0 to {classes - 1} or {ignore_index}; found {wrong[0]}, {wrong.size} in all")
+        raise ValueError(
+            f"target: expected 0 to {classes - 1} or {ignore_index}; found {wrong[0]}, {wrong.size} in all"
+        )
     entry = {
         "why": f"{valid.size} positions, {valid.size - valid.sum()} of them ignored; from torch {torch.__version__}",
         "dtype": _name(logits.dtype),
@@ -81,7 +83,15 @@ def capture(
     return case
 
 
-def _check(logits: Tensor, target: Tensor, max_bytes: int, weight: Tensor | None, ignore_index: object, reduction: str, label_smoothing: float) -> None:
+def _check(
+    logits: Tensor,
+    target: Tensor,
+    max_bytes: int,
+    weight: Tensor | None,
+    ignore_index: object,
+    reduction: str,
+    label_smoothing: float,
+) -> None:
     _check_tensor("logits", logits, DTYPES)
     _check_tensor("target", target, TARGETS)
     shape, axis = tuple(logits.shape), 0 if logits.dim() == 1 else 1
@@ -91,7 +101,9 @@ def _check(logits: Tensor, target: Tensor, max_bytes: int, weight: Tensor | None
         hint = "; classes come second: logits.movedim(-1, 1)" if target.shape == shape[:-1] else ""
         raise ValueError(f"target: expected {positions} for logits of {shape}; found {tuple(target.shape)}{hint}")
     if logits.nbytes > max_bytes:
-        raise ValueError(f"logits: expected at most max_bytes={max_bytes:,}; found {logits.nbytes:,}; capture fewer rows?")
+        raise ValueError(
+            f"logits: expected at most max_bytes={max_bytes:,}; found {logits.nbytes:,}; capture fewer rows?"
+        )
     if weight is not None:
         _check_tensor("weight", weight, [_name(logits.dtype)])
         if weight.shape != shape[axis : axis + 1] or shape[axis] > MAX_WEIGHTS:

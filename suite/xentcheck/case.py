@@ -33,7 +33,9 @@ def _nested(value: Any) -> Any:
 NUMBER_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "number"}, {"enum": [*WORDS]}]}
 Number = Annotated[float, BeforeValidator(_number), WithJsonSchema(NUMBER_SCHEMA)]
 # A number, or lists of lists of numbers: literal logits, targets and answers.
-Nested = Annotated[Any, BeforeValidator(_nested), WithJsonSchema({"anyOf": [*NUMBER_SCHEMA["anyOf"], {"type": "array"}]})]
+Nested = Annotated[
+    Any, BeforeValidator(_nested), WithJsonSchema({"anyOf": [*NUMBER_SCHEMA["anyOf"], {"type": "array"}]})
+]
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 TargetDtype = Literal["int64", "uint8", "int32", "int16", "int8", "bool", "float32", "float64"]
@@ -126,7 +128,9 @@ class Target(Model):
     @model_validator(mode="after")
     def _literal_or_drawn(self) -> Target:
         if (self.values is not None or self.file is not None) and (self.classes is not None or self.ignore is not None):
-            raise ValueError("expected either values or file, or else classes and ignore: literal targets say themselves which they ignore")
+            raise ValueError(
+                "expected either values or file, or else classes and ignore: literal targets say themselves which they ignore"
+            )
         return self
 
 
@@ -201,7 +205,9 @@ class Question(Model):
             if self.reduction not in (None, "mean", "sum", "none"):
                 raise ValueError(f"reduction: expected mean, sum or none, or expect.error; found {self.reduction!r}")
             if not 0 <= (self.label_smoothing or 0) <= 1:
-                raise ValueError(f"label_smoothing: expected a number in [0, 1], or expect.error; found {self.label_smoothing}")
+                raise ValueError(
+                    f"label_smoothing: expected a number in [0, 1], or expect.error; found {self.label_smoothing}"
+                )
         if self.target.ignore is not None and self.target.ignore.rows != "none" and not self.ignore_values:
             raise ValueError("target.ignore: there is no ignore value; ignore_index is an empty list")
         if self.mode == "vmap" and (self.reduction != "none" or self.upstream != Upstream(scalar=1.0)):

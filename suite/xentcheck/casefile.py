@@ -55,7 +55,9 @@ def load(path: Path) -> list[Case]:
     document = read(path)
     source = _Source(path, document)
     if not isinstance(document.value, dict):
-        raise CaseFileError(f"{path}:1: expected a mapping with the keys clause, title, requirement, sources, cases; found {_kind(document.value)}")
+        raise CaseFileError(
+            f"{path}:1: expected a mapping with the keys clause, title, requirement, sources, cases; found {_kind(document.value)}"
+        )
     header = {k: v for k, v in document.value.items() if k not in ("defaults", "cases")}
     clause = source.validate(Clause, header, document.lines, "", unknown_ok=CaseFile)
     defaults, entries = document.value.get("defaults") or {}, document.value.get("cases")
@@ -69,7 +71,12 @@ def load(path: Path) -> list[Case]:
         line = document.lines[("cases", index)]
         name = entry.get("id") if isinstance(entry, dict) else None
         if not isinstance(name, str):
-            source.fail(("cases", index), "", "id", f"expected a mapping with a readable id; found {_kind(entry.get('id') if isinstance(entry, dict) else entry)}")
+            source.fail(
+                ("cases", index),
+                "",
+                "id",
+                f"expected a mapping with a readable id; found {_kind(entry.get('id') if isinstance(entry, dict) else entry)}",
+            )
             continue
         if name in names:
             source.fail(("cases", index, "id"), name, "id", f"the id stands twice; the first is on line {names[name]}")
@@ -81,9 +88,15 @@ def load(path: Path) -> list[Case]:
             question = source.validate(Question, merged, lines, name + label, unknown_ok=Entry)
             if meta and question and clause:
                 full = f"{clause.clause}/{name}{label}"
-                cases.append(Case(id=full, clause=clause, question=question, why=meta.why, kills=meta.kills, path=path, line=line))
+                cases.append(
+                    Case(
+                        id=full, clause=clause, question=question, why=meta.why, kills=meta.kills, path=path, line=line
+                    )
+                )
         if len(cases) > MAX_CASES_PER_FILE:
-            source.fail(("cases", index), name, "matrix", f"expected at most {MAX_CASES_PER_FILE} cases a file, found more")
+            source.fail(
+                ("cases", index), name, "matrix", f"expected at most {MAX_CASES_PER_FILE} cases a file, found more"
+            )
             break
     source.raise_if_any()
     return cases
@@ -99,7 +112,9 @@ def digest(cases: Iterable[Case]) -> str:
                 try:
                     sha.update((case.folder / source).read_bytes())
                 except OSError as error:
-                    raise CaseFileError(f"{case.path}:{case.line}: case {case.id}: {source} cannot be read: {error.strerror}") from error
+                    raise CaseFileError(
+                        f"{case.path}:{case.line}: case {case.id}: {source} cannot be read: {error.strerror}"
+                    ) from error
     return sha.hexdigest()[:16]
 
 
@@ -146,14 +161,21 @@ class _Source:
                 self.fail(where, case, ".".join(map(str, where)), text, lines)
             return None
 
-    def expand(self, defaults: dict, entry: dict, index: int, name: str) -> Iterator[tuple[str, dict, dict[Location, int]]]:
+    def expand(
+        self, defaults: dict, entry: dict, index: int, name: str
+    ) -> Iterator[tuple[str, dict, dict[Location, int]]]:
         """Every point of the case's matrix: the label, the merged document, and the line of each of its values."""
         base_lines = _below(self.lines, ("defaults",)) | _below(self.lines, ("cases", index))
         base_lines[()] = self.lines[("cases", index)]
         plain = merge(defaults, entry)
         axes = plain.get("matrix") or {}
         if not isinstance(axes, dict):
-            self.fail(("cases", index, "matrix"), name, "matrix", f"expected a mapping from keys to lists of values; found {_kind(axes)}")
+            self.fail(
+                ("cases", index, "matrix"),
+                name,
+                "matrix",
+                f"expected a mapping from keys to lists of values; found {_kind(axes)}",
+            )
             return
         points = []
         for axis, choices in axes.items():
@@ -161,14 +183,24 @@ class _Source:
             if isinstance(choices, list):
                 choices = {_label(c): c for c in choices} if len({_label(c) for c in choices}) == len(choices) else {}
             if not isinstance(choices, dict) or not choices:
-                self.fail(where, name, f"matrix.{axis}", "expected a list of different values, or a mapping from labels to values")
+                self.fail(
+                    where,
+                    name,
+                    f"matrix.{axis}",
+                    "expected a list of different values, or a mapping from labels to values",
+                )
                 return
             points.append([(axis, str(label), choice) for label, choice in choices.items()])
         for point in itertools.product(*points):
             merged, lines = copy.deepcopy(plain), dict(base_lines)
             for axis, label, choice in point:
                 if axis == "vary" and not isinstance(choice, dict):
-                    self.fail(("cases", index, "matrix", axis), name, f"matrix.vary.{label}", f"expected a mapping with keys of a case; found {_kind(choice)}")
+                    self.fail(
+                        ("cases", index, "matrix", axis),
+                        name,
+                        f"matrix.vary.{label}",
+                        f"expected a mapping with keys of a case; found {_kind(choice)}",
+                    )
                     return
                 keys = axis.split(".")
                 override: Any = choice
@@ -239,7 +271,11 @@ def _explain(error: ValidationError, value: Any, model: Any) -> list[tuple[Locat
                 text = "expected, but not there"
             else:
                 text = re.sub(r"^(Value error, |Input should be )", "", item["msg"])
-                text = text if text.startswith(("expected", *_fields_at(model, ()))) or "; found" in text else f"expected {text}"
+                text = (
+                    text
+                    if text.startswith(("expected", *_fields_at(model, ()))) or "; found" in text
+                    else f"expected {text}"
+                )
                 if "; found" not in text:
                     text += f"; found {_kind(found)}"
             texts.append(text)
@@ -252,9 +288,9 @@ def _in_document(loc: Location, value: Any) -> tuple[Location, Any]:
     """The part of a pydantic location that exists in the document: the names of union branches are left out."""
     where: list[Any] = []
     for step in loc:
-        if isinstance(value, dict) and step in value:
-            value = value[step]
-        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+        if (isinstance(value, dict) and step in value) or (
+            isinstance(value, list) and isinstance(step, int) and step < len(value)
+        ):
             value = value[step]
         else:
             continue
@@ -277,4 +313,3 @@ def _models_in(annotation: Any) -> list[Any]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [m for argument in typing.get_args(annotation) for m in _models_in(argument)]
-

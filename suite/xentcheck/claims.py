@@ -31,7 +31,9 @@ CAPABILITIES: dict[str, str] = {
 }
 
 # Those that are options of the call. What is not claimed of them must be refused, never dropped in silence.
-OPTIONS = frozenset({"ignore_index", "ignore_index_list", "weight", "label_smoothing", "reduction_sum", "reduction_none"})
+OPTIONS = frozenset(
+    {"ignore_index", "ignore_index_list", "weight", "label_smoothing", "reduction_sum", "reduction_none"}
+)
 
 # A convention is a question with several defensible answers.
 CONVENTIONS: dict[str, tuple[str, tuple[str, ...]]] = {

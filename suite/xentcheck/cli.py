@@ -19,13 +19,20 @@ from xentcheck.naming import nearest
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 where a check found something, 2 where the command cannot be carried out."""
-    parser = argparse.ArgumentParser(prog="xentcheck", description="Conformance of cross-entropy losses. The suite itself is run by: pytest suite/ --impl NAMES")
+    parser = argparse.ArgumentParser(
+        prog="xentcheck",
+        description="Conformance of cross-entropy losses. The suite itself is run by: pytest suite/ --impl NAMES",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("report", help="write the reports from results")
     add.add_argument("results", type=Path, nargs="+", help="folders that --results wrote; several are merged")
     add.add_argument("--to", type=Path, default=Path("reports"), help="where to write (default: reports)")
     add.add_argument("--excerpt", type=Path, help="a page that shows the summary table between its excerpt marks")
-    add.add_argument("--check", action="store_true", help="write nothing; exit 1 if the pages in --to are not what these results give")
+    add.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit 1 if the pages in --to are not what these results give",
+    )
     add.set_defaults(run=_report)
     add = commands.add_parser("repro", help="print a script that reproduces a case without this suite")
     add.add_argument("case")
@@ -63,7 +70,9 @@ def _report(options: argparse.Namespace) -> int:
         if name not in implementations:
             implementations[name] = find(name)[0]
         batch = build(by_id[case_id])
-        return repro.script(by_id[case_id], implementations[name], batch) if batch.input.numel() <= repro.LITERAL else ""
+        return (
+            repro.script(by_id[case_id], implementations[name], batch) if batch.input.numel() <= repro.LITERAL else ""
+        )
 
     questions = answers.load()
     target = Path(tempfile.mkdtemp()) if options.check else options.to

@@ -30,7 +30,9 @@ class Examiner:
         def make() -> Exam:
             batch = self.batch(case)
             relevant = frozenset() if case.expects_error else relevant_conventions(batch)
-            return Exam(case, batch, capabilities_needed(case, batch), relevant, lambda answers: self.truth(case, answers))
+            return Exam(
+                case, batch, capabilities_needed(case, batch), relevant, lambda answers: self.truth(case, answers)
+            )
 
         return self._once(("exam", case.id), make)
 
@@ -41,7 +43,9 @@ class Examiner:
         def make() -> Observation:
             self.observations += 1
             error = case.question.expect.error
-            return observe(implementation, self.batch(case), case.has_gradient or (error is not None and error.phase == "backward"))
+            return observe(
+                implementation, self.batch(case), case.has_gradient or (error is not None and error.phase == "backward")
+            )
 
         return self._once(("observation", case.id, implementation.name), make)
 

@@ -25,8 +25,14 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "autocast": (lambda: torch.is_autocast_enabled("cpu"), lambda v: torch.set_autocast_enabled("cpu", v)),
     "autocast dtype": (lambda: torch.get_autocast_dtype("cpu"), lambda v: torch.set_autocast_dtype("cpu", v)),
     "float32 matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    "random state of torch": (lambda: torch.get_rng_state().numpy().tobytes(), lambda v: torch.set_rng_state(torch.frombuffer(bytearray(v), dtype=torch.uint8))),
-    "random state of NumPy": (lambda: _hashable(np.random.get_state()), lambda v: np.random.set_state((v[0], np.frombuffer(v[1], dtype=np.uint32), *v[2:]))),
+    "random state of torch": (
+        lambda: torch.get_rng_state().numpy().tobytes(),
+        lambda v: torch.set_rng_state(torch.frombuffer(bytearray(v), dtype=torch.uint8)),
+    ),
+    "random state of NumPy": (
+        lambda: _hashable(np.random.get_state()),
+        lambda v: np.random.set_state((v[0], np.frombuffer(v[1], dtype=np.uint32), *v[2:])),
+    ),
     "random state of Python": (random.getstate, random.setstate),
 }
 _TORCH = Path(torch.__file__).parent
@@ -57,7 +63,11 @@ class GlobalState:
                     changed.append(f"{namespace.__name__}.{name}")
                     setattr(namespace, name, function)
             # A new name on Tensor may hide a method of the class it is made from.
-            for name in [n for n in now if n not in functions and hasattr(torch._C.TensorBase, n)] if namespace is torch.Tensor else []:
+            for name in (
+                [n for n in now if n not in functions and hasattr(torch._C.TensorBase, n)]
+                if namespace is torch.Tensor
+                else []
+            ):
                 changed.append(f"{namespace.__name__}.{name}")
                 delattr(namespace, name)
         return tuple(changed)

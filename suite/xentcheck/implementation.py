@@ -106,7 +106,9 @@ class Implementation:
                 f"implementation {self.name}: expected one callable as cross_entropy, loss_and_gradient or linear_cross_entropy; found {len(forms)}"
             )
         for name in sorted((self.capabilities | self.tentative) - CAPABILITIES.keys()):
-            raise ImplementationError(f"implementation {self.name}: unknown capability {name!r}{nearest(name, CAPABILITIES)}")
+            raise ImplementationError(
+                f"implementation {self.name}: unknown capability {name!r}{nearest(name, CAPABILITIES)}"
+            )
         for name, (question, answers) in CONVENTIONS.items():
             if getattr(self, name) not in (None, *answers):
                 raise ImplementationError(
@@ -116,7 +118,9 @@ class Implementation:
             object.__setattr__(self, "version", _version_of(forms[0]))
         object.__setattr__(self, "capabilities", frozenset(self.capabilities))
         if self.linear_cross_entropy is not None:
-            object.__setattr__(self, "capabilities", self.capabilities - {"non_finite", "many_classes", "k_dim", "unbatched"})
+            object.__setattr__(
+                self, "capabilities", self.capabilities - {"non_finite", "many_classes", "k_dim", "unbatched"}
+            )
         if self.loss_and_gradient is not None:
             modes = {"double_backward", "compile", "autocast", "func_grad", "vmap"}
             object.__setattr__(self, "capabilities", self.capabilities - modes)
@@ -146,10 +150,14 @@ def from_callable(function: Callable[..., Any], name: str, source: str = "") -> 
     signature_of: Any = function
     if inspect.isclass(function):
         if not issubclass(function, torch.nn.Module):
-            raise ImplementationError(f"{source}: expected a function, an nn.Module class or an Implementation; found the class {function.__qualname__}")
+            raise ImplementationError(
+                f"{source}: expected a function, an nn.Module class or an Implementation; found the class {function.__qualname__}"
+            )
         module_class = function
         # nn.Module's own constructor takes any keyword, only to refuse it.
-        signature_of = (lambda self: None) if module_class.__init__ is torch.nn.Module.__init__ else module_class.__init__
+        signature_of = (
+            (lambda self: None) if module_class.__init__ is torch.nn.Module.__init__ else module_class.__init__
+        )
         function = lambda input, target, **options: module_class(**options)(input, target)  # noqa: E731
     elif isinstance(function, torch.nn.Module):
         signature_of = function.forward
@@ -159,7 +167,11 @@ def from_callable(function: Callable[..., Any], name: str, source: str = "") -> 
         parameters = {}
     takes_any = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     options = {o for o in _TORCH_OPTIONS if takes_any or o in parameters}
-    told = EVERYTHING - _EXTRAS - {"weight", "label_smoothing", "ignore_index", "ignore_index_in_range", "reduction_sum", "reduction_none"}
+    told = (
+        EVERYTHING
+        - _EXTRAS
+        - {"weight", "label_smoothing", "ignore_index", "ignore_index_in_range", "reduction_sum", "reduction_none"}
+    )
     claimed = told | (options - {"reduction"})
     claimed |= {"reduction_sum", "reduction_none"} if "reduction" in options else set()
     if "ignore_index" in options:
@@ -218,14 +230,18 @@ def _find_one(part: str, folder: Path) -> list[Implementation]:
         if attribute != "*":
             return [_from_module(load_file(path), attribute, part)]
         # Each function gets an execution of the file of its own, so that none sees what another does to the module.
-        functions = [n for n, value in vars(load_file(path)).items() if not n.startswith("_") and _is_defined_in(value, path)]
+        functions = [
+            n for n, value in vars(load_file(path)).items() if not n.startswith("_") and _is_defined_in(value, path)
+        ]
         if not functions:
             raise ImplementationError(f"--impl {part}: {path} defines no public function")
         return [_from_module(load_file(path), name, f"{where}:{name}") for name in functions]
     try:
         module = importlib.import_module(where)
     except Exception as error:
-        raise ImplementationError(f"--impl {part}: the module {where} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ImplementationError(
+            f"--impl {part}: the module {where} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     return [_from_module(module, attribute, part)]
 
 
@@ -265,7 +281,9 @@ _count = itertools.count()
 def load_file(path: Path) -> ModuleType:
     """Executes a file as a new module, its folder importable meanwhile. Raises ImplementationError with the failing line."""
     path = path.resolve()
-    spec = importlib.util.spec_from_file_location(f"xentcheck_loaded_{next(_count)}_{re.sub(r'[^0-9a-zA-Z]', '_', path.stem)}", path)
+    spec = importlib.util.spec_from_file_location(
+        f"xentcheck_loaded_{next(_count)}_{re.sub(r'[^0-9a-zA-Z]', '_', path.stem)}", path
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -279,12 +297,18 @@ def load_file(path: Path) -> ModuleType:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        line = next((f.lineno for f in reversed(inspect.trace()) if f.filename == str(path)), getattr(error, "lineno", "?"))
-        raise ImplementationError(f"{path}:{line}: the file cannot be imported: {type(error).__name__}: {error}") from error
+        line = next(
+            (f.lineno for f in reversed(inspect.trace()) if f.filename == str(path)), getattr(error, "lineno", "?")
+        )
+        raise ImplementationError(
+            f"{path}:{line}: the file cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     finally:
         sys.path.remove(str(path.parent))
         # What the file imports from its own folder belongs to this execution alone.
-        for name in [n for n in sys.modules.keys() - before if _lies_in(path.parent, sys.modules.get(n.partition(".")[0]))]:
+        for name in [
+            n for n in sys.modules.keys() - before if _lies_in(path.parent, sys.modules.get(n.partition(".")[0]))
+        ]:
             del sys.modules[name]
     return module
 
@@ -296,7 +320,11 @@ def _lies_in(folder: Path, module: ModuleType | None) -> bool:
 
 
 def _is_defined_in(value: Any, path: Path) -> bool:
-    return inspect.isfunction(value) and Path(value.__code__.co_filename) == path.resolve() and value.__name__ != "<lambda>"
+    return (
+        inspect.isfunction(value)
+        and Path(value.__code__.co_filename) == path.resolve()
+        and value.__name__ != "<lambda>"
+    )
 
 
 def _takes_lists(function: Callable[..., Any]) -> bool:
@@ -327,7 +355,9 @@ def _version_of(function: Any) -> str:
 def _place_of_call() -> str:
     """``file:first-last`` of the ``Deviation(...)`` being built, for messages that say which lines to delete."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and (frame.f_code.co_filename in (__file__, "<string>") or frame.f_code.co_name == "<lambda>"):
+    while frame.f_back is not None and (
+        frame.f_code.co_filename in (__file__, "<string>") or frame.f_code.co_name == "<lambda>"
+    ):
         frame = frame.f_back
     first = last = frame.f_lineno
     if hasattr(frame.f_code, "co_positions"):  # Python 3.11 and later

@@ -26,7 +26,17 @@ from xentcheck.reference import Array, Truth
 ALLOWED_UNITS = {"float64": 3.0, "float32": 3.0, "bfloat16": 1.0, "float16": 1.0}
 STATUSES = ("pass", "fail", "deviates", "unexpected-pass", "unsupported", "unavailable", "error", "crash", "timeout")
 GOOD = frozenset({"pass", "deviates", "unsupported", "unavailable"})
-_WORST_FIRST = ("crash", "timeout", "error", "fail", "unexpected-pass", "deviates", "unavailable", "pass", "unsupported")
+_WORST_FIRST = (
+    "crash",
+    "timeout",
+    "error",
+    "fail",
+    "unexpected-pass",
+    "deviates",
+    "unavailable",
+    "pass",
+    "unsupported",
+)
 
 
 @dataclass(frozen=True)
@@ -89,8 +99,25 @@ def judge(exam: Exam, aspect: Aspect, implementation: Implementation, seen: Obse
     """The verdict on one aspect. seen: None where the implementation was not asked."""
     case = exam.case
 
-    def verdict(status: str, message: str = "", units: float | None = None, fault: str = "", conventions: Mapping[str, str] | None = None) -> Verdict:
-        return Verdict(implementation.name, case.clause.clause, case.id, aspect, status, units, message, fault, case.question.dtype, conventions or {})
+    def verdict(
+        status: str,
+        message: str = "",
+        units: float | None = None,
+        fault: str = "",
+        conventions: Mapping[str, str] | None = None,
+    ) -> Verdict:
+        return Verdict(
+            implementation.name,
+            case.clause.clause,
+            case.id,
+            aspect,
+            status,
+            units,
+            message,
+            fault,
+            case.question.dtype,
+            conventions or {},
+        )
 
     if implementation.unavailable:
         return verdict("unavailable", implementation.unavailable)
@@ -102,19 +129,34 @@ def judge(exam: Exam, aspect: Aspect, implementation: Implementation, seen: Obse
         return verdict("unsupported", f"not claimed: {', '.join(sorted(missing))}")
     assert seen is not None
     raised = seen.first.raised
-    tentative = raised and raised.phase == "call" and not case.expects_error and not refusal and exam.needed & implementation.tentative
+    tentative = (
+        raised
+        and raised.phase == "call"
+        and not case.expects_error
+        and not refusal
+        and exam.needed & implementation.tentative
+    )
     if tentative and not seen.changed:
         return verdict("unsupported", f"refused: {raised}")
     fault, units, conventions = _FINDINGS[aspect](exam, implementation, seen)
     deviation = implementation.deviation_for(case.id, aspect)
     if fault is None:
         if deviation is not None and deviation.certain:
-            return verdict("unexpected-pass", f"this is a known deviation ({deviation.observed}), and it holds; delete {deviation.where}", units)
+            return verdict(
+                "unexpected-pass",
+                f"this is a known deviation ({deviation.observed}), and it holds; delete {deviation.where}",
+                units,
+            )
         return verdict("pass", "", units, conventions=conventions)
     if deviation is not None and deviation.fault == fault.kind:
         if deviation.max_units is None or (np.inf if fault.units is None else fault.units) <= deviation.max_units:
             return verdict("deviates", fault.message, fault.units, fault.kind)
-        return verdict("fail", f"{fault.message}; a deviation is known up to {deviation.max_units:g} units", fault.units, fault.kind)
+        return verdict(
+            "fail",
+            f"{fault.message}; a deviation is known up to {deviation.max_units:g} units",
+            fault.units,
+            fault.kind,
+        )
     return verdict("error" if fault.kind == "raised" else "fail", fault.message, fault.units, fault.kind)
 
 
@@ -134,17 +176,30 @@ def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Find
     if convention and stated.get(convention) == "refused":
         return _wrong("accepted", f"states that it refuses {CONVENTIONS[convention][0]}; found a loss")
     # A stated answer is the only one that is right; without one each of them is.
-    choices = [[(name, stated[name])] if name in stated else [(name, a) for a in CONVENTIONS[name][1]] for name in sorted(exam.relevant)]
+    choices = [
+        [(name, stated[name])] if name in stated else [(name, a) for a in CONVENTIONS[name][1]]
+        for name in sorted(exam.relevant)
+    ]
     faults = []
     for answers in itertools.product(*choices):
         truth = exam.truth(dict(answers))
         expected = _expected(exam.case.question.expect.loss, truth.loss)
-        fault, units = _compare("loss", answer.loss, expected, _exact(exam.case.question.expect.loss, truth.loss_unit), exam.case.question.dtype, answer.loss_type, None)
+        fault, units = _compare(
+            "loss",
+            answer.loss,
+            expected,
+            _exact(exam.case.question.expect.loss, truth.loss_unit),
+            exam.case.question.dtype,
+            answer.loss_type,
+            None,
+        )
         if fault is None:
             return None, units, dict(answers) | ({convention: "taken"} if convention else {})
         faults.append(fault)
     expectations = " or ".join(dict.fromkeys(f.message.split("; found")[0].removeprefix("expected ") for f in faults))
-    return _wrong(faults[0].kind, f"expected {expectations}; found{faults[0].message.split('; found', 1)[1]}", faults[0].units)
+    return _wrong(
+        faults[0].kind, f"expected {expectations}; found{faults[0].message.split('; found', 1)[1]}", faults[0].units
+    )
 
 
 def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
@@ -157,11 +212,27 @@ def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> 
         return _wrong("missing", "expected a gradient of the input; found none (input.grad is None)")
     truth = _any_truth(exam, implementation)
     expected = _expected(exam.case.question.expect.gradient, truth.gradient)
-    fault, units = _compare("gradient", answer.gradient, expected, _exact(exam.case.question.expect.gradient, truth.gradient_unit), dtype, answer.gradient_type, truth.ignored)
+    fault, units = _compare(
+        "gradient",
+        answer.gradient,
+        expected,
+        _exact(exam.case.question.expect.gradient, truth.gradient_unit),
+        dtype,
+        answer.gradient_type,
+        truth.ignored,
+    )
     if fault is None and truth.second is not None:
         if answer.second is None:
             return _wrong("missing", "expected a gradient of the gradient; found none")
-        fault, more = _compare("gradient of the gradient", answer.second, truth.second, truth.second_unit, dtype, answer.gradient_type, truth.ignored)
+        fault, more = _compare(
+            "gradient of the gradient",
+            answer.second,
+            truth.second,
+            truth.second_unit,
+            dtype,
+            answer.gradient_type,
+            truth.ignored,
+        )
         units = max(units or 0.0, more or 0.0)
     return fault, units if fault is None else fault.units, {}
 
@@ -169,7 +240,11 @@ def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> 
 def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     answer, dtype, mode = seen.first, exam.case.question.dtype, exam.case.question.mode
     if answer.raised and answer.raised.phase == "call":
-        return (None, None, {}) if exam.may_be_refused_by(implementation) else _wrong("raised", f"expected a loss; found {answer.raised}")
+        return (
+            (None, None, {})
+            if exam.may_be_refused_by(implementation)
+            else _wrong("raised", f"expected a loss; found {answer.raised}")
+        )
     if answer.loss is None:
         return _wrong("missing", f"expected a tensor; found {answer.loss_type}")
     shape = tuple(exam.batch.target.shape) if exam.batch.reduction == "none" else ()
@@ -182,17 +257,27 @@ def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Fin
     if not exam.case.has_gradient and answer.gradient_type:
         return _wrong("dtype", f"expected a loss without a graph under {mode}; found one that requires grad")
     if answer.gradient is not None and answer.gradient.shape != tuple(exam.batch.input.shape):
-        return _wrong("shape", f"expected a gradient of shape {tuple(exam.batch.input.shape)}; found {answer.gradient.shape}")
+        return _wrong(
+            "shape", f"expected a gradient of shape {tuple(exam.batch.input.shape)}; found {answer.gradient.shape}"
+        )
     if answer.gradient is not None and answer.gradient_type != dtype:
         return _wrong("dtype", f"expected a gradient of dtype {dtype}; found {answer.gradient_type}")
-    return None, None, {"half_loss_dtype": "input" if answer.loss_type == dtype else "float32"} if half and mode != "autocast" else {}
+    return (
+        None,
+        None,
+        {"half_loss_dtype": "input" if answer.loss_type == dtype else "float32"} if half and mode != "autocast" else {},
+    )
 
 
 def _rejection(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     expected, raised = exam.case.question.expect.error, seen.first.raised
     if raised is None:
         found = seen.first.loss_type if seen.first.loss is None else f"a loss of {_show(seen.first.loss)}"
-        what = "an error, since an option that is not claimed may not be dropped in silence" if expected is None else f"an error in the {expected.phase}"
+        what = (
+            "an error, since an option that is not claimed may not be dropped in silence"
+            if expected is None
+            else f"an error in the {expected.phase}"
+        )
         return _wrong("accepted", f"expected {what}; found {found}")
     if expected is None:
         return None, None, {}
@@ -205,7 +290,9 @@ def _rejection(exam: Exam, implementation: Implementation, seen: Observation) ->
 
 def _purity(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     if seen.changed:
-        return _wrong("changed", f"expected a call that leaves everything as it was; found changed: {', '.join(seen.changed)}")
+        return _wrong(
+            "changed", f"expected a call that leaves everything as it was; found changed: {', '.join(seen.changed)}"
+        )
     if seen.again is None or exam.case.expects_error or exam.case.question.expect.loss == "unspecified":
         return None, None, {}
     if seen.again.raised:
@@ -221,10 +308,17 @@ def _purity(exam: Exam, implementation: Implementation, seen: Observation) -> Fi
             return _wrong("unstable", f"expected the same {name} from the same call; found another shape")
         with np.errstate(all="ignore"):
             noise = unit.astype(np.float64) if unit.shape == one.shape else np.zeros(one.shape)
-            same = (one == two) | (np.isnan(one) & np.isnan(two)) | (abs(one - two) <= ALLOWED_UNITS[exam.case.question.dtype] * noise)
+            same = (
+                (one == two)
+                | (np.isnan(one) & np.isnan(two))
+                | (abs(one - two) <= ALLOWED_UNITS[exam.case.question.dtype] * noise)
+            )
         if not same.all():
             where = _first(~same)
-            return _wrong("unstable", f"expected the same {name} from the same call; found {float(one[where])!r} and then {float(two[where])!r}{_at(where)}")
+            return _wrong(
+                "unstable",
+                f"expected the same {name} from the same call; found {float(one[where])!r} and then {float(two[where])!r}{_at(where)}",
+            )
     return None, None, {}
 
 
@@ -262,12 +356,17 @@ def _exact(word: Any, unit: Array) -> Array:
     return np.zeros_like(unit) if isinstance(word, str) and word == "zero" else unit
 
 
-def _compare(name: str, found: Array, expected: Array | str, unit: Any, dtype: str, found_dtype: str, ignored: Array | None) -> tuple[Fault | None, float | None]:
+def _compare(
+    name: str, found: Array, expected: Array | str, unit: Any, dtype: str, found_dtype: str, ignored: Array | None
+) -> tuple[Fault | None, float | None]:
     """Found against expected values in units. In a gradient, an expected NaN marks what the definition leaves open."""
     if isinstance(expected, str):
         if expected == "finite" and not np.isfinite(found).all():
             where = _first(~np.isfinite(found))
-            return Fault("nan" if np.isnan(found[where]) else "inf", f"expected a finite {name}; found {found[where]}{_at(where)}"), None
+            return Fault(
+                "nan" if np.isnan(found[where]) else "inf",
+                f"expected a finite {name}; found {found[where]}{_at(where)}",
+            ), None
         return None, None
     if found.shape != expected.shape:
         return Fault("shape", f"expected a {name} of shape {expected.shape}; found {found.shape}"), None
@@ -282,7 +381,9 @@ def _compare(name: str, found: Array, expected: Array | str, unit: Any, dtype: s
             infinity = np.where(target < 0, -np.inf, np.inf)
             same |= (found == infinity) & (abs(target) + ALLOWED_UNITS[dtype] * unit >= edge)
         must_be_zero = ignored if ignored is not None else np.zeros(expected.shape, dtype=bool)
-        error = np.where(same | ~judged, 0.0, np.asarray(abs(found - target) / np.where(unit > 0, unit, 1), dtype=np.float64))
+        error = np.where(
+            same | ~judged, 0.0, np.asarray(abs(found - target) / np.where(unit > 0, unit, 1), dtype=np.float64)
+        )
         error = np.where(~same & judged & (~np.isfinite(error) | must_be_zero | (unit <= 0)), np.inf, error)
     worst = float(error.max()) if error.size else 0.0
     allowed = ALLOWED_UNITS[dtype]
@@ -294,8 +395,15 @@ def _compare(name: str, found: Array, expected: Array | str, unit: Any, dtype: s
     kind = "nan" if np.isnan(value) else "inf" if np.isinf(value) else "nonzero" if must_be_zero[where] else "value"
     at = _at(where) + (", an ignored position" if must_be_zero[where] else "")
     size = f", {_units(float(error[where]))} where {allowed:g} are allowed" if np.isfinite(error[where]) else ""
-    more = f"; {count} of {error.size} values are wrong" + (f", the worst by {_units(worst)}" if np.isfinite(worst) and count > 1 else "") if error.size > 1 else ""
-    return Fault(kind, f"expected a {name} of {right!r}; found {value!r}{at}{size}{more}", worst if np.isfinite(worst) else None), worst
+    more = (
+        f"; {count} of {error.size} values are wrong"
+        + (f", the worst by {_units(worst)}" if np.isfinite(worst) and count > 1 else "")
+        if error.size > 1
+        else ""
+    )
+    return Fault(
+        kind, f"expected a {name} of {right!r}; found {value!r}{at}{size}{more}", worst if np.isfinite(worst) else None
+    ), worst
 
 
 def _units(error: float) -> str:
@@ -312,5 +420,3 @@ def _at(where: tuple[int, ...]) -> str:
 
 def _show(values: Array) -> str:
     return f"{float(values):g}" if values.ndim == 0 else f"shape {values.shape}"
-
-

@@ -80,7 +80,11 @@ def observe(implementation: Implementation, batch: Batch, wants_gradient: bool) 
             if answer.raised:
                 break
     first = answers[0]
-    if len(answers) > 1 and first.tensor is not None and not np.array_equal(_array(first.tensor), first.loss, equal_nan=True):
+    if (
+        len(answers) > 1
+        and first.tensor is not None
+        and not np.array_equal(_array(first.tensor), first.loss, equal_nan=True)
+    ):
         changed["the loss that the call before returned"] = None
     texts = dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught)
     return Observation(answers[0], answers[1] if len(answers) > 1 else None, tuple(changed), tuple(texts))
@@ -138,7 +142,9 @@ def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
     return Answer(value, dtype, gradient, "" if x.grad is None else _dtype(x.grad), tensor=loss.detach())
 
 
-def _twice_differentiated(loss: Tensor, x: Tensor, upstream: Tensor | None, direction: Array | None, value: Array, dtype: str) -> Answer:
+def _twice_differentiated(
+    loss: Tensor, x: Tensor, upstream: Tensor | None, direction: Array | None, value: Array, dtype: str
+) -> Answer:
     (gradient,) = torch.autograd.grad(loss, x, upstream, create_graph=True)
     assert direction is not None
     (second,) = torch.autograd.grad(gradient, x, torch.from_numpy(direction).to(gradient.dtype))
@@ -192,7 +198,9 @@ def _numbers(value: Any) -> Array | None:
 def _through_identity(function: Function | None) -> Function:
     """A fused linear loss as a loss of logits: hidden states times the identity matrix."""
     assert function is not None
-    return lambda input, target, **options: function(input, torch.eye(input.shape[-1], dtype=input.dtype), target, **options)
+    return lambda input, target, **options: function(
+        input, torch.eye(input.shape[-1], dtype=input.dtype), target, **options
+    )
 
 
 def _touched(before: Batch, after: Batch) -> list[str]:

@@ -25,11 +25,22 @@ def accuracy(verdicts: Iterable[Verdict], path: Path) -> None:
         for lane, dtype in enumerate(ALLOWED_UNITS):
             height = row + (lane - 1.5) * 0.19
             mine = [v for v in measured if v.implementation == name and v.dtype == dtype]
-            for status, style in ((True, {"color": COLOURS[dtype]}), (False, {"facecolors": "none", "edgecolors": COLOURS[dtype]})):
+            for status, style in (
+                (True, {"color": COLOURS[dtype]}),
+                (False, {"facecolors": "none", "edgecolors": COLOURS[dtype]}),
+            ):
                 # Dots that would cover each other are drawn once.
-                errors = sorted({round(math.log10(max(v.error_units or 0.0, FLOOR)), 2) for v in mine if (v.status == "pass") is status})
+                errors = sorted(
+                    {
+                        round(math.log10(max(v.error_units or 0.0, FLOOR)), 2)
+                        for v in mine
+                        if (v.status == "pass") is status
+                    }
+                )
                 axes.scatter([10**e for e in errors], [height] * len(errors), s=14, linewidths=0.9, zorder=3, **style)
-            axes.plot([ALLOWED_UNITS[dtype]] * 2, [height - 0.09, height + 0.09], color=COLOURS[dtype], linewidth=2, zorder=2)
+            axes.plot(
+                [ALLOWED_UNITS[dtype]] * 2, [height - 0.09, height + 0.09], color=COLOURS[dtype], linewidth=2, zorder=2
+            )
     for dtype, colour in COLOURS.items():
         axes.scatter([], [], s=24, color=colour, label=dtype)
     axes.set_xscale("log")

@@ -15,7 +15,7 @@ from rich.console import Console
 from xentcheck import casefile, record, terminal
 from xentcheck.case import ASPECTS, Aspect, Case
 from xentcheck.examine import Examiner
-from xentcheck.implementation import Implementation, ImplementationError, find
+from xentcheck.implementation import ImplementationError, find
 from xentcheck.judge import GOOD, Verdict
 from xentcheck.naming import nearest
 
@@ -24,8 +24,16 @@ NODE_ID = re.compile(r"::test_(?P<aspect>\w+)\[(?P<implementation>[^:]+):(?P<cas
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("xentcheck", "cross-entropy conformance")
-    group.addoption("--impl", metavar="NAMES", help="implementations, separated by commas: names from implementations/ (or all), package.module:attribute, path/to/file.py:attribute, path/to/file.py:*")
-    group.addoption("--cases", metavar="PATTERN", help="only these cases: patterns of ids with * and ?, or case files of your own (path/to/file.yaml), separated by commas")
+    group.addoption(
+        "--impl",
+        metavar="NAMES",
+        help="implementations, separated by commas: names from implementations/ (or all), package.module:attribute, path/to/file.py:attribute, path/to/file.py:*",
+    )
+    group.addoption(
+        "--cases",
+        metavar="PATTERN",
+        help="only these cases: patterns of ids with * and ?, or case files of your own (path/to/file.yaml), separated by commas",
+    )
     group.addoption("--results", metavar="DIR", type=Path, help="write every verdict to DIR/results.jsonl")
     group.addoption("--resume", action="store_true", help="go on with the truncated run in --results")
 
@@ -43,7 +51,9 @@ class Session:
             raise pytest.UsageError(str(error)) from error
         self.examiner = Examiner()
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(1)  # small batches: waking a second thread costs more than it saves, above all on a busy machine
+            torch.set_num_threads(
+                1
+            )  # small batches: waking a second thread costs more than it saves, above all on a busy machine
         self.verdicts: dict[record.Key, Verdict] = {}
         self.resumed: set[record.Key] = set()
         self.writer: record.Writer | None = None
@@ -61,10 +71,16 @@ class Session:
             if not pattern:
                 continue
             own = pattern.endswith((".yaml", ".yml"))
-            cases = casefile.load(Path(pattern).expanduser().resolve()) if own else casefile.select(self.specification, pattern)
+            cases = (
+                casefile.load(Path(pattern).expanduser().resolve())
+                if own
+                else casefile.select(self.specification, pattern)
+            )
             if not cases:
                 known = {c.id for c in self.specification} | {c.clause.clause for c in self.specification}
-                raise casefile.CaseFileError(f"--cases {pattern}: no case matches{nearest(pattern, known)} `xentcheck cases` lists all")
+                raise casefile.CaseFileError(
+                    f"--cases {pattern}: no case matches{nearest(pattern, known)} `xentcheck cases` lists all"
+                )
             chosen |= {case.id: case for case in cases}
         if not chosen:
             raise casefile.CaseFileError("--cases names no case; expected a pattern such as 'ignored-*' or a case file")
@@ -76,7 +92,9 @@ class Session:
             return
         everything = {case.id: case for case in (*self.specification, *self.cases)}.values()
         try:
-            header = record.run_header(self.implementations, casefile.digest(everything), self.config.getoption("cases") or "all")
+            header = record.run_header(
+                self.implementations, casefile.digest(everything), self.config.getoption("cases") or "all"
+            )
             self.writer = record.Writer(folder, header, self.config.getoption("resume"))
         except (record.RecordError, casefile.CaseFileError) as error:
             raise pytest.UsageError(str(error)) from error
@@ -107,9 +125,8 @@ def pytest_configure(config: pytest.Config) -> None:
         session.resumed = {tuple(k) for k in keys}
         return
     session.open_results()
-    if getattr(config.option, "numprocesses", None):
-        if config.option.maxworkerrestart is None:
-            config.option.maxworkerrestart = "1000000"  # a loss that crashes in every case is a result
+    if getattr(config.option, "numprocesses", None) and config.option.maxworkerrestart is None:
+        config.option.maxworkerrestart = "1000000"  # a loss that crashes in every case is a result
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -159,7 +176,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if SESSION not in config.stash:
         return []
     session = config.stash[SESSION]
-    implementations = ", ".join(f"{i.name} {i.version}".rstrip() + (f" (unavailable: {i.unavailable})" if i.unavailable else "") for i in session.implementations)
+    implementations = ", ".join(
+        f"{i.name} {i.version}".rstrip() + (f" (unavailable: {i.unavailable})" if i.unavailable else "")
+        for i in session.implementations
+    )
     return [
         f"xentcheck: torch {torch.__version__}, {torch.get_num_threads()} threads, {len(session.cases)} cases",
         f"implementations: {implementations}",
@@ -246,7 +266,11 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         aspects = next((c.aspects for c in session.cases if c.id == case), ()) if crashed else (aspect,)
         for aspect in aspects:
             if (implementation, case, aspect) not in session.verdicts:
-                session.note(Verdict(implementation, case.split("/")[0], case, aspect, "crash" if crashed else "error", message=text))
+                session.note(
+                    Verdict(
+                        implementation, case.split("/")[0], case, aspect, "crash" if crashed else "error", message=text
+                    )
+                )
     if session.write_error:
         pytest.exit(session.write_error, returncode=3)
 
@@ -265,7 +289,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
     mine = _REPORTING.pop("session", None)
     if mine is None:
         return (yield)
-    finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED) and not session.shouldstop and not session.shouldfail and not session.config.getoption("collectonly", False)
+    finished = (
+        exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+        and not session.shouldstop
+        and not session.shouldfail
+        and not session.config.getoption("collectonly", False)
+    )
     if mine.writer is not None and not mine.write_error:
         mine.writer.close(complete=finished and bool(mine.verdicts))
     failing = any(v.status not in GOOD for v in mine.verdicts.values())
@@ -288,9 +317,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
     terminalreporter.section("xentcheck")
     terminal.summary(list(session.verdicts.values()), {i.name: i.version for i in session.implementations}, console)
     for implementation, deviation in session.stale:
-        terminalreporter.write_line(f"{implementation.name}: the known deviation {', '.join(deviation.patterns)} matches no case; delete {deviation.where}", red=True)
+        terminalreporter.write_line(
+            f"{implementation.name}: the known deviation {', '.join(deviation.patterns)} matches no case; delete {deviation.where}",
+            red=True,
+        )
     if session.writer is not None:
-        terminalreporter.write_line(f"results: {session.writer.path}   reports: xentcheck report {session.writer.path.parent}")
+        terminalreporter.write_line(
+            f"results: {session.writer.path}   reports: xentcheck report {session.writer.path.parent}"
+        )
     return result
 
 

@@ -105,7 +105,13 @@ class Writer:
     def close(self, complete: bool = True) -> None:
         """``complete=False`` leaves the file visibly truncated, to be resumed."""
         if complete:
-            self._append({"kind": "end", "verdicts": len(self._statuses), "counts": dict(sorted(Counter(self._statuses.values()).items()))})
+            self._append(
+                {
+                    "kind": "end",
+                    "verdicts": len(self._statuses),
+                    "counts": dict(sorted(Counter(self._statuses.values()).items())),
+                }
+            )
         self._file.close()
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -122,10 +128,15 @@ class Writer:
         """An earlier file, complete or not, is kept under the time it was started."""
         try:
             results = load(self.path)
-            stamp = str(results.run["started"]).replace(":", "").replace("+0000", "Z") + ("" if results.complete else "-truncated")
+            stamp = str(results.run["started"]).replace(":", "").replace("+0000", "Z") + (
+                "" if results.complete else "-truncated"
+            )
         except RecordError:
             stamp = "unreadable"
-        names = (self.path.with_name(f"results-{stamp}{suffix}.jsonl") for suffix in ("", *(f"-{i}" for i in range(2, 10_000))))
+        names = (
+            self.path.with_name(f"results-{stamp}{suffix}.jsonl")
+            for suffix in ("", *(f"-{i}" for i in range(2, 10_000)))
+        )
         self.path.rename(next(name for name in names if not name.exists()))
 
     def _continue(self, header: dict[str, Any]) -> None:
@@ -135,12 +146,21 @@ class Writer:
         for what, old, new in (
             ("cases", results.run["cases"], header["cases"]),
             ("torch", results.run["environment"]["torch"], header["environment"]["torch"]),
-            *((f"implementation {n}", results.run["implementations"].get(n), c) for n, c in header["implementations"].items()),
+            *(
+                (f"implementation {n}", results.run["implementations"].get(n), c)
+                for n, c in header["implementations"].items()
+            ),
         ):
             if _plain(old) != json.loads(json.dumps(_plain(new))):
-                raise RecordError(f"{self.path}: cannot be resumed: {what} changed since it was started; run without --resume into another folder")
+                raise RecordError(
+                    f"{self.path}: cannot be resumed: {what} changed since it was started; run without --resume into another folder"
+                )
         self.already = {key(v): v for v in results.verdicts}
-        whole = b"".join(line for line in self.path.read_bytes().splitlines(keepends=True) if _is_whole(line) and json.loads(line)["kind"] != "end")
+        whole = b"".join(
+            line
+            for line in self.path.read_bytes().splitlines(keepends=True)
+            if _is_whole(line) and json.loads(line)["kind"] != "end"
+        )
         temporary = self.path.with_suffix(".tmp")
         temporary.write_bytes(whole)
         temporary.replace(self.path)
@@ -152,7 +172,9 @@ def load(path: Path) -> Results:
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:
-        raise RecordError(f"{path}: no results can be read: {error.strerror}; expected a folder that --results wrote") from error
+        raise RecordError(
+            f"{path}: no results can be read: {error.strerror}; expected a folder that --results wrote"
+        ) from error
     objects = []
     for number, line in enumerate(lines, 1):
         if not _is_whole(line):
@@ -163,7 +185,9 @@ def load(path: Path) -> Results:
     if not objects or objects[0].get("kind") != "run":
         raise RecordError(f"{path}:1: expected a run line; found {str(objects[:1])[:80]}")
     if objects[0].get("format") != FORMAT:
-        raise RecordError(f"{path}:1: expected format {FORMAT}; found {objects[0].get('format')!r}; run the suite again")
+        raise RecordError(
+            f"{path}:1: expected format {FORMAT}; found {objects[0].get('format')!r}; run the suite again"
+        )
     verdicts: dict[Key, Verdict] = {}
     for number, item in enumerate(objects, 1):
         if item.get("kind") not in KINDS:
@@ -174,11 +198,15 @@ def load(path: Path) -> Results:
             except TypeError as error:
                 raise RecordError(f"{path}:{number}: not a verdict: {error}") from error
             if verdict.status not in STATUSES:
-                raise RecordError(f"{path}:{number}: expected a status of {', '.join(STATUSES)}; found {verdict.status!r}")
+                raise RecordError(
+                    f"{path}:{number}: expected a status of {', '.join(STATUSES)}; found {verdict.status!r}"
+                )
             verdicts[key(verdict)] = verdict
     end = objects[-1] if objects[-1]["kind"] == "end" else None
     if end and end["verdicts"] != len(verdicts):
-        raise RecordError(f"{path}: the end line counts {end['verdicts']} verdicts, the file holds {len(verdicts)}; lines are missing")
+        raise RecordError(
+            f"{path}: the end line counts {end['verdicts']} verdicts, the file holds {len(verdicts)}; lines are missing"
+        )
     costs = tuple(o for o in objects if o["kind"] == "cost")
     return Results(objects[0], tuple(verdicts.values()), costs, end is not None, (str(path),))
 
@@ -193,16 +221,22 @@ def merge(parts: Iterable[Results]) -> Results:
     for part in parts:
         where = ", ".join(part.sources)
         if part.run["cases"] != first.run["cases"]:
-            raise RecordError(f"{where}: answers the cases {part.run['cases']}, but {', '.join(first.sources)} the cases {first.run['cases']}; only results of the same cases merge")
+            raise RecordError(
+                f"{where}: answers the cases {part.run['cases']}, but {', '.join(first.sources)} the cases {first.run['cases']}; only results of the same cases merge"
+            )
         for name, claims in part.run["implementations"].items():
             if run["implementations"].setdefault(name, claims) != claims:
                 raise RecordError(f"{where}: {name} is another version or claims other things than in an earlier part")
         for verdict in part.verdicts:
             other = verdicts.setdefault(key(verdict), verdict)
             if other.status != verdict.status:
-                raise RecordError(f"{where}: {verdict.implementation} {verdict.case} {verdict.aspect} is {verdict.status}, but {other.status} in an earlier part")
+                raise RecordError(
+                    f"{where}: {verdict.implementation} {verdict.case} {verdict.aspect} is {verdict.status}, but {other.status} in an earlier part"
+                )
     costs = tuple(c for part in parts for c in part.costs)
-    return Results(run, tuple(verdicts.values()), costs, all(p.complete for p in parts), tuple(s for p in parts for s in p.sources))
+    return Results(
+        run, tuple(verdicts.values()), costs, all(p.complete for p in parts), tuple(s for p in parts for s in p.sources)
+    )
 
 
 def save(results: Results, folder: Path) -> None:
@@ -222,7 +256,16 @@ def _claims(implementation: Implementation) -> dict[str, Any]:
         "capabilities": sorted(implementation.capabilities),
         "conventions": implementation.conventions,
         "deviations": [
-            {"cases": list(d.patterns), "aspect": d.aspect, "observed": d.observed, "fault": d.fault, "reason": d.reason, "link": d.link, "torch": d.torch, "max_units": d.max_units}
+            {
+                "cases": list(d.patterns),
+                "aspect": d.aspect,
+                "observed": d.observed,
+                "fault": d.fault,
+                "reason": d.reason,
+                "link": d.link,
+                "torch": d.torch,
+                "max_units": d.max_units,
+            }
             for d in implementation.deviations
         ],
     }

@@ -84,7 +84,11 @@ def truth(batch: Batch, answers: Mapping[str, str]) -> Truth:
         p = number.exp(x - lse)
         terms = np.where(wq != 0, wq * (lse - x), 0)
         losses = terms.sum(axis=1)
-        losses = np.where(_excused(logits[valid], t, batch).any(axis=1) & (answers.get("zero_times_infinity") == "nan"), np.nan, losses)
+        losses = np.where(
+            _excused(logits[valid], t, batch).any(axis=1) & (answers.get("zero_times_infinity") == "nan"),
+            np.nan,
+            losses,
+        )
         infinite = np.isposinf(logits[valid]).any(axis=1) & ~np.isnan(logits[valid]).any(axis=1)
         losses = np.where(infinite & (answers.get("infinite_row") == "nan"), np.nan, losses)
         A = wq.sum(axis=1, keepdims=True)
@@ -114,7 +118,9 @@ def truth(batch: Batch, answers: Mapping[str, str]) -> Truth:
     return Truth(loss, loss_unit, back(gradient), back(gradient_unit), back(second), back(second_unit), ignored)  # type: ignore[arg-type]
 
 
-def _units(number: _Precision, x: Array, lse: Array, p: Array, q: Array, w: Array, A: Array, losses: Array, u: Array) -> tuple[Array, Array]:
+def _units(
+    number: _Precision, x: Array, lse: Array, p: Array, q: Array, w: Array, A: Array, losses: Array, u: Array
+) -> tuple[Array, Array]:
     """The error of a good implementation that computes in float32 (float64 for float64) and rounds its result once.
 
     e is the eps of the case's dtype, f the eps computed in:
@@ -175,7 +181,11 @@ def _upstream(batch: Batch, positions: int) -> Array:
 def _excused(rows: Array, target: Array, batch: Batch) -> Array:
     """Where a term of the loss is infinite but weighs nothing only because its class weight is zero."""
     zero = _weight(batch, rows.shape[1]) == 0
-    asked = np.ones(rows.shape, dtype=bool) if batch.options.get("label_smoothing") else np.arange(rows.shape[1]) == target[:, None]
+    asked = (
+        np.ones(rows.shape, dtype=bool)
+        if batch.options.get("label_smoothing")
+        else np.arange(rows.shape[1]) == target[:, None]
+    )
     return np.isneginf(rows) & zero & asked
 
 

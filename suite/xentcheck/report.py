@@ -22,8 +22,20 @@ from xentcheck.naming import matches
 from xentcheck.record import RecordError, Results
 from xentcheck.terminal import by_case, counts, worst_units
 
-Script = Callable[[str, str], str]  # implementation and case to a script that reproduces it, or nothing where it is too long for a page
-SYMBOLS = {"pass": "✓", "deviates": "△", "unexpected-pass": "!", "fail": "✗", "error": "✗", "crash": "✗", "timeout": "✗", "unsupported": "–", "unavailable": "?"}
+Script = Callable[
+    [str, str], str
+]  # implementation and case to a script that reproduces it, or nothing where it is too long for a page
+SYMBOLS = {
+    "pass": "✓",
+    "deviates": "△",
+    "unexpected-pass": "!",
+    "fail": "✗",
+    "error": "✗",
+    "crash": "✗",
+    "timeout": "✗",
+    "unsupported": "–",
+    "unavailable": "?",
+}
 LEGEND = (
     "✓ cases that pass, △ that deviate in a known way ([deviations](deviations.md)), ✗ that fail, error, crash or time out (new, not known), "
     "! that pass although a deviation is declared, – unsupported (the implementation does not claim what they need), ? unavailable here."
@@ -32,7 +44,9 @@ EXCERPT = ("<!-- excerpt of reports/README.md -->", "<!-- end of the excerpt -->
 ENVIRONMENT = ("<!-- environment -->", "<!-- /environment -->")
 
 
-def write(results: Results, cases: Sequence[Case], answers: Sequence[Answer], script: Script, folder: Path) -> list[Path]:
+def write(
+    results: Results, cases: Sequence[Case], answers: Sequence[Answer], script: Script, folder: Path
+) -> list[Path]:
     """Writes every page into the folder; returns their paths."""
     clauses = {case.clause.clause: case for case in cases}
     pages = {
@@ -52,7 +66,11 @@ def write(results: Results, cases: Sequence[Case], answers: Sequence[Answer], sc
 
 def differences(made: Path, published: Path) -> list[str]:
     """What the published pages say otherwise than the pages just made, apart from times, environment and measured digits."""
-    return [text for page in sorted(made.glob("*.md")) for text in difference(page.read_text(encoding="utf-8"), published / page.name)]
+    return [
+        text
+        for page in sorted(made.glob("*.md"))
+        for text in difference(page.read_text(encoding="utf-8"), published / page.name)
+    ]
 
 
 def difference(made: str, page: Path) -> list[str]:
@@ -79,14 +97,20 @@ def with_excerpt(results: Results, page: Path) -> str:
 
 def _comparable(text: str) -> list[str]:
     text = re.sub(rf"{ENVIRONMENT[0]}.*?{ENVIRONMENT[1]}", "", text, flags=re.DOTALL)
-    text = re.sub(r"-?\d+\.\d+(e[-+]?\d+)?", "#", text)  # digits of measured values, which depend on the CPU's vector width
+    text = re.sub(
+        r"-?\d+\.\d+(e[-+]?\d+)?", "#", text
+    )  # digits of measured values, which depend on the CPU's vector width
     text = re.sub(r"\d+ units", "# units", text)
     text = re.sub(r" +|-{3,}", " ", text)  # columns are as wide as their widest number
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _page(title: str, results: Results, *parts: str) -> str:
-    truncated = "> **This run did not end; what follows is not complete.** Go on with it by `--resume`.\n" if not results.complete else ""
+    truncated = (
+        "> **This run did not end; what follows is not complete.** Go on with it by `--resume`.\n"
+        if not results.complete
+        else ""
+    )
     return "\n\n".join(part.strip() for part in (f"# {title}", truncated, *parts) if part.strip()) + "\n"
 
 
@@ -118,7 +142,10 @@ def _summary_table(results: Results) -> str:
 
 
 def _summary(results: Results) -> str:
-    descriptions = [{"implementation": f"`{n}`", "what it is": c["description"]} for n, c in sorted(results.run["implementations"].items())]
+    descriptions = [
+        {"implementation": f"`{n}`", "what it is": c["description"]}
+        for n, c in sorted(results.run["implementations"].items())
+    ]
     total = len({v.case for v in results.verdicts})
     return _page(
         "Is this cross entropy right?",
@@ -145,7 +172,11 @@ def _environment(results: Results) -> str:
     environment = results.run["environment"]
     versions = ", ".join(f"{n} {c['version']}".rstrip() for n, c in sorted(results.run["implementations"].items()))
     facts = [f"{k} {v}" for k, v in environment.items() if v not in (None, {}, "")]
-    lines = [f"Started {results.run['started']}; edition {results.run['edition']}; cases `{results.run['cases']}`.", f"{', '.join(facts)}.", f"Versions: {versions}."]
+    lines = [
+        f"Started {results.run['started']}; edition {results.run['edition']}; cases `{results.run['cases']}`.",
+        f"{', '.join(facts)}.",
+        f"Versions: {versions}.",
+    ]
     return "\n".join((ENVIRONMENT[0], *lines, ENVIRONMENT[1]))
 
 
@@ -167,12 +198,18 @@ def _conformance(results: Results, clauses: dict[str, Case]) -> str:
         lines = [f"## {clause}"]
         if clause in clauses:
             about, path = clauses[clause].clause, clauses[clause].path.relative_to(CASES)
-            lines += [f"{about.requirement} ([cases](../cases/{path}); sources: {', '.join(f'[{i}]({s})' for i, s in enumerate(about.sources, 1))})"]
-        troubles = [v for v in results.verdicts if v.clause == clause and v.status not in ("pass", "unsupported", "unavailable")]
+            lines += [
+                f"{about.requirement} ([cases](../cases/{path}); sources: {', '.join(f'[{i}]({s})' for i, s in enumerate(about.sources, 1))})"
+            ]
+        troubles = [
+            v for v in results.verdicts if v.clause == clause and v.status not in ("pass", "unsupported", "unavailable")
+        ]
         if troubles:
             lines.append(_table(_trouble_rows(troubles, names)))
         sections.append("\n\n".join(lines))
-    return _page("Conformance", results, "Clauses by implementations, counted in cases.", _table(rows), LEGEND, *sections)
+    return _page(
+        "Conformance", results, "Clauses by implementations, counted in cases.", _table(rows), LEGEND, *sections
+    )
 
 
 def _trouble_rows(troubles: list[Verdict], names: list[str]) -> list[dict[str, str]]:
@@ -197,15 +234,32 @@ def _trouble_rows(troubles: list[Verdict], names: list[str]) -> list[dict[str, s
 def _deviations(results: Results, script: Script) -> str:
     sections = []
     for name, claims in sorted(results.run["implementations"].items()):
-        mine = [v for v in results.verdicts if v.implementation == name and v.status in ("deviates", "unexpected-pass", "fail")]
+        mine = [
+            v
+            for v in results.verdicts
+            if v.implementation == name and v.status in ("deviates", "unexpected-pass", "fail")
+        ]
         if not claims["deviations"]:
             continue
         sections.append(f"## {name}\n\n{claims['description']}")
         for deviation in claims["deviations"]:
-            hits = sorted((v for v in mine if v.aspect == deviation["aspect"] and v.status == "deviates" and any(matches(p, v.case) for p in deviation["cases"])), key=lambda v: v.case)
+            hits = sorted(
+                (
+                    v
+                    for v in mine
+                    if v.aspect == deviation["aspect"]
+                    and v.status == "deviates"
+                    and any(matches(p, v.case) for p in deviation["cases"])
+                ),
+                key=lambda v: v.case,
+            )
             lines = [f"### {name}: {deviation['observed']}", deviation["reason"]]
             worst = max((v.error_units for v in hits if v.error_units is not None), default=None)
-            facts = [f"- aspect: {deviation['aspect']}; {len(hits)} cases" + (f", up to {worst:.3g} units" if worst is not None else "") + (f"; torch {deviation['torch']}" if deviation["torch"] else "")]
+            facts = [
+                f"- aspect: {deviation['aspect']}; {len(hits)} cases"
+                + (f", up to {worst:.3g} units" if worst is not None else "")
+                + (f"; torch {deviation['torch']}" if deviation["torch"] else "")
+            ]
             facts.append("- cases: " + ", ".join(f"`{p}`" for p in deviation["cases"]))
             facts.append(f"- link: {deviation['link']}")
             if hits:
@@ -213,7 +267,10 @@ def _deviations(results: Results, script: Script) -> str:
                 facts.append(f"- evidence: `{shown.case}`: {_escape(shown.message)}")
                 facts.append(f"- again: `xentcheck repro '{shown.case}' --impl {name}`")
                 text = script(name, shown.case).strip()
-                lines += ["\n".join(facts), *([f"<details><summary>script</summary>\n\n```python\n{text}\n```\n\n</details>"] if text else [])]
+                lines += [
+                    "\n".join(facts),
+                    *([f"<details><summary>script</summary>\n\n```python\n{text}\n```\n\n</details>"] if text else []),
+                ]
             else:
                 lines += ["\n".join([*facts, "- not part of this run"])]
             sections.append("\n\n".join(line for line in lines if line))
@@ -229,9 +286,17 @@ def _accuracy(results: Results) -> str:
     rows = []
     for name in _implementations(results):
         for dtype in ALLOWED_UNITS:
-            row: dict[str, str] = {"implementation": f"`{name}`", "dtype": dtype, "allowed": f"{ALLOWED_UNITS[dtype]:g}"}
+            row: dict[str, str] = {
+                "implementation": f"`{name}`",
+                "dtype": dtype,
+                "allowed": f"{ALLOWED_UNITS[dtype]:g}",
+            }
             for aspect in ("loss", "gradient"):
-                mine = [v for v in results.verdicts if (v.implementation, v.dtype, v.aspect) == (name, dtype, aspect) and v.error_units is not None]
+                mine = [
+                    v
+                    for v in results.verdicts
+                    if (v.implementation, v.dtype, v.aspect) == (name, dtype, aspect) and v.error_units is not None
+                ]
                 passing = [v.error_units for v in mine if v.status == "pass"]
                 wrong = [v.error_units for v in mine if v.status != "pass"]
                 row[f"{aspect}: passing"] = str(len(passing))
@@ -254,11 +319,18 @@ def _conventions(results: Results) -> str:
     for name in _implementations(results):
         stated, row = results.run["implementations"][name]["conventions"], {"implementation": f"`{name}`"}
         for convention in CONVENTIONS:
-            seen = Counter(v.conventions[convention] for v in results.verdicts if v.implementation == name and v.status == "pass" and convention in v.conventions)
+            seen = Counter(
+                v.conventions[convention]
+                for v in results.verdicts
+                if v.implementation == name and v.status == "pass" and convention in v.conventions
+            )
             shown = " and ".join(f"{answer} ({n} cases)" for answer, n in sorted(seen.items())) or "not seen"
             row[convention] = f"{shown}; states {stated[convention]}" if convention in stated else shown
         rows.append(row)
-    questions = [{"convention": f"`{n}`", "question": question, "answers": ", ".join(answers)} for n, (question, answers) in CONVENTIONS.items()]
+    questions = [
+        {"convention": f"`{n}`", "question": question, "answers": ", ".join(answers)}
+        for n, (question, answers) in CONVENTIONS.items()
+    ]
     return _page(
         "Conventions",
         results,
@@ -274,7 +346,9 @@ def _answers(results: Results, answers: Sequence[Answer]) -> str:
     for answer in answers:
         lines = [f"## {answer.question}"]
         for claim in answer.claims:
-            lines.append(f"> Claim: {claim.claim}\n\n**{claim.verdict.capitalize()}.** {' '.join(claim.answer.split())}")
+            lines.append(
+                f"> Claim: {claim.claim}\n\n**{claim.verdict.capitalize()}.** {' '.join(claim.answer.split())}"
+            )
         lines.append(_table(evidence_table(answer, results, _implementations(results), SYMBOLS)))
         sections.append("\n\n".join(lines))
     return _page(

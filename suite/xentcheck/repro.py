@@ -62,9 +62,14 @@ gradient = logits.grad
 """
 _MODES = {
     "eager": _GRADED,
-    "autocast": _GRADED.replace("loss = {call}", 'with torch.autocast("cpu", dtype=torch.bfloat16):\n    loss = {call}'),
+    "autocast": _GRADED.replace(
+        "loss = {call}", 'with torch.autocast("cpu", dtype=torch.bfloat16):\n    loss = {call}'
+    ),
     "compile": _GRADED.replace("{call}", "torch.compile({function})(logits, target, **options)"),
-    "twice": _GRADED.replace("loss.backward(above(loss))", "loss.backward(above(loss), retain_graph=True)\nlogits.grad = None\nloss.backward(above(loss))"),
+    "twice": _GRADED.replace(
+        "loss.backward(above(loss))",
+        "loss.backward(above(loss), retain_graph=True)\nlogits.grad = None\nloss.backward(above(loss))",
+    ),
     "no_grad": """
 with torch.no_grad():
     loss = {call}
@@ -125,8 +130,32 @@ if not torch.equal(kept.nan_to_num(), logits.detach().nan_to_num()):
 
 # Names that the script itself assigns; a file that assigns one of them, too, is kept apart.
 _SCRIPT_NAMES = frozenset(
-    "above call_module difference direction expected expected_gradient expected_loss gradient i ignored kept load logits loss "
-    "loss_function one options pull_back second stand_in target through_identity upstream where".split()
+    [
+        "above",
+        "call_module",
+        "difference",
+        "direction",
+        "expected",
+        "expected_gradient",
+        "expected_loss",
+        "gradient",
+        "i",
+        "ignored",
+        "kept",
+        "load",
+        "logits",
+        "loss",
+        "loss_function",
+        "one",
+        "options",
+        "pull_back",
+        "second",
+        "stand_in",
+        "target",
+        "through_identity",
+        "upstream",
+        "where",
+    ]
 )
 
 
@@ -136,7 +165,12 @@ def script(case: Case, implementation: Implementation, batch: Batch) -> str:
     head = [f"{case.id}, {implementation.name} {implementation.version}".rstrip(), "", case.clause.requirement]
     head += [f"({case.why})"] if case.why else []
     head += [*case.clause.sources, "", "With --anomaly autograd names the operation whose backward pass returned NaN."]
-    data = [_tensor("logits", batch.input), _tensor("target", batch.target), _options(batch), f"ignored = {list(batch.ignore_values)}"]
+    data = [
+        _tensor("logits", batch.input),
+        _tensor("target", batch.target),
+        _options(batch),
+        f"ignored = {list(batch.ignore_values)}",
+    ]
     data += ["upstream = None" if batch.upstream is None else _tensor("upstream", batch.upstream)]
     if batch.direction is not None:
         data.append(_tensor("direction", torch.from_numpy(batch.direction).to(batch.input.dtype)))
@@ -148,25 +182,49 @@ def script(case: Case, implementation: Implementation, batch: Batch) -> str:
         call = f"{function}(logits, target, upstream, **options)" if arrays else call
         expected = 'expected_loss, expected_gradient = expected(logits, target)\nprint("expected loss", *expected_loss.reshape(-1).tolist()[:20])'
         answer = _ARRAYS if arrays else _MODES[case.question.mode]
-        steps = ["kept = logits.clone()", expected, answer, "" if _PRINT_LOSS.strip() in answer else _PRINT_LOSS, _SHOW_LOSS]
+        steps = [
+            "kept = logits.clone()",
+            expected,
+            answer,
+            "" if _PRINT_LOSS.strip() in answer else _PRINT_LOSS,
+            _SHOW_LOSS,
+        ]
         steps += [_SHOW_GRADIENT] if case.has_gradient else []
         steps += [_SHOW_OVERWRITTEN]
     run = "".join(f"{step.strip()}\n" for step in steps if step).replace("{call}", call).replace("{function}", function)
     functions = [] if case.expects_error else [_EXPECTED.strip(), _ABOVE.strip()]
     text = "\n".join(head)
-    doc = f'"""{text}\n"""' if '"""' not in text and "\\" not in text else "\n".join(f"# {line}".rstrip() for line in head)
-    imports = "import base64\nimport sys\nimport zlib\n\nimport torch" if any("base64" in d for d in data) else "import sys\n\nimport torch"
+    doc = (
+        f'"""{text}\n"""'
+        if '"""' not in text and "\\" not in text
+        else "\n".join(f"# {line}".rstrip() for line in head)
+    )
+    imports = (
+        "import base64\nimport sys\nimport zlib\n\nimport torch"
+        if any("base64" in d for d in data)
+        else "import sys\n\nimport torch"
+    )
     anomaly = 'if "--anomaly" in sys.argv:\n    torch.autograd.set_detect_anomaly(True)'
-    return "\n\n".join((doc, imports, "\n" + definition + "\n", *(f"{f}\n" for f in functions), anomaly, "\n".join(data), run))
+    return "\n\n".join(
+        (doc, imports, "\n" + definition + "\n", *(f"{f}\n" for f in functions), anomaly, "\n".join(data), run)
+    )
 
 
 def _function(implementation: Implementation) -> tuple[str, str]:
     """The expression to call, and the lines that define it."""
-    form = next(f for f in ("cross_entropy", "loss_and_gradient", "linear_cross_entropy") if getattr(implementation, f) is not None)
+    form = next(
+        f
+        for f in ("cross_entropy", "loss_and_gradient", "linear_cross_entropy")
+        if getattr(implementation, f) is not None
+    )
     function: Any = getattr(implementation, form)
     expression, definition = _defined(function, form, implementation.source)
     if form == "linear_cross_entropy":
-        return "through_identity", _wrapper(definition, "through_identity", f"{expression}(input, torch.eye(input.shape[-1], dtype=input.dtype), target, **options)")
+        return "through_identity", _wrapper(
+            definition,
+            "through_identity",
+            f"{expression}(input, torch.eye(input.shape[-1], dtype=input.dtype), target, **options)",
+        )
     return expression, definition
 
 
@@ -194,7 +252,11 @@ def _in_its_own_namespace(path: Path, attribute: str, form: str) -> tuple[str, s
     texts: dict[str, str] = {}
 
     def gather(file: Path) -> None:
-        text = "\n".join(line for line in file.read_text().splitlines() if not line.startswith("from xentcheck.implementation import"))
+        text = "\n".join(
+            line
+            for line in file.read_text().splitlines()
+            if not line.startswith("from xentcheck.implementation import")
+        )
         for sibling in _siblings(file, text):
             if sibling.stem not in texts:
                 gather(sibling)
@@ -212,7 +274,7 @@ def _in_its_own_namespace(path: Path, attribute: str, form: str) -> tuple[str, s
         "",
         "def load(name, text):",
         "    sys.modules[name] = module = types.ModuleType(name)",
-        '    module.__dict__.update(Implementation=stand_in, Deviation=stand_in, EVERYTHING=frozenset())',
+        "    module.__dict__.update(Implementation=stand_in, Deviation=stand_in, EVERYTHING=frozenset())",
         "    exec(compile(text, name, 'exec'), module.__dict__)",
         "    return module",
         "",
@@ -220,7 +282,13 @@ def _in_its_own_namespace(path: Path, attribute: str, form: str) -> tuple[str, s
         *(f"{name}_file = load({name!r}, {text!r})" for name, text in texts.items()),
     ]
     root, *steps = attribute.split(".")
-    return "loss_function", "\n".join([*lines, f"loss_function = {path.stem}_file.{'.'.join([root, *steps])}", f"loss_function = getattr(loss_function, {form!r}, loss_function)"])
+    return "loss_function", "\n".join(
+        [
+            *lines,
+            f"loss_function = {path.stem}_file.{'.'.join([root, *steps])}",
+            f"loss_function = getattr(loss_function, {form!r}, loss_function)",
+        ]
+    )
 
 
 def _wrapper(definition: str, name: str, call: str) -> str:
@@ -238,9 +306,19 @@ def _without_the_suite(text: str) -> str:
     only those needed."""
     tree = ast.parse(text)
     suite = {alias.asname or alias.name for node in tree.body if _imports_from_suite(node) for alias in node.names}
-    kept = [node for node in tree.body if not _imports_from_suite(node) and (isinstance(node, (ast.FunctionDef, ast.ClassDef)) or not suite & _names(node))]
+    kept = [
+        node
+        for node in tree.body
+        if not _imports_from_suite(node)
+        and (isinstance(node, (ast.FunctionDef, ast.ClassDef)) or not suite & _names(node))
+    ]
     needed = set().union(*(_names(node) for node in kept))
-    kept = [node for node in kept if not isinstance(node, (ast.Import, ast.ImportFrom)) or needed & {(a.asname or a.name).split(".")[0] for a in node.names}]
+    kept = [
+        node
+        for node in kept
+        if not isinstance(node, (ast.Import, ast.ImportFrom))
+        or needed & {(a.asname or a.name).split(".")[0] for a in node.names}
+    ]
     lines = text.splitlines()
     return "\n\n\n".join("\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in kept)
 
@@ -252,7 +330,9 @@ def _imports_from_suite(node: ast.stmt) -> TypeGuard[ast.ImportFrom]:
 def _siblings(path: Path, text: str) -> list[Path]:
     """The files beside a file that it imports."""
     nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    modules = [node.module or "" if isinstance(node, ast.ImportFrom) else alias.name for node in nodes for alias in node.names]
+    modules = [
+        node.module or "" if isinstance(node, ast.ImportFrom) else alias.name for node in nodes for alias in node.names
+    ]
     files = [path.parent / f"{module.split('.')[0]}.py" for module in dict.fromkeys(modules) if module]
     return [file for file in files if file.is_file()]
 
@@ -290,11 +370,11 @@ def _tensor(name: str, tensor: Tensor) -> str:
         body = f"[{rows[0]}]" if len(rows) == 1 else "[\n    " + ",\n    ".join(rows) + ",\n]" if rows else "[]"
         text = f"{name} = torch.tensor({body}, dtype={dtype}).reshape({tuple(tensor.shape)})"
     else:
-        packed = base64.b64encode(zlib.compress(flat.contiguous().view(-1).view(torch.uint8).numpy().tobytes(), 9)).decode()
+        packed = base64.b64encode(
+            zlib.compress(flat.contiguous().view(-1).view(torch.uint8).numpy().tobytes(), 9)
+        ).decode()
         lines = "\n".join(f'    "{packed[i : i + 110]}"' for i in range(0, len(packed), 110))
-        text = (
-            f"{name} = torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(\n{lines}\n))), dtype={dtype}).reshape({tuple(tensor.shape)})"
-        )
+        text = f"{name} = torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(\n{lines}\n))), dtype={dtype}).reshape({tuple(tensor.shape)})"
     if not tensor.is_contiguous():
         text += f"\n{_strides(name, tensor)}"
     return text

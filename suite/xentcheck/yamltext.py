@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -34,7 +34,7 @@ class Document:
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's scalars: ``no`` and ``off`` are strings, ``1e30`` and ``-inf`` are numbers or words for them."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
 
 for _tag, _pattern, _first in (
@@ -56,7 +56,9 @@ def read(path: Path) -> Document:
     except OSError as error:
         raise CaseFileError(f"{path}: cannot be read: {error.strerror}") from error
     if len(raw) > MAX_BYTES:
-        raise CaseFileError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {len(raw):,}; put large data into a safetensors file")
+        raise CaseFileError(
+            f"{path}: expected at most {MAX_BYTES:,} bytes, found {len(raw):,}; put large data into a safetensors file"
+        )
     try:
         text = raw.decode("utf-8")
         _check_bounds(path, text)
@@ -98,7 +100,9 @@ def _check_bounds(path: Path, text: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
             if open_anchors:
-                raise CaseFileError(f"{path}:{line}: alias *{event.anchor} inside an anchored value; aliases may not nest")
+                raise CaseFileError(
+                    f"{path}:{line}: alias *{event.anchor} inside an anchored value; aliases may not nest"
+                )
             if aliases > MAX_ALIASES:
                 raise CaseFileError(f"{path}:{line}: expected at most {MAX_ALIASES} aliases, found more")
 
@@ -114,7 +118,9 @@ def _construct(path: Path, loader: _Loader, node: yaml.Node, here: Location, lin
             if not isinstance(key_node, yaml.ScalarNode):
                 raise CaseFileError(f"{path}:{line}: expected a plain word as key, found a {key_node.id}")
             if key in mapping:
-                raise CaseFileError(f"{path}:{line}: key {key!r} stands twice; the first is on line {lines[(*here, key)]}")
+                raise CaseFileError(
+                    f"{path}:{line}: key {key!r} stands twice; the first is on line {lines[(*here, key)]}"
+                )
             mapping[key] = _construct(path, loader, value_node, (*here, key), lines)
             lines[(*here, key)] = line
         return mapping
@@ -123,4 +129,6 @@ def _construct(path: Path, loader: _Loader, node: yaml.Node, here: Location, lin
     try:
         return loader.construct_object(node)
     except (ValueError, KeyError) as error:  # !!int on what is none, or more digits than Python reads
-        raise CaseFileError(f"{path}:{lines[here]}: {node.value[:40]!r} is no {node.tag.rpartition(':')[2]}: {error}") from error
+        raise CaseFileError(
+            f"{path}:{lines[here]}: {node.value[:40]!r} is no {node.tag.rpartition(':')[2]}: {error}"
+        ) from error

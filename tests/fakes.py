@@ -1,0 +1,186 @@
+"""Cross entropies to test the suite with: right ones, and some that are wrong in exactly one known way."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+def right(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    """The definition, with the ignored positions deleted and half types computed in float32."""
+    values = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index)
+    axis = 0 if input.dim() == 1 else 1
+    target = target.long()
+    ignored = torch.isin(target, torch.tensor(values, dtype=torch.long))
+    wide = torch.promote_types(input.dtype, torch.float32)
+    x = input.masked_fill(ignored.unsqueeze(axis), 0.0).to(wide)
+    w = None if weight is None else weight.to(wide)
+    loss = F.cross_entropy(x, target.masked_fill(ignored, -100), weight=w, reduction="none" if ignored.all() else reduction, label_smoothing=label_smoothing)
+    if ignored.all() and reduction != "none":
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"{reduction} is not a valid value for reduction")
+        loss = loss.sum()
+    return loss.to(input.dtype)
+
+
+def off_by_a_thousandth(input, target, **options):
+    return right(input, target, **options) * 1.001
+
+
+def gradient_off_by_a_thousandth(input, target, **options):
+    loss = right(input, target, **options)
+    return loss + 0.001 * (loss - loss.detach())
+
+
+def nan_loss(input, target, **options):
+    return right(input, target, **options) * torch.nan
+
+
+def infinite_loss(input, target, **options):
+    return right(input, target, **options) + torch.inf
+
+
+def zero_gradient(input, target, **options):
+    loss = right(input, target, **options)
+    return loss.detach() + 0 * loss
+
+
+def never_nan(input, target, **options):
+    return right(input, target, **options).nan_to_num(0.0)
+
+
+def leaks_ignored_gradient(input, target, **options):
+    loss = right(input, target, **options)
+    leak = 1e-30 * input.double().sum()
+    return loss + (leak - leak.detach()).to(loss.dtype)
+
+
+def ignored_nan_reaches_gradient(input, target, *, ignore_index=-100, **options):
+    return F.cross_entropy(input, target, ignore_index=ignore_index, **options)
+
+
+def wrong_shape(input, target, **options):
+    return right(input, target, **options).unsqueeze(0)
+
+
+def wrong_dtype(input, target, **options):
+    return right(input, target, **options).double()
+
+
+def returns_float(input, target, **options):
+    return right(input, target, **options).item()
+
+
+def returns_none(input, target, **options):
+    return None
+
+
+def no_graph(input, target, **options):
+    return right(input.detach(), target, **options)
+
+
+def gradient_elsewhere(input, target, **options):
+    """A loss with a graph that does not reach the input."""
+    return right(input.detach(), target, **options).requires_grad_()
+
+
+def raises(input, target, **options):
+    raise RuntimeError("the kernel is out of order\nsecond line")
+
+
+class _RaisesInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(loss):
+        return loss.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("no backward pass today")
+
+
+def raises_in_backward(input, target, **options):
+    return _RaisesInBackward.apply(right(input, target, **options))
+
+
+def drops_label_smoothing(input, target, *, label_smoothing=0.0, **options):
+    return right(input, target, **options)
+
+
+def drops_every_option(input, target, **options):
+    return right(input, target)
+
+
+def refuses_label_smoothing(input, target, *, label_smoothing=None, **options):
+    if label_smoothing is not None:
+        raise NotImplementedError("label smoothing is not supported")
+    return right(input, target, **options)
+
+
+def always_a_number(input, target, **options):
+    """Answers what cannot be answered."""
+    return input.sum() * 0
+
+
+_kept: dict[str, torch.Tensor] = {}
+
+
+def last_calls_answer(input, target, **options):
+    loss = right(input, target, **options)
+    previous = _kept.get("loss", loss)
+    _kept["loss"] = loss.detach()
+    return previous
+
+
+_calls = iter(range(10**9))
+
+
+def grows_with_every_call(input, target, **options):
+    return right(input, target, **options) * (1 + next(_calls))
+
+
+def overwrites_input(input, target, **options):
+    loss = right(input, target, **options)
+    input.data.mul_(2)
+    return loss
+
+
+def arrays(input, target, upstream, **options):
+    """``loss_and_gradient`` in NumPy: the mean over N x C logits."""
+    x, t = input.double().numpy(), target.numpy()
+    shifted = x - x.max(axis=1, keepdims=True)
+    p = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
+    rows = np.arange(len(t))
+    loss = -np.log(p[rows, t]).mean()
+    p[rows, t] -= 1
+    dtype = input.float().numpy().dtype
+    return loss.astype(dtype), (p / len(t) * (1 if upstream is None else upstream.numpy())).astype(dtype)
+
+
+def linear(hidden, weight_matrix, target, **options):
+    return right(hidden @ weight_matrix.T, target, **options)
+
+
+def counted(input, target, **options):
+    """Right, and one line in the file $XENTCHECK_CALLS for every call."""
+    with Path(os.environ["XENTCHECK_CALLS"]).open("a") as log:
+        log.write(f"{tuple(input.shape)}\n")
+    return right(input, target, **options)
+
+
+def slow(input, target, **options):
+    time.sleep(0.05)
+    return right(input, target, **options)
+
+
+def kills_the_process(input, target, **options):
+    """Dies on four classes, as a segmentation fault would."""
+    if input.shape[1] == 4:
+        os._exit(11)
+    return right(input, target, **options)

@@ -1,0 +1,535 @@
+"""Finding what is to be tested, what it is taken to claim, and keeping one implementation from another."""
+
+import dataclasses
+import re
+import sys
+import textwrap
+
+import pytest
+import torch
+from xentcheck import implementation as module
+from xentcheck.implementation import (
+    EVERYTHING,
+    FOLDER,
+    Deviation,
+    Implementation,
+    ImplementationError,
+    find,
+    from_callable,
+    load_file,
+    names,
+)
+
+LOGITS, TARGET = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0]]), torch.tensor([2, 0])
+RIGHT = torch.nn.functional.cross_entropy(LOGITS, TARGET)
+
+LOSSES = """
+    import torch
+    import torch.nn.functional as F
+    from torch.nn.functional import cross_entropy as borrowed
+    from xentcheck.implementation import Implementation
+
+    def first(input, target, **options):
+        '''Says first.
+
+        And more.'''
+        return F.cross_entropy(input, target, **options)
+
+    def second(input, target, *, reduction="mean"):
+        return F.cross_entropy(input, target, reduction=reduction)
+
+    def _private(input, target):
+        return None
+
+    anonymous = lambda input, target: None
+
+    class Loss(torch.nn.Module):
+        def __init__(self, reduction="mean", ignore_index=-100):
+            super().__init__()
+            self.options = {"reduction": reduction, "ignore_index": ignore_index}
+
+        def forward(self, input, target):
+            return F.cross_entropy(input, target, **self.options)
+
+    class Namespace:
+        @staticmethod
+        def inner(input, target):
+            return F.cross_entropy(input, target)
+
+    class NoLoss:
+        pass
+
+    stated = Implementation(name="mine", cross_entropy=first, capabilities=frozenset({"float32"}), empty_mean="zero", version="1.2")
+    number = 3
+
+    def saying_more(input, target):
+        return F.cross_entropy(input, target)
+
+    saying_more.implementation = stated
+"""
+
+
+@pytest.fixture
+def source(tmp_path):
+    """``source(text)``: a Python file with that text."""
+
+    def write(text=LOSSES, name="losses.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return write
+
+
+def message(specification, **arguments):
+    with pytest.raises(ImplementationError) as error:
+        find(specification, **arguments)
+    return str(error.value)
+
+
+def loss(implementation):
+    return implementation.cross_entropy(LOGITS, TARGET)
+
+
+# --- the forms of --impl
+
+
+def test_names_of_the_folder():
+    found = find("native,nll")
+    assert [(i.name, i.source) for i in found] == [("native", "native"), ("nll", "nll")]
+    assert found[0].version == torch.__version__
+    assert "as PyTorch ships it" in found[0].description
+    assert all(torch.equal(loss(i), RIGHT) for i in found)
+
+
+def test_all_is_every_file_of_the_folder(tmp_path, source):
+    for name in ("b", "a", "_helper"):
+        source(f"from xentcheck.implementation import Implementation\nimplementation = Implementation(name={name!r}, cross_entropy=len)", f"{name}.py")
+    assert names(tmp_path) == ["a", "b"]
+    assert [i.name for i in find("all", tmp_path)] == ["a", "b"]
+
+
+def test_every_shipped_implementation_loads_and_says_what_it_is():
+    found = find("all")
+    assert [i.source for i in found] == names(FOLDER)
+    assert {"native", "native_module", "nll", "remapped", "masked_mean", "filtered", "nan_guard"} <= {i.name for i in found}
+    assert [i.name for i in found if not (i.description and i.version)] == []
+
+
+def test_a_function_of_a_module():
+    (found,) = find("torch.nn.functional:cross_entropy")
+    assert (found.name, found.source, found.version) == ("cross_entropy", "torch.nn.functional:cross_entropy", torch.__version__)
+    assert found.cross_entropy is torch.nn.functional.cross_entropy
+
+
+def test_an_attribute_of_an_attribute(source):
+    (found,) = find(f"{source()}:Namespace.inner")
+    assert found.name == "inner"
+    assert torch.equal(loss(found), RIGHT)
+
+
+def test_a_function_of_a_file(source):
+    path = source()
+    (found,) = find(f"{path}:first")
+    assert (found.name, found.source, found.description) == ("first", f"{path}:first", "Says first.")
+    assert torch.equal(loss(found), RIGHT)
+
+
+def test_every_public_function_that_a_file_defines(source):
+    path = source()
+    found = find(f"{path}:*")
+    assert [(i.name, i.source) for i in found] == [("first", f"{path}:first"), ("second", f"{path}:second"), ("saying_more", f"{path}:saying_more")]
+
+
+def test_a_module_class_is_made_for_every_call(source):
+    (found,) = find(f"{source()}:Loss")
+    assert torch.equal(loss(found), RIGHT)
+    assert torch.equal(found.cross_entropy(LOGITS, TARGET, reduction="sum"), 2 * RIGHT)
+    assert found.capabilities >= {"ignore_index", "reduction_sum"}
+    assert not found.capabilities & {"weight", "label_smoothing"}
+
+
+def test_torchs_own_module_class():
+    (found,) = find("torch.nn:CrossEntropyLoss")
+    assert found.capabilities >= {"weight", "ignore_index", "reduction_none", "label_smoothing"}
+    assert torch.equal(found.cross_entropy(LOGITS, TARGET, label_smoothing=0.0), RIGHT)
+
+
+def test_a_module_class_without_a_constructor_has_no_option(source):
+    (found,) = find(
+        source("import torch\nclass Loss(torch.nn.Module):\n    def forward(self, input, target):\n        return torch.nn.functional.cross_entropy(input, target)\n").as_posix()
+        + ":Loss"
+    )
+    assert torch.equal(loss(found), RIGHT)
+    assert not found.capabilities & {"weight", "label_smoothing", "ignore_index", "reduction_sum", "reduction_none"}
+
+
+def test_a_module_made_already_has_the_options_of_its_forward(source):
+    path = source("import torch\ncriterion = torch.nn.CrossEntropyLoss()")
+    (found,) = find(f"{path}:criterion")
+    assert torch.equal(loss(found), RIGHT)
+    assert not found.capabilities & {"weight", "label_smoothing", "ignore_index", "reduction_sum", "reduction_none"}
+
+
+def test_a_stated_implementation_stays_as_it_is(source):
+    path = source()
+    (found,) = find(f"{path}:stated")
+    assert (found.name, found.source, found.capabilities, found.empty_mean, found.version) == ("mine", f"{path}:stated", {"float32"}, "zero", "1.2")
+
+
+def test_a_callable_with_an_implementation_says_more(source):
+    (found,) = find(f"{source()}:saying_more")
+    assert (found.name, found.capabilities, found.empty_mean) == ("saying_more", {"float32"}, "zero")
+
+
+def test_several_forms_at_once_in_their_order(source):
+    path = source()
+    assert [i.name for i in find(f"nll, {path}:second ,{path}:Loss,native,")] == ["nll", "second", "Loss", "native"]
+
+
+def test_the_same_name_twice_gets_a_number(source):
+    path = source()
+    assert [i.name for i in find(f"{path}:first,{path}:first,native,{path}:first,native")] == ["first", "first-2", "native", "first-3", "native-2"]
+
+
+def test_a_number_does_not_take_a_name_that_is_there(source):
+    path = source("def a(input, target): ...\n")
+    found = find(f"{path}:a,{path}:a,{path}:a")
+    assert len({i.name for i in found}) == 3
+
+
+# --- what cannot be used
+
+
+def test_an_unknown_name_gets_the_nearest():
+    text = message("natve")
+    assert text.startswith("--impl natve: there is no implementation of that name; did you mean native")
+    assert "Known: filtered, " in text
+    assert "package.module:attribute or path/to/file.py:attribute" in text
+
+
+@pytest.mark.parametrize("nothing", ["", ",", " , "])
+def test_nothing_named(nothing):
+    assert message(nothing) == "--impl names no implementation; expected for instance --impl native,maskedce"
+
+
+def test_a_private_file_of_the_folder_is_no_name(tmp_path, source):
+    source("", "_helper.py")
+    assert "there is no implementation of that name" in message("_helper", folder=tmp_path)
+
+
+def test_a_file_of_the_folder_without_an_implementation(tmp_path, source):
+    path = source("implementation = 3", "mine.py")
+    assert message("mine", folder=tmp_path) == f"{path}: expected `implementation = Implementation(...)`; found 3"
+
+
+def test_a_file_without_an_attribute(source):
+    path = source()
+    assert message(str(path)) == f"--impl {path}: expected {path}:attribute or {path}:*"
+
+
+def test_a_missing_file():
+    assert message("nowhere/losses.py:loss") == "--impl nowhere/losses.py:loss: there is no file nowhere/losses.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\ny = 2\n1 / 0\n", ":3: the file cannot be imported: ZeroDivisionError: division by zero"),
+        ("def f(:\n", ":1: the file cannot be imported: SyntaxError: "),
+        ("import json\n\nimport no_such_library\n", ":3: the file cannot be imported: ModuleNotFoundError: No module named 'no_such_library'"),
+        ("def inner():\n    raise KeyError('x')\n\ninner()\n", ":2: the file cannot be imported: KeyError: 'x'"),
+        ("import sys\nsys.exit(3)\n", ":2: the file cannot be imported: SystemExit: 3"),
+        ("import json\njson.loads('{')\n", ":2: the file cannot be imported: JSONDecodeError: "),
+    ],
+)
+def test_a_file_that_fails_to_import_names_the_line(source, text, said):
+    path = source(text)
+    for attribute in ("f", "*"):
+        assert message(f"{path}:{attribute}").startswith(f"{path}{said}")
+
+
+def test_a_file_that_fails_leaves_nothing_behind(source):
+    before, modules = list(sys.path), set(sys.modules)
+    message(f"{source('import no_such_library')}:f")
+    assert sys.path == before
+    assert not {m for m in set(sys.modules) - modules if not m.startswith("xentcheck_loaded_")}
+
+
+def test_an_interrupt_while_loading_is_not_swallowed(source):
+    with pytest.raises(KeyboardInterrupt):
+        find(f"{source('raise KeyboardInterrupt')}:f")
+
+
+def test_a_module_that_cannot_be_imported():
+    assert message("no_such_package.losses:loss").startswith("--impl no_such_package.losses:loss: the module no_such_package.losses cannot be imported: ModuleNotFoundError")
+
+
+def test_a_missing_attribute_gets_the_nearest(source):
+    path = source()
+    assert message(f"{path}:frist") == f"--impl {path}:frist: no attribute 'frist'; did you mean first?"
+    assert message("torch.nn.functional:cross_entropi").startswith("--impl torch.nn.functional:cross_entropi: no attribute 'cross_entropi'; did you mean cross_entropy")
+
+
+def test_an_attribute_that_is_no_callable(source):
+    path = source()
+    assert message(f"{path}:number") == f"--impl {path}:number: expected a callable; found int 3"
+
+
+def test_a_class_that_is_no_module(source):
+    path = source()
+    assert message(f"{path}:NoLoss") == f"{path}:NoLoss: expected a function, an nn.Module class or an Implementation; found the class NoLoss"
+
+
+@pytest.mark.parametrize("text", ["", "import math\nx = 3\nf = lambda: 0\ndef _g(): ...\nfrom math import exp\nclass A: ...\n"])
+def test_a_file_without_a_public_function(source, text):
+    path = source(text)
+    assert message(f"{path}:*") == f"--impl {path}:*: {path} defines no public function"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({}, "expected one callable as cross_entropy, loss_and_gradient or linear_cross_entropy; found 0"),
+        ({"cross_entropy": len, "linear_cross_entropy": len}, "found 2"),
+        ({"cross_entropy": 3}, "expected one callable"),
+        ({"cross_entropy": len, "capabilities": {"wieght"}}, "unknown capability 'wieght'; did you mean weight?"),
+        ({"cross_entropy": len, "tentative": frozenset({"kdim"})}, "unknown capability 'kdim'; did you mean k_dim?"),
+        ({"cross_entropy": len, "empty_mean": "0"}, "empty_mean (the mean over no position): expected one of nan, zero; found '0'"),
+        ({"cross_entropy": len, "half_loss_dtype": "bfloat16"}, "half_loss_dtype (the dtype of a bfloat16 or float16 loss): expected one of input, float32; found 'bfloat16'"),
+    ],
+)
+def test_a_wrong_statement(arguments, said):
+    with pytest.raises(ImplementationError, match=re.escape("implementation mine: ")) as error:
+        Implementation(name="mine", **arguments)
+    assert said in str(error.value)
+
+
+def test_a_wrong_statement_in_a_file_is_said_as_it_is(source):
+    path = source("from xentcheck.implementation import Implementation\ni = Implementation(name='mine', cross_entropy=len, capabilities={'wieght'})")
+    assert message(f"{path}:i") == "implementation mine: unknown capability 'wieght'; did you mean weight?"
+
+
+# --- what a signature claims
+
+OPTIONS = {"weight", "label_smoothing", "ignore_index", "ignore_index_in_range", "ignore_index_list", "reduction_sum", "reduction_none"}
+
+
+def of_lists(input, target, ignore_index=-100):
+    values = ignore_index if isinstance(ignore_index, list) else [ignore_index]
+    return LOGITS.sum() * len(values)
+
+
+@pytest.mark.parametrize(
+    ("function", "claimed"),
+    [
+        (lambda input, target: None, set()),
+        (lambda input, target, *, weight=None: None, {"weight"}),
+        (lambda input, target, label_smoothing=0.0: None, {"label_smoothing"}),
+        (lambda input, target, reduction="mean": None, {"reduction_sum", "reduction_none"}),
+        (lambda input, target, ignore_index=-100: 3.0, {"ignore_index", "ignore_index_in_range"}),
+        (lambda input, target, *, padding_idx=0, axis=1: None, set()),
+        (lambda input, target, **options: None, OPTIONS - {"ignore_index_list"}),
+        (of_lists, {"ignore_index", "ignore_index_in_range", "ignore_index_list"}),
+        (torch.nn.functional.cross_entropy, OPTIONS - {"ignore_index_list"}),
+        (max, OPTIONS - {"ignore_index_list"}),
+    ],
+)
+def test_a_signature_claims_its_options_and_no_other(function, claimed):
+    found = from_callable(function, "f")
+    assert found.capabilities & OPTIONS == claimed
+    assert not found.conventions
+    assert found.capabilities >= {"reduction_mean", "backward", "float64", "float32", "bfloat16", "float16", "non_contiguous"}
+    assert not found.capabilities & {"double_backward", "func_grad", "vmap", "compile"}
+
+
+def test_what_no_signature_tells_is_asked_without_blame():
+    found = from_callable(lambda input, target: None, "f")
+    assert found.tentative == {"k_dim", "unbatched", "uint8_target", "autocast"}
+    assert found.tentative <= found.capabilities
+    assert "ignore_index_in_range" in from_callable(torch.nn.functional.cross_entropy, "f").tentative
+
+
+def test_a_loss_that_answers_a_list_wrongly_offers_none():
+    assert "ignore_index_list" not in from_callable(lambda input, target, ignore_index=-100: input.sum() * (2.0 if isinstance(ignore_index, list) else 1.0), "f").capabilities
+
+
+def test_asking_leaves_nothing_behind():
+    def patches(input, target, ignore_index=-100):
+        torch.set_default_dtype(torch.float64)
+        torch.nn.functional.nll_loss = None
+        torch.rand(1)
+        return input.sum()
+
+    before = torch.nn.functional.nll_loss, torch.get_rng_state()
+    from_callable(patches, "f")
+    assert torch.nn.functional.nll_loss is before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_forms_without_autograd_claim_no_mode_of_it():
+    assert not Implementation(name="n", loss_and_gradient=len).capabilities & {"double_backward", "compile", "autocast", "func_grad", "vmap"}
+    assert not Implementation(name="n", linear_cross_entropy=len).capabilities & {"non_finite", "many_classes", "k_dim", "unbatched"}
+    assert Implementation(name="n", cross_entropy=len).capabilities == EVERYTHING
+
+
+def test_conventions_are_those_stated():
+    assert Implementation(name="n", cross_entropy=len, empty_mean="nan", int32_target="taken").conventions == {"empty_mean": "nan", "int32_target": "taken"}
+
+
+# --- isolation
+
+
+def test_functions_of_one_file_do_not_share_its_state(source):
+    path = source(
+        """
+        state = []
+
+        def first(input, target):
+            state.append(1)
+            return len(state)
+
+        def second(input, target):
+            state.append(1)
+            return len(state)
+        """
+    )
+    first, second = find(f"{path}:*")
+    assert [loss(first), loss(first), loss(second)] == [1, 2, 1]
+    again = find(f"{path}:first,{path}:first")
+    assert [loss(again[0]), loss(again[1])] == [1, 1]
+
+
+HELPED = """
+    import {name}
+
+    def first(input, target):
+        {name}.state.append(1)
+        return len({name}.state)
+
+    def second(input, target):
+        {name}.state.append(1)
+        return len({name}.state)
+"""
+
+
+def test_a_helper_module_beside_the_file_is_private_to_it(source):
+    source("state = []", "xentcheck_test_helper.py")
+    first, second = find(f"{source(HELPED.format(name='xentcheck_test_helper'))}:*")
+    assert [loss(first), loss(first), loss(second)] == [1, 2, 1]
+    assert "xentcheck_test_helper" not in sys.modules
+
+
+def test_a_helper_package_beside_the_file_is_private_to_it(source):
+    source("state = []", "xentcheck_test_package/__init__.py")
+    first, second = find(f"{source(HELPED.format(name='xentcheck_test_package'))}:*")
+    assert [loss(first), loss(first), loss(second)] == [1, 2, 1]
+    assert "xentcheck_test_package" not in sys.modules
+
+
+def test_two_files_have_helpers_of_the_same_name(tmp_path, source):
+    for folder, number in (("a", 1), ("b", 2)):
+        source(f"number = {number}", f"{folder}/xentcheck_test_helper.py")
+        source("import xentcheck_test_helper\n\ndef f(input, target):\n    return xentcheck_test_helper.number\n", f"{folder}/losses.py")
+    found = find(f"{tmp_path}/a/losses.py:f,{tmp_path}/b/losses.py:f")
+    assert [loss(i) for i in found] == [1, 2]
+
+
+def test_libraries_stay_imported(source):
+    sys.modules.pop("colorsys", None)
+    load_file(source("import colorsys"))
+    assert "colorsys" in sys.modules
+
+
+def test_loading_leaves_the_path_as_it_was(source):
+    before = list(sys.path)
+    find(f"{source()}:*")
+    assert sys.path == before
+
+
+# --- known deviations
+
+
+def deviation(cases="small/one", aspect="loss", **more):
+    return Deviation(cases, aspect=aspect, observed="NaN", fault="nan", link="https://example.org", **more)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "case", "applies"),
+    [
+        ("small/one[mean]", "small/one[mean]", True),
+        ("small/one[mean]", "small/one[m]", False),
+        ("small/one[mean]", "small/onem", False),
+        ("small/one", "small/one[mean]", True),
+        ("small/one", "small/one-more", False),
+        ("small", "small/one", True),
+        ("small", "smaller/one", False),
+        ("small/*", "small/one[mean]", True),
+        ("*[mean]", "small/one[mean]", True),
+        ("small/???", "small/one", True),
+        ("small/o.e", "small/one", False),
+        (("large", "small/one"), "small/one", True),
+        ((), "small/one", False),
+    ],
+)
+def test_a_deviation_applies_to_the_cases_it_names(pattern, case, applies):
+    assert deviation(pattern).applies_to(case, "loss") is applies
+    assert not deviation(pattern).applies_to(case, "gradient")
+
+
+@pytest.mark.parametrize(
+    ("condition", "version", "holds"),
+    [
+        ("", "2.13.0+cpu", True),
+        ("<2.14", "2.13.0+cpu", True),
+        ("<2.13", "2.13.0+cpu", False),
+        ("==2.13.0", "2.13.0+cu121", True),
+        (">=2.6,<2.10", "2.9.1", True),
+        (">=2.14", "2.14.0a0+git1234", False),
+        ("<2.14", "2.13.0.dev20261101+cpu", True),
+    ],
+)
+def test_a_deviation_may_depend_on_the_version_of_torch(monkeypatch, condition, version, holds):
+    monkeypatch.setattr(module.torch, "__version__", version)
+    known = deviation(torch=condition)
+    assert known.holds_here is holds
+    assert known.applies_to("small/one", "loss") is holds
+
+
+def test_the_first_deviation_that_applies_is_taken():
+    known = (deviation("small/two"), deviation("small/*", aspect="gradient"), deviation("small/*"), deviation("small/one"))
+    found = Implementation(name="n", cross_entropy=len, deviations=known)
+    assert found.deviation_for("small/one", "loss") is known[2]
+    assert found.deviation_for("small/one", "gradient") is known[1]
+    assert found.deviation_for("other/one", "loss") is None
+
+
+def test_a_deviation_with_a_pattern_that_matches_nothing_is_stale():
+    known = (deviation("small/*"), deviation(("small/one", "small/gone")), deviation("gone"))
+    found = Implementation(name="n", cross_entropy=len, deviations=known)
+    assert found.stale_deviations(["small/one[a]", "small/two"]) == [known[1], known[2]]
+    assert found.stale_deviations([]) == list(known)
+
+
+def test_a_deviation_knows_its_file_and_lines(source):
+    path = source(
+        """
+        from xentcheck.implementation import Deviation, Implementation
+
+        known = [
+            Deviation("a", aspect="loss", observed="x", fault="nan", link="y"),
+            Deviation(
+                "b",
+                aspect="loss",
+                observed="x", fault="nan", link="y",
+            ),
+        ]
+        """
+    )
+    one, several = load_file(path).known
+    place = f"{path.parent.name}/losses.py"
+    assert one.where == f"{place}:5"
+    assert several.where == (f"{place}:6-10" if sys.version_info >= (3, 11) else several.where)
+    assert dataclasses.replace(one, cases="c").where == one.where
