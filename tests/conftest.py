@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from xentcheck.casefile import load
 from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from xentcheck.batch import build, capabilities_needed
 from xentcheck.casefile import CaseFileError
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+
 from xentcheck.case import Case, Upstream
 from xentcheck.casefile import CASES, CATALOGUES, CaseFileError, digest, json_schema, load, load_all, merge, select
 from xentcheck.yamltext import MAX_ALIASES, MAX_BYTES, read

@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 import torch
+
 from xentcheck import implementation as module
 from xentcheck.implementation import (
     EVERYTHING,

@@ -2,11 +2,12 @@
 
 import re
 
-import fakes
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
+import fakes
 from xentcheck import reference
 from xentcheck.batch import build
 from xentcheck.examine import Examiner

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 from xentcheck.casefile import load, load_all
 from xentcheck.lint import lint
 

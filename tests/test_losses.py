@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from xentcheck import losses
 from xentcheck.losses import MaskedCrossEntropyLoss, masked_cross_entropy
 
@@ -131,7 +132,7 @@ def test_many_logits(dtype: torch.dtype) -> None:
 
 
 def test_smoothing_over_many_classes(route: str) -> None:
-    """log_softmax's backward pass adds up 50,000 unequal numbers one after the other; torch's gradient is off by 1e-5."""
+    """log_softmax's backward pass adds up 50,000 unequal numbers one by one: torch's own gradient is off by 1e-5."""
     input, target = torch.randn(3, 50_000), torch.tensor([1, 2, 3])
     _, gradient = run(masked_cross_entropy, input, target, label_smoothing=0.1)
     _, exact = run(F.cross_entropy, input.double(), target, label_smoothing=0.1)

@@ -3,11 +3,12 @@
 import random
 import warnings
 
-import fakes
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
+import fakes
 from xentcheck.batch import build
 from xentcheck.global_state import GlobalState
 from xentcheck.implementation import Implementation
@@ -369,6 +370,8 @@ def test_an_input_overwritten_in_the_backward_pass_is_named(seen):
 
 
 SETTINGS = {
+    "default device": lambda: torch.set_default_device("meta"),
+    "error handling of NumPy": lambda: np.seterr(over="raise"),
     "default dtype": lambda: torch.set_default_dtype(torch.float64),
     "grad mode": lambda: torch.set_grad_enabled(False),
     "number of threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
@@ -388,23 +391,32 @@ SETTINGS = {
 }
 
 
+@pytest.fixture
+def put_back():
+    """Whatever the suite leaves changed would make other tests fail."""
+    numpy_errors = np.geterr()
+    yield
+    torch.set_grad_enabled(True)
+    torch.set_default_device(None)
+    np.seterr(**numpy_errors)
+    if "softmax" in vars(torch.Tensor):
+        del torch.Tensor.softmax
+
+
 @pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.usefixtures("put_back")
 def test_changed_global_state_is_named_and_put_back(name):
     before = GlobalState()
-    try:
-        SETTINGS[name]()
-        changed = before.restore()
-        assert changed == (name,)
-        assert before.restore() == ()
-        assert GlobalState().restore() == ()
-    finally:
-        torch.set_grad_enabled(True)
-        if "softmax" in vars(torch.Tensor):
-            del torch.Tensor.softmax
+    SETTINGS[name]()
+    changed = before.restore()
+    assert changed == (name,)
+    assert before.restore() == ()
+    assert GlobalState().restore() == ()
 
 
 # Under no_grad the grad mode is off already.
 @pytest.mark.parametrize(("mode", "name"), [(m, n) for m in ("eager", "no_grad") for n in SETTINGS if (m, n) != ("no_grad", "grad mode")])
+@pytest.mark.usefixtures("put_back")
 def test_a_loss_that_changes_global_state_is_found_out_and_undone(seen, name, mode):
     cross_entropy = F.cross_entropy
 
@@ -413,14 +425,10 @@ def test_a_loss_that_changes_global_state_is_found_out_and_undone(seen, name, mo
         SETTINGS[name]()
         return value
 
-    try:
-        assert seen(loss, f"logits: {{shape: [3, 4]}}, mode: {mode}").changed == (name,)
-        assert seen(cross_entropy).changed == ()
-        assert F.cross_entropy is cross_entropy
-        assert torch.exp(torch.zeros(1)) == 1
-    finally:
-        if "softmax" in vars(torch.Tensor):
-            del torch.Tensor.softmax
+    assert seen(loss, f"logits: {{shape: [3, 4]}}, mode: {mode}").changed == (name,)
+    assert seen(cross_entropy).changed == ()
+    assert F.cross_entropy is cross_entropy
+    assert torch.exp(torch.zeros(1)) == 1
 
 
 def test_state_is_put_back_before_the_second_call(seen):

@@ -16,9 +16,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import fakes
 import pytest
 import torch
+
+import fakes
 import xentcheck
 from xentcheck import casefile, record
 from xentcheck.record import NAME, load
@@ -27,7 +28,9 @@ SUITE = Path(xentcheck.__file__).resolve().parents[1]
 ROOT = SUITE.parent
 FAKES = Path(fakes.__file__)
 ASPECTS = 4  # loss, gradient, shape, purity
-OPTIONS = ["-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "no:benchmark"]
+# unraisableexception collects garbage ten times a run, which takes most of a short run's time
+OFF = ("cacheprovider", "faulthandler", "benchmark", "unraisableexception", "threadexception")
+OPTIONS = [option for name in OFF for option in ("-p", f"no:{name}")]
 
 TWO = ("id: one, why: the plainest, logits: {shape: [3, 4]}", "id: two, logits: {shape: [5, 4]}, reduction: none")
 

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+
 from xentcheck.implementation import Deviation, Implementation
 from xentcheck.judge import STATUSES, Verdict
 from xentcheck.record import NAME, RecordError, Results, Writer, key, load, merge, run_header, save

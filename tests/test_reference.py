@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from xentcheck import reference
 from xentcheck.batch import Batch
 from xentcheck.reference import relevant_conventions, truth
@@ -183,18 +184,27 @@ def test_by_hand_second_derivative():
 
 
 def test_units_by_hand():
-    """Two equal logits in float32: |loss| and lse are log 2, p is 1/2, and everything is computed in float32."""
+    """Two equal logits in float32: |loss| and lse are log 2, p is 1/2, everything is computed in float32, and no error of a logarithm
+    is counted for less than 1."""
     e, tiny = 2.0**-23, 2.0**-126
     right = truth(batch_of([[0, 0]], [0], dtype=torch.float32), {})
-    assert_is(right.loss_unit, e * 2 * LOG2 + tiny)
+    assert_is(right.loss_unit, e * (LOG2 + 1) + tiny)
     target, other = e * (0.5 + 0.5 * LOG2 + 0.5 * (1 + LOG2) + 1), e * (0.5 + 0.5 * LOG2 + 0.5 * (1 + LOG2))
     np.testing.assert_allclose(right.gradient_unit.astype(float), [[target + tiny, other + tiny]], rtol=1e-14)
+
+
+def test_a_logarithm_near_zero_is_not_asked_for_more_than_its_sum_can_hold():
+    """log(1 + exp(-12)): in float32 the sum is the next number above 1, and its logarithm is off by half of an eps."""
+    right = truth(batch_of([[0, -12]], [0], dtype=torch.float32), {})
+    found = float(torch.log(torch.tensor([0.0, -12.0]).exp().sum()))
+    assert abs(found - float(right.loss)) > 0.1 * 2.0**-23
+    assert abs(found - float(right.loss)) < float(right.loss_unit)
 
 
 def test_units_of_half_types_hold_one_rounding_of_the_result_and_float32_inside():
     e, f, tiny = 2.0**-7, 2.0**-23, 2.0**-126
     right = truth(batch_of([[0, 0]], [0], dtype=torch.bfloat16), {})
-    np.testing.assert_allclose(float(right.loss_unit), e * LOG2 + f * LOG2 + tiny, rtol=1e-14)
+    np.testing.assert_allclose(float(right.loss_unit), e * LOG2 + f + tiny, rtol=1e-14)
 
 
 GRID = list(itertools.product(["mean", "sum", "none"], [None, 0.1, 1.0], [False, True]))

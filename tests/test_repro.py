@@ -11,9 +11,10 @@ import sys
 import textwrap
 from pathlib import Path
 
-import fakes
 import numpy as np
 import pytest
+
+import fakes
 from xentcheck.batch import build
 from xentcheck.casefile import load
 from xentcheck.examine import Examiner
@@ -119,6 +120,8 @@ SCRIPTS = {
     "a large batch": ("{fakes}:off_by_a_thousandth", "logits: {shape: [40, 50]}, target: {ignore: {fraction: 0.3}}, reduction: none, upstream: per-position"),
     "a large batch in bfloat16": ("{fakes}:gradient_off_by_a_thousandth", "dtype: bfloat16, logits: {shape: [40, 50]}"),
     "a large strided batch": ("{fakes}:off_by_a_thousandth", "logits: {shape: [40, 50], layout: strided}, target: {layout: strided}"),
+    "the gaps of strided logits": ("{fakes}:takes_memory_as_it_comes", "logits: {shape: [3, 4], layout: strided}"),
+    "memory that is not in order": ("{fakes}:takes_memory_as_it_comes", "logits: {shape: [3, 4], layout: transposed}"),
     "transposed logits": ("{fakes}:off_by_a_thousandth", "logits: {shape: [2, 4, 3], layout: transposed}, target: {layout: transposed}"),
     "expanded logits": ("{fakes}:off_by_a_thousandth", "logits: {shape: [3, 4], layout: expanded}, target: {layout: expanded}"),
     "channels_last logits": ("{fakes}:off_by_a_thousandth", "logits: {shape: [2, 3, 4, 5], layout: channels_last}"),

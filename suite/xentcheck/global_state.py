@@ -18,6 +18,8 @@ def _deterministic() -> tuple[bool, bool]:
 # name: (read, write)
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "default device": (torch.get_default_device, lambda v: torch.set_default_device(None if v.type == "cpu" else v)),
+    "error handling of NumPy": (np.geterr, lambda v: np.seterr(**v)),
     "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "number of threads": (torch.get_num_threads, torch.set_num_threads),
     "deterministic algorithms": (_deterministic, lambda v: torch.use_deterministic_algorithms(v[0], warn_only=v[1])),

@@ -124,13 +124,14 @@ def _units(
     """The error of a good implementation that computes in float32 (float64 for float64) and rounds its result once.
 
     e is the eps of the case's dtype, f the eps computed in:
-    loss e |l| + f sum_c w_c q_c max(|lse|, |x_c|); gradient |u| / D (e (|A p_j - w_j q_j| + A p_j |log p_j|)
+    loss e |l| + f sum_c w_c q_c max(1, |lse|, |x_c|); gradient |u| / D (e (|A p_j - w_j q_j| + A p_j |log p_j|)
     + f (A p_j (1 + max(|x_j|, |lse|)) + w_j q_j)), plus the dtype's smallest normal number.
+    The 1 in the loss: the sum of exponentials, at least 1 after the largest is taken out, is rounded before its logarithm is taken.
     """
     e, f, tiny, wq = number.eps, number.compute_eps, number.tiny, abs(w * q)
     size = np.maximum(abs(lse), abs(x))
     finite = np.where(np.isfinite(size.astype(np.float64)), size, 0)
-    loss_unit = e * abs(losses) + f * np.where(wq != 0, wq * finite, 0).sum(axis=1) + tiny
+    loss_unit = e * abs(losses) + f * np.where(wq != 0, wq * np.maximum(finite, 1), 0).sum(axis=1) + tiny
     p_log_p = np.where(p > 0, p * abs(x - lse), 0)
     p_size = np.where(p > 0, p * (1 + finite), 0)
     gradient_unit = abs(u) * (e * (abs(A * p - w * q) + abs(A) * p_log_p) + f * (abs(A) * p_size + wq)) + tiny

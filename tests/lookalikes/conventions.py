@@ -1,7 +1,6 @@
 """Correct losses that differ in what is left open, or in the precision of sums."""
 
 import torch
-
 from _checks import as_rows, kept_mask, mixed, reduced, uniform_losses, weights
 
 

@@ -2,9 +2,8 @@
 
 import numpy
 import torch
-from torch.autograd.function import once_differentiable
-
 from _checks import as_rows, kept_mask, mixed, reduced, weights
+from torch.autograd.function import once_differentiable
 
 
 def _shares(classes, weight, smoothing):

@@ -3,8 +3,6 @@
 import math
 
 import torch
-from torch.autograd.function import once_differentiable
-
 from _checks import (
     as_rows,
     compute_dtype,
@@ -15,6 +13,7 @@ from _checks import (
     uniform_losses,
     weights,
 )
+from torch.autograd.function import once_differentiable
 
 
 def online_softmax_over_tiles(

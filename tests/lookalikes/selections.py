@@ -1,7 +1,6 @@
 """Correct losses that compute kept rows only, or hand the work to torch's own cross entropy."""
 
 import torch
-
 from _checks import as_rows, compute_dtype, kept_mask, mixed, reduced, uniform_losses, weights
 
 

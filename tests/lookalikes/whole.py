@@ -1,7 +1,6 @@
 """Correct losses by operations on the whole tensor."""
 
 import torch
-
 from _checks import (
     as_rows,
     compute_dtype,

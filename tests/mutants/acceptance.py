@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-
 from _correct import (
     check_options,
     class_count,

@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-
 from _correct import (
     flat,
     kept,
@@ -19,18 +18,18 @@ from _correct import (
 )
 
 
-def upstream_gradient_is_ignored(
+def upstream_gradient_ignored(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
     """The upstream gradient is taken to be 1.
 
-    Link: https://github.com/NVIDIA/TransformerEngine/pull/2139
+    Link: https://github.com/kulinseth/pytorch/pull/289
     """
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     return with_gradient(result, torch.ones_like)
 
 
-def upstream_gradient_is_squared(
+def upstream_squared(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
     """The upstream gradient is applied twice."""
@@ -194,6 +193,19 @@ def gradient_of_none_is_divided_by_the_count(
     count = max(target.numel(), 1)
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     return with_gradient(result, lambda u: u / count) if reduction == "none" else result
+
+
+def gradient_of_the_sum_is_divided_by_the_spatial_size(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
+):
+    """With several position dimensions, the gradient of the sum is divided by their size.
+
+    Link: https://github.com/apache/mxnet/issues/5981
+    """
+    result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
+    if reduction != "sum" or target.dim() < 2 or target.numel() == 0:
+        return result
+    return with_gradient(result, lambda u: u / target[0].numel())
 
 
 def mean_gradient_lacks_the_denominator(

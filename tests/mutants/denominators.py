@@ -23,10 +23,7 @@ def mean_divides_by_all_positions(
 def mean_divides_by_batch_size(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
-    """The mean is the sum over the number of samples, however many positions they have.
-
-    Link: https://github.com/apache/mxnet/issues/5981
-    """
+    """The mean is the sum over the number of samples, however many positions they have."""
     samples = input.shape[0] if input.dim() > 1 else 1
 
     def count(classes, keep, weight):
@@ -153,10 +150,7 @@ def denominator_has_an_epsilon(
 def denominator_is_at_least_one(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
-    """The denominator is clamped to 1, although small weights may well sum to less.
-
-    Link: https://github.com/ROCm/TransformerEngine/pull/409
-    """
+    """The denominator is clamped to 1, although small weights may well sum to less."""
 
     def total(classes, keep, weight):
         return denominator(classes, keep, weight).clamp(min=1)

@@ -3,17 +3,13 @@
 from functools import partial
 
 import torch
-
 from _correct import denominator, flat, kept, loss, reduce, with_gradient
 
 
 def all_ignored_raises(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
-    """The mean over no kept position is a division by zero.
-
-    Link: https://github.com/unslothai/unsloth/pull/7677
-    """
+    """The mean over no kept position is a division by zero."""
 
     def total(classes, keep, weight):
         if reduction == "mean" and len(keep) and not keep.any():

@@ -4,7 +4,6 @@ import random
 
 import numpy
 import torch
-
 from _correct import loss
 
 

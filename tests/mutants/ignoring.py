@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-
 from _correct import (
     check_range,
     class_count,
@@ -338,10 +337,7 @@ def ignore_value_compared_as_a_byte(
 def byte_targets_are_never_ignored(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
-    """Targets of dtype uint8 are not compared with the ignore value; 255 is an error.
-
-    Link: https://github.com/pytorch/pytorch/issues/45540
-    """
+    """Targets of dtype uint8 are not compared with the ignore value; 255 is an error."""
 
     def only_int64(classes, ignore_index):
         return kept(classes, [] if target.dtype == torch.uint8 else ignore_index)

@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-
 from _correct import (
     class_count,
     class_weights,
@@ -120,10 +119,7 @@ def height_and_width_are_swapped(
 def byte_targets_are_read_as_signed(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
-    """Targets of dtype uint8 are negative from 128 on.
-
-    Link: https://github.com/pytorch/pytorch/issues/89369
-    """
+    """Targets of dtype uint8 are negative from 128 on."""
 
     def signed(target):
         return flat(target.view(torch.int8) if target.dtype == torch.uint8 else target)

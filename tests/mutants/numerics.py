@@ -4,7 +4,6 @@ from functools import partial
 
 import numpy
 import torch
-
 from _correct import (
     denominator,
     log_softmax,

@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-
 from _correct import (
     check_options,
     flat,
@@ -181,10 +180,7 @@ def smoothing_leaves_out_the_last_class(
 def smoothing_leaves_out_the_ignored_class(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
-    """An ignore value that is a class gets no share of the smoothing mass.
-
-    Link: https://github.com/harvardnlp/annotated-transformer/issues/39
-    """
+    """An ignore value that is a class gets no share of the smoothing mass."""
 
     def losses(log_p, classes, weight, smoothing):
         right = position_losses(log_p, classes, weight, smoothing)

@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-
 from _correct import (
     class_weights,
     denominator,

@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-
 from _correct import (
     at_target,
     kept,
@@ -149,10 +148,7 @@ def classes_beyond_65536_are_not_read(
 def target_in_the_last_tile_is_missed(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
-    """A target in a partial last tile of 64 classes is not found there: its logit counts as 0.
-
-    Link: https://github.com/apple/ml-cross-entropy/pull/59
-    """
+    """A target in a partial last tile of 64 classes is not found there: its logit counts as 0."""
 
     def missed(log_p, classes, weight, smoothing):
         losses = position_losses(log_p, classes, weight, smoothing)
