@@ -18,7 +18,13 @@ def right(input, target, *, weight=None, ignore_index=-100, reduction="mean", la
     wide = torch.promote_types(input.dtype, torch.float32)
     x = input.masked_fill(ignored.unsqueeze(axis), 0.0).to(wide)
     w = None if weight is None else weight.to(wide)
-    loss = F.cross_entropy(x, target.masked_fill(ignored, -100), weight=w, reduction="none" if ignored.all() else reduction, label_smoothing=label_smoothing)
+    loss = F.cross_entropy(
+        x,
+        target.masked_fill(ignored, -100),
+        weight=w,
+        reduction="none" if ignored.all() else reduction,
+        label_smoothing=label_smoothing,
+    )
     if ignored.all() and reduction != "none":
         if reduction not in ("mean", "sum"):
             raise ValueError(f"{reduction} is not a valid value for reduction")

@@ -40,7 +40,12 @@ def test_a_case_depends_on_nothing_but_its_id(cases):
     first, mine = cases("id: first, logits: {shape: [3, 3]}", f"id: mine, {body}, why: it moved")
     other = build(first)
     again = build(mine)
-    for one, two in ((alone.input, again.input), (alone.target, again.target), (alone.upstream, again.upstream), (alone.options["weight"], again.options["weight"])):
+    for one, two in (
+        (alone.input, again.input),
+        (alone.target, again.target),
+        (alone.upstream, again.upstream),
+        (alone.options["weight"], again.options["weight"]),
+    ):
         assert torch.equal(one, two)
     assert not torch.equal(other.input.reshape(-1)[:9], again.input.reshape(-1)[:9])
 
@@ -68,7 +73,9 @@ def test_values_are_those_of_float64_rounded_once(case, dtype):
 
 
 def test_literal_values_are_taken_as_they_are(case):
-    batch = build(case("dtype: float64, logits: {values: [[0.1, -inf, 1e30], [nan, inf, -0.0]]}, target: {values: [2, -100]}"))
+    batch = build(
+        case("dtype: float64, logits: {values: [[0.1, -inf, 1e30], [nan, inf, -0.0]]}, target: {values: [2, -100]}")
+    )
     assert torch.equal(batch.input.isnan(), torch.tensor([[False] * 3, [True, False, False]]))
     assert batch.input.nan_to_num(7.0, 8.0, 9.0).tolist() == [[0.1, 9.0, 1e30], [7.0, 8.0, 0.0]]
     assert batch.target.tolist() == [2, -100]
@@ -130,7 +137,11 @@ def test_a_layout_changes_no_value(case, layout):
 
 
 def test_expanded_rows_are_equal_patterns_included(case):
-    batch = build(case("logits: {shape: [4, 6], layout: expanded, set: [{classes: [2], value: -inf}]}, target: {layout: expanded, classes: [1, 3]}"))
+    batch = build(
+        case(
+            "logits: {shape: [4, 6], layout: expanded, set: [{classes: [2], value: -inf}]}, target: {layout: expanded, classes: [1, 3]}"
+        )
+    )
     assert batch.input.stride() == (0, 1)
     assert all(torch.equal(row, batch.input[0]) for row in batch.input)
     assert batch.input[3, 2] == -torch.inf
@@ -176,7 +187,9 @@ def test_upstream_per_position_has_both_signs_and_no_small_number(case):
 
 @pytest.mark.parametrize(("layout", "stride"), [("strided", (8, 2)), ("expanded", (0, 1)), ("transposed", (1, 3))])
 def test_upstream_layouts(case, layout, stride):
-    upstream = build(case(f"logits: {{shape: [3, 5, 4]}}, reduction: none, upstream: {{scalar: 2, layout: {layout}}}")).upstream
+    upstream = build(
+        case(f"logits: {{shape: [3, 5, 4]}}, reduction: none, upstream: {{scalar: 2, layout: {layout}}}")
+    ).upstream
     assert upstream.stride() == stride
     assert (upstream == 2).all()
     assert gaps(upstream).isnan().all()
@@ -245,7 +258,9 @@ def test_ignored_positions_are_those_chosen(case, ignore, rows):
 @pytest.mark.parametrize("size", [9, 13])
 def test_more_than_there_are_is_everything(case, size):
     for choice in ("prefix", "suffix"):
-        assert (build(case(f"logits: {{shape: [8, 5]}}, target: {{ignore: {{{choice}: {size}}}}}")).target == -100).all()
+        assert (
+            build(case(f"logits: {{shape: [8, 5]}}, target: {{ignore: {{{choice}: {size}}}}}")).target == -100
+        ).all()
 
 
 def test_a_fraction_ignores_that_many_scattered(case):
@@ -256,19 +271,27 @@ def test_a_fraction_ignores_that_many_scattered(case):
 
 
 def test_several_ignore_values_are_dealt_in_turn(case):
-    target = build(case("logits: {shape: [8, 5]}, ignore_index: [-1, 3, 255], target: {ignore: {rows: [0, 2, 4, 7]}}")).target
+    target = build(
+        case("logits: {shape: [8, 5]}, ignore_index: [-1, 3, 255], target: {ignore: {rows: [0, 2, 4, 7]}}")
+    ).target
     assert target[[0, 2, 4, 7]].tolist() == [-1, 3, 255, -1]
     assert not set(target[[1, 3, 5, 6]].tolist()) & {-1, 3, 255}
 
 
 @pytest.mark.parametrize(("value", "dealt"), [("255", [255, 255]), ("[3, -1]", [3, -1])])
 def test_the_values_to_deal_can_be_chosen(case, value, dealt):
-    target = build(case(f"logits: {{shape: [4, 5]}}, ignore_index: [-1, 3, 255], target: {{ignore: {{prefix: 2, value: {value}}}}}")).target
+    target = build(
+        case(
+            f"logits: {{shape: [4, 5]}}, ignore_index: [-1, 3, 255], target: {{ignore: {{prefix: 2, value: {value}}}}}"
+        )
+    ).target
     assert target[:2].tolist() == dealt
 
 
 def test_drawn_targets_are_allowed_classes_and_the_first_valid_one_is_the_last(case):
-    target = build(case("logits: {shape: [300, 9]}, ignore_index: 4, target: {classes: [1, 4, 6], ignore: first}")).target
+    target = build(
+        case("logits: {shape: [300, 9]}, ignore_index: 4, target: {classes: [1, 4, 6], ignore: first}")
+    ).target
     assert target[0] == 4
     assert target[1] == 6
     assert set(target[1:].tolist()) == {1, 6}
@@ -286,7 +309,10 @@ def test_targets_have_their_dtype(case, dtype):
     assert target.min() >= 0
 
 
-@pytest.mark.parametrize(("shape", "positions"), [([4], ()), ([3, 4], (3,)), ([2, 4, 3], (2, 3)), ([2, 4, 1, 1], (2, 1, 1)), ([0, 4], (0,)), ([2, 4, 0], (2, 0))])
+@pytest.mark.parametrize(
+    ("shape", "positions"),
+    [([4], ()), ([3, 4], (3,)), ([2, 4, 3], (2, 3)), ([2, 4, 1, 1], (2, 1, 1)), ([0, 4], (0,)), ([2, 4, 0], (2, 0))],
+)
 def test_the_target_has_the_shape_of_the_positions(case, shape, positions):
     batch = build(case(f"logits: {{shape: {shape}}}"))
     assert batch.target.shape == positions
@@ -295,7 +321,9 @@ def test_the_target_has_the_shape_of_the_positions(case, shape, positions):
 
 def test_only_the_options_that_are_set_are_passed(case):
     assert build(case("logits: {shape: [3, 4]}")).options == {}
-    options = build(case("logits: {shape: [3, 4]}, ignore_index: [1], weight: [1, 0, 2, inf], reduction: sum, label_smoothing: 0")).options
+    options = build(
+        case("logits: {shape: [3, 4]}, ignore_index: [1], weight: [1, 0, 2, inf], reduction: sum, label_smoothing: 0")
+    ).options
     assert options.pop("weight").tolist() == [1, 0, 2, float("inf")]
     assert options == {"ignore_index": [1], "reduction": "sum", "label_smoothing": 0.0}
 
@@ -316,7 +344,12 @@ def test_fresh_shares_no_memory_and_keeps_strides_and_gaps(case):
         )
     )
     fresh = batch.fresh()
-    pairs = [(batch.input, fresh.input), (batch.target, fresh.target), (batch.upstream, fresh.upstream), (batch.options["weight"], fresh.options["weight"])]
+    pairs = [
+        (batch.input, fresh.input),
+        (batch.target, fresh.target),
+        (batch.upstream, fresh.upstream),
+        (batch.options["weight"], fresh.options["weight"]),
+    ]
     for old, new in pairs:
         assert torch.equal(old, new)
         assert old.stride() == new.stride()
@@ -359,18 +392,34 @@ PLAIN = {"float32", "reduction_mean", "backward"}
         ("logits: {shape: [3, 4, 2]}", {"k_dim"}, set()),
         ("logits: {shape: [1, 4097]}", {"many_classes"}, set()),
         ("logits: {shape: [1, 4096]}", set(), set()),
-        ("logits: {shape: [3, 4], set: [{rows: ignored, value: nan}]}, target: {ignore: first}", {"non_finite", "ignore_index"}, set()),
+        (
+            "logits: {shape: [3, 4], set: [{rows: ignored, value: nan}]}, target: {ignore: first}",
+            {"non_finite", "ignore_index"},
+            set(),
+        ),
         ("logits: {shape: [3, 4]}, target: {values: [0, -100, 1]}", {"ignore_index"}, set()),
-        ("logits: {shape: [3, 4]}, target: {values: [0, 156, 1], dtype: uint8}, expect: {error: {}}", set(), {"reduction_mean", "backward"}),
+        (
+            "logits: {shape: [3, 4]}, target: {values: [0, 156, 1], dtype: uint8}, expect: {error: {}}",
+            set(),
+            {"reduction_mean", "backward"},
+        ),
         ("logits: {shape: [3, 4]}, target: {dtype: uint8}", {"uint8_target"}, set()),
         ("logits: {shape: [3, 4], layout: strided}", {"non_contiguous"}, set()),
         ("logits: {shape: [3, 4]}, target: {layout: offset}", {"non_contiguous"}, set()),
-        ("logits: {shape: [3, 4]}, reduction: none, upstream: {scalar: 2, layout: expanded}", {"non_contiguous", "reduction_none"}, {"reduction_mean"}),
+        (
+            "logits: {shape: [3, 4]}, reduction: none, upstream: {scalar: 2, layout: expanded}",
+            {"non_contiguous", "reduction_none"},
+            {"reduction_mean"},
+        ),
         ("logits: {shape: [3, 4]}, mode: no_grad", set(), {"backward"}),
         ("logits: {shape: [3, 4]}, mode: double_backward", {"double_backward"}, set()),
         ("logits: {shape: [3, 4]}, mode: vmap, reduction: none", {"vmap", "reduction_none"}, {"reduction_mean"}),
         ("logits: {shape: [3, 4]}, mode: twice, needs: [compile]", {"compile"}, set()),
-        ("logits: {shape: [3, 4]}, target: {values: [4, 0, 0]}, weight: random, ignore_index: 2, expect: {error: {}}", {"ignore_index"}, {"reduction_mean", "backward"}),
+        (
+            "logits: {shape: [3, 4]}, target: {values: [4, 0, 0]}, weight: random, ignore_index: 2, expect: {error: {}}",
+            {"ignore_index"},
+            {"reduction_mean", "backward"},
+        ),
     ],
 )
 def test_capabilities_follow_from_the_case(case, body, more, less):

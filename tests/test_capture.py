@@ -20,11 +20,20 @@ from xentcheck.casefile import CASES, load, load_all
 from xentcheck.examine import Examiner
 from xentcheck.implementation import find
 
-SHAPES = [((7,), ()), ((6, 7), (6,)), ((2, 7, 3), (2, 3)), ((2, 7, 3, 2), (2, 3, 2)), ((0, 7), (0,)), ((2, 7, 0), (2, 0))]
+SHAPES = [
+    ((7,), ()),
+    ((6, 7), (6,)),
+    ((2, 7, 3), (2, 3)),
+    ((2, 7, 3, 2), (2, 3, 2)),
+    ((0, 7), (0,)),
+    ((2, 7, 0), (2, 0)),
+]
 CAPTURED = CASES / "captured"
 
 
-def make(shape: tuple[int, ...] = (6, 7), target_shape: tuple[int, ...] = (6,), dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def make(
+    shape: tuple[int, ...] = (6, 7), target_shape: tuple[int, ...] = (6,), dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
     target = torch.randint(7, target_shape, generator=generator)

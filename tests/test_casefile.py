@@ -14,7 +14,9 @@ from xentcheck.case import Case, Upstream
 from xentcheck.casefile import CASES, CATALOGUES, CaseFileError, digest, json_schema, load, load_all, merge, select
 from xentcheck.yamltext import MAX_ALIASES, MAX_BYTES, read
 
-TOP = "clause: small\ntitle: Small\nrequirement: It holds.\nsources: [here]\ncases:\n"  # the first case stands on line 6
+TOP = (
+    "clause: small\ntitle: Small\nrequirement: It holds.\nsources: [here]\ncases:\n"  # the first case stands on line 6
+)
 ONE = "  - {id: one, logits: {shape: [3, 4]}}\n"
 
 
@@ -66,7 +68,11 @@ def test_defaults_fill_in_what_a_case_leaves_out(loaded):
 @pytest.mark.parametrize(
     ("defaults", "own", "found"),
     [
-        ("logits: {shape: [3, 4], scale: 2}", "logits: {values: [[1, 2]]}", {"shape": None, "values": ((1, 2),), "scale": 2}),
+        (
+            "logits: {shape: [3, 4], scale: 2}",
+            "logits: {values: [[1, 2]]}",
+            {"shape": None, "values": ((1, 2),), "scale": 2},
+        ),
         ("logits: {values: [[1, 2]]}", "logits: {shape: [3, 4]}", {"shape": (3, 4), "values": None}),
         ("logits: {file: a.safetensors}", "logits: {shape: [3, 4]}", {"shape": (3, 4), "file": None}),
     ],
@@ -90,7 +96,9 @@ def test_one_source_of_logits_replaces_another(loaded, defaults, own, found):
     ],
 )
 def test_alternatives_of_the_target_replace_each_other(loaded, defaults, own, found):
-    spec = loaded(with_defaults(f"logits: {{shape: [3, 4]}}, target: {defaults}", f"id: one, target: {own}"))[0].question.target
+    spec = loaded(with_defaults(f"logits: {{shape: [3, 4]}}, target: {defaults}", f"id: one, target: {own}"))[
+        0
+    ].question.target
     everything = {**dict(spec), **(dict(spec.ignore) if spec.ignore else {})}
     everything["values"] = spec.values
     assert {name: everything[name] for name in found} == found
@@ -105,7 +113,10 @@ def test_merge_does_not_change_what_it_is_given():
 
 
 def test_ignore_values_are_torchs_unless_given(loaded):
-    values = [case.question.ignore_values for case in loaded(entry("matrix: {ignore_index: {a: null, b: 3, c: [1, -1], d: []}}"))]
+    values = [
+        case.question.ignore_values
+        for case in loaded(entry("matrix: {ignore_index: {a: null, b: 3, c: [1, -1], d: []}}"))
+    ]
     assert values == [(-100,), (3,), (1, -1), ()]
 
 
@@ -117,7 +128,10 @@ def test_ignore_values_are_torchs_unless_given(loaded):
     [
         ("{}", [""]),
         ("{reduction: [mean, sum]}", ["[mean]", "[sum]"]),
-        ("{dtype: [float32, float64], reduction: [mean, sum]}", ["[float32-mean]", "[float32-sum]", "[float64-mean]", "[float64-sum]"]),
+        (
+            "{dtype: [float32, float64], reduction: [mean, sum]}",
+            ["[float32-mean]", "[float32-sum]", "[float64-mean]", "[float64-sum]"],
+        ),
         ("{reduction: [mean, sum], dtype: [float32]}", ["[mean-float32]", "[sum-float32]"]),
         ("{logits.shape: [[3, 4], [2, 5, 6]]}", ["[3x4]", "[2x5x6]"]),
         ("{ignore_index: [-100, 0]}", ["[-100]", "[0]"]),
@@ -133,15 +147,28 @@ def test_a_matrix_gives_a_case_for_each_combination(loaded, matrix, labels):
 
 
 def test_axes_set_their_keys(loaded):
-    cases = loaded(entry("target: {ignore: first}, matrix: {logits.scale: {small: 1, large: 1e30}, target.ignore: [last], vary: {a: {reduction: sum, logits: {shift: 2}}}}"))
+    cases = loaded(
+        entry(
+            "target: {ignore: first}, matrix: {logits.scale: {small: 1, large: 1e30}, target.ignore: [last], vary: {a: {reduction: sum, logits: {shift: 2}}}}"
+        )
+    )
     large = cases[1].question
     assert large.logits.shape == (3, 4)
-    assert (large.logits.scale, large.logits.shift, large.target.ignore.rows, large.reduction) == (1e30, 2, "last", "sum")
+    assert (large.logits.scale, large.logits.shift, large.target.ignore.rows, large.reduction) == (
+        1e30,
+        2,
+        "last",
+        "sum",
+    )
 
 
 def test_a_matrix_of_the_defaults_holds_for_every_case(loaded):
     text = TOP.replace("cases:", "defaults: {logits: {shape: [3, 4]}, matrix: {dtype: [float32, float64]}}\ncases:")
-    assert ids(loaded(text + "  - {id: one}\n  - {id: two, matrix: {dtype: [bfloat16]}}\n")) == ["one[float32]", "one[float64]", "two[bfloat16]"]
+    assert ids(loaded(text + "  - {id: one}\n  - {id: two, matrix: {dtype: [bfloat16]}}\n")) == [
+        "one[float32]",
+        "one[float64]",
+        "two[bfloat16]",
+    ]
 
 
 def test_a_case_knows_its_place_and_its_reasons(loaded):
@@ -190,10 +217,45 @@ def test_patterns_select(loaded, pattern, found):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        *(("no", "no"), ("off", "off"), ("yes", "yes"), ("On", "On"), ("y", "y"), ("true", True), ("false", False), ("True", "True")),
-        *(("1e30", 1e30), ("-1E-3", -1e-3), (".5", 0.5), ("-.5", -0.5), ("5.", 5.0), ("+7", 7), ("-0.0", -0.0), ("1.5e+3", 1500.0)),
-        *(("010", 10), ("-100", -100), ("1_000", "1_000"), ("0x10", "0x10"), ("12:30:00", "12:30:00"), ("2026-01-01", "2026-01-01")),
-        *(("-inf", "-inf"), ("inf", "inf"), ("nan", "nan"), (".inf", ".inf"), ("null", None), ("~", None), ("", None), ("none", "none"), ("'5'", "5")),
+        *(
+            ("no", "no"),
+            ("off", "off"),
+            ("yes", "yes"),
+            ("On", "On"),
+            ("y", "y"),
+            ("true", True),
+            ("false", False),
+            ("True", "True"),
+        ),
+        *(
+            ("1e30", 1e30),
+            ("-1E-3", -1e-3),
+            (".5", 0.5),
+            ("-.5", -0.5),
+            ("5.", 5.0),
+            ("+7", 7),
+            ("-0.0", -0.0),
+            ("1.5e+3", 1500.0),
+        ),
+        *(
+            ("010", 10),
+            ("-100", -100),
+            ("1_000", "1_000"),
+            ("0x10", "0x10"),
+            ("12:30:00", "12:30:00"),
+            ("2026-01-01", "2026-01-01"),
+        ),
+        *(
+            ("-inf", "-inf"),
+            ("inf", "inf"),
+            ("nan", "nan"),
+            (".inf", ".inf"),
+            ("null", None),
+            ("~", None),
+            ("", None),
+            ("none", "none"),
+            ("'5'", "5"),
+        ),
     ],
 )
 def test_scalars_are_those_of_yaml_1_2(tmp_path, text, value):
@@ -203,7 +265,18 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path, text, value):
     assert (found, type(found)) == (value, type(value))
 
 
-@pytest.mark.parametrize(("word", "value"), [("inf", math.inf), ("+inf", math.inf), ("-inf", -math.inf), ("-Inf", -math.inf), ("nan", math.nan), ("1e30", 1e30), ("3", 3.0)])
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("inf", math.inf),
+        ("+inf", math.inf),
+        ("-inf", -math.inf),
+        ("-Inf", -math.inf),
+        ("nan", math.nan),
+        ("1e30", 1e30),
+        ("3", 3.0),
+    ],
+)
 def test_words_for_numbers(loaded, word, value):
     found = loaded(logits(f"shape: [3, 4], scale: {word}"))[0].question.logits.scale
     assert str(found) == str(value)
@@ -223,7 +296,10 @@ def test_lines_of_every_value(tmp_path):
 
 
 def test_aliases_are_values(loaded):
-    cases = loaded(TOP.replace("cases:", "defaults: {weight: &w [1, 2]}\ncases:") + "  - {id: one, logits: {shape: [3, 2], set: [{classes: [0], value: 1}]}, weight: *w}\n")
+    cases = loaded(
+        TOP.replace("cases:", "defaults: {weight: &w [1, 2]}\ncases:")
+        + "  - {id: one, logits: {shape: [3, 2], set: [{classes: [0], value: 1}]}, weight: *w}\n"
+    )
     assert cases[0].question.weight == (1, 2)
 
 
@@ -362,8 +438,15 @@ def test_a_mistake_is_named_with_its_place(loaded, tmp_path, mistake):
 
 def test_every_mistake_of_a_file_is_named_at_once(loaded):
     with pytest.raises(CaseFileError) as error:
-        loaded(TOP.replace("title: Small\n", "") + "  - {id: one, logits: {shape: [3, 4]}, dtype: x}\n  - {id: two, logits: {shape: [3, 4]}, mode: y}\n")
-    assert [line.split("small.yaml")[1].split(": expected")[0] for line in str(error.value).splitlines()] == [":1: title", ":5: case one: dtype", ":6: case two: mode"]
+        loaded(
+            TOP.replace("title: Small\n", "")
+            + "  - {id: one, logits: {shape: [3, 4]}, dtype: x}\n  - {id: two, logits: {shape: [3, 4]}, mode: y}\n"
+        )
+    assert [line.split("small.yaml")[1].split(": expected")[0] for line in str(error.value).splitlines()] == [
+        ":1: title",
+        ":5: case one: dtype",
+        ":6: case two: mode",
+    ]
 
 
 def test_a_mistake_in_the_defaults_is_named_on_its_own_line(loaded):
@@ -384,7 +467,10 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_no_file_is_read_twice_as_the_same_case(tmp_path):
     (tmp_path / "a.yaml").write_text(TOP + ONE)
     (tmp_path / "b.yaml").write_text(TOP + "  - {id: zero, logits: {shape: [3]}}\n" + ONE)
-    with pytest.raises(CaseFileError, match=r"b.yaml:7: case small/one stands a second time; the first is .*a.yaml:6; ids must be unique"):
+    with pytest.raises(
+        CaseFileError,
+        match=r"b.yaml:7: case small/one stands a second time; the first is .*a.yaml:6; ids must be unique",
+    ):
         load_all(tmp_path)
 
 
@@ -395,7 +481,10 @@ def test_a_folder_without_cases(tmp_path):
 
 def test_nothing_in_a_file_is_executed(loaded, tmp_path):
     marker = tmp_path / "executed"
-    for text in (f"why: !!python/object/apply:os.system ['touch {marker}']", f"why: !!python/object/new:os.system ['touch {marker}']"):
+    for text in (
+        f"why: !!python/object/apply:os.system ['touch {marker}']",
+        f"why: !!python/object/new:os.system ['touch {marker}']",
+    ):
         with pytest.raises(CaseFileError):
             loaded(entry(text))
     assert not marker.exists()
@@ -415,7 +504,35 @@ def test_any_damage_is_a_mistake_in_words_or_harmless(tmp_path_factory, data):
     for _ in range(data.draw(st.integers(1, 3))):
         start = data.draw(st.integers(0, len(text) - 1))
         length = data.draw(st.integers(0, 6))
-        piece = data.draw(st.sampled_from(["", "x", "-", ":", "{", "[", "]", "}", "'", "&a ", "*a", "!!int ", "!x ", "\n", " ", ", ", "null", "1e999", "-1", "true", "#", "\x00", "é"]))
+        piece = data.draw(
+            st.sampled_from(
+                [
+                    "",
+                    "x",
+                    "-",
+                    ":",
+                    "{",
+                    "[",
+                    "]",
+                    "}",
+                    "'",
+                    "&a ",
+                    "*a",
+                    "!!int ",
+                    "!x ",
+                    "\n",
+                    " ",
+                    ", ",
+                    "null",
+                    "1e999",
+                    "-1",
+                    "true",
+                    "#",
+                    "\x00",
+                    "é",
+                ]
+            )
+        )
         text = text[:start] + piece + text[start + length :]
     path.write_text(text)
     message = ""
@@ -435,7 +552,9 @@ def captured(tmp_path, loaded):
 
     def cases(values=(1.0, 2.0), body="reduction: sum"):
         save_file({"logits": np.array([values]), "target": np.array([1])}, tmp_path / "step.safetensors")
-        return loaded(f"{TOP}  - {{id: file, logits: {{file: step.safetensors}}, target: {{file: step.safetensors}}}}\n  - {{id: one, logits: {{shape: [3, 4]}}, {body}}}\n")
+        return loaded(
+            f"{TOP}  - {{id: file, logits: {{file: step.safetensors}}, target: {{file: step.safetensors}}}}\n  - {{id: one, logits: {{shape: [3, 4]}}, {body}}}\n"
+        )
 
     return cases
 
@@ -447,7 +566,15 @@ def test_the_digest_is_the_same_for_the_same_questions(captured):
     assert len(digest(cases)) == 16
 
 
-@pytest.mark.parametrize("body", ["reduction: mean", "reduction: sum, expect: {loss: zero}", "reduction: sum, label_smoothing: 0", "reduction: sum, logits: {shape: [3, 5]}"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "reduction: mean",
+        "reduction: sum, expect: {loss: zero}",
+        "reduction: sum, label_smoothing: 0",
+        "reduction: sum, logits: {shape: [3, 5]}",
+    ],
+)
 def test_the_digest_changes_with_a_question(captured, loaded, body):
     before = digest(captured())
     if "logits" in body:
@@ -461,7 +588,9 @@ def test_the_digest_changes_with_a_captured_file_a_name_and_the_number_of_cases(
     before = digest(cases)
     assert digest(cases[1:]) != before
     assert digest(captured((1.0, 2.5))) != before
-    assert digest(loaded(entry("reduction: sum"))) != digest(loaded(entry("reduction: sum").replace("id: one", "id: other")))
+    assert digest(loaded(entry("reduction: sum"))) != digest(
+        loaded(entry("reduction: sum").replace("id: one", "id: other"))
+    )
 
 
 def test_a_digest_over_a_missing_file_names_it(captured, tmp_path):
@@ -489,14 +618,25 @@ def test_there_are_case_files():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_a_shipped_file_follows_the_schema_for_editors(path: Path):
     validator = jsonschema.Draft202012Validator(json_schema())
-    mistakes = [f"{'.'.join(map(str, e.absolute_path))}: {e.message}"[:200] for e in validator.iter_errors(read(path).value)]
+    mistakes = [
+        f"{'.'.join(map(str, e.absolute_path))}: {e.message}"[:200] for e in validator.iter_errors(read(path).value)
+    ]
     assert not mistakes
 
 
 def test_the_schema_refuses_what_the_loader_refuses(tmp_path):
     validator = jsonschema.Draft202012Validator(json_schema())
     path = tmp_path / "small.yaml"
-    for mistake in ("a misspelt key", "an unknown dtype", "a misspelt key of the target", "no source", "an unknown word for ignore", "an unknown upstream", "a shape that is a word", "cases as a mapping"):
+    for mistake in (
+        "a misspelt key",
+        "an unknown dtype",
+        "a misspelt key of the target",
+        "no source",
+        "an unknown word for ignore",
+        "an unknown upstream",
+        "a shape that is a word",
+        "cases as a mapping",
+    ):
         path.write_text(MISTAKES[mistake][0])
         assert not validator.is_valid(read(path).value), mistake
 
@@ -504,7 +644,18 @@ def test_the_schema_refuses_what_the_loader_refuses(tmp_path):
 def test_the_schema_takes_every_short_form(tmp_path):
     validator = jsonschema.Draft202012Validator(json_schema())
     path = tmp_path / "small.yaml"
-    for body in ("upstream: unit", "upstream: per-position", "upstream: 3.5", "upstream: [1, 2, 3]", "target: {ignore: all}", "target: {ignore: {rows: all}}", "weight: random", "weight: [1, inf]", "ignore_index: [1, 2]", "expect: {loss: [1, inf]}"):
+    for body in (
+        "upstream: unit",
+        "upstream: per-position",
+        "upstream: 3.5",
+        "upstream: [1, 2, 3]",
+        "target: {ignore: all}",
+        "target: {ignore: {rows: all}}",
+        "weight: random",
+        "weight: [1, inf]",
+        "ignore_index: [1, 2]",
+        "expect: {loss: [1, inf]}",
+    ):
         path.write_text(entry(body))
         assert load(path)
         assert [e.message for e in validator.iter_errors(read(path).value)] == [], body

@@ -106,7 +106,10 @@ def test_names_of_the_folder():
 
 def test_all_is_every_file_of_the_folder(tmp_path, source):
     for name in ("b", "a", "_helper"):
-        source(f"from xentcheck.implementation import Implementation\nimplementation = Implementation(name={name!r}, cross_entropy=len)", f"{name}.py")
+        source(
+            f"from xentcheck.implementation import Implementation\nimplementation = Implementation(name={name!r}, cross_entropy=len)",
+            f"{name}.py",
+        )
     assert names(tmp_path) == ["a", "b"]
     assert [i.name for i in find("all", tmp_path)] == ["a", "b"]
 
@@ -114,13 +117,19 @@ def test_all_is_every_file_of_the_folder(tmp_path, source):
 def test_every_shipped_implementation_loads_and_says_what_it_is():
     found = find("all")
     assert [i.source for i in found] == names(FOLDER)
-    assert {"native", "native_module", "nll", "remapped", "masked_mean", "filtered", "nan_guard"} <= {i.name for i in found}
+    assert {"native", "native_module", "nll", "remapped", "masked_mean", "filtered", "nan_guard"} <= {
+        i.name for i in found
+    }
     assert [i.name for i in found if not (i.description and i.version)] == []
 
 
 def test_a_function_of_a_module():
     (found,) = find("torch.nn.functional:cross_entropy")
-    assert (found.name, found.source, found.version) == ("cross_entropy", "torch.nn.functional:cross_entropy", torch.__version__)
+    assert (found.name, found.source, found.version) == (
+        "cross_entropy",
+        "torch.nn.functional:cross_entropy",
+        torch.__version__,
+    )
     assert found.cross_entropy is torch.nn.functional.cross_entropy
 
 
@@ -140,7 +149,11 @@ def test_a_function_of_a_file(source):
 def test_every_public_function_that_a_file_defines(source):
     path = source()
     found = find(f"{path}:*")
-    assert [(i.name, i.source) for i in found] == [("first", f"{path}:first"), ("second", f"{path}:second"), ("saying_more", f"{path}:saying_more")]
+    assert [(i.name, i.source) for i in found] == [
+        ("first", f"{path}:first"),
+        ("second", f"{path}:second"),
+        ("saying_more", f"{path}:saying_more"),
+    ]
 
 
 def test_a_module_class_is_made_for_every_call(source):
@@ -159,7 +172,9 @@ def test_torchs_own_module_class():
 
 def test_a_module_class_without_a_constructor_has_no_option(source):
     (found,) = find(
-        source("import torch\nclass Loss(torch.nn.Module):\n    def forward(self, input, target):\n        return torch.nn.functional.cross_entropy(input, target)\n").as_posix()
+        source(
+            "import torch\nclass Loss(torch.nn.Module):\n    def forward(self, input, target):\n        return torch.nn.functional.cross_entropy(input, target)\n"
+        ).as_posix()
         + ":Loss"
     )
     assert torch.equal(loss(found), RIGHT)
@@ -176,7 +191,13 @@ def test_a_module_made_already_has_the_options_of_its_forward(source):
 def test_a_stated_implementation_stays_as_it_is(source):
     path = source()
     (found,) = find(f"{path}:stated")
-    assert (found.name, found.source, found.capabilities, found.empty_mean, found.version) == ("mine", f"{path}:stated", {"float32"}, "zero", "1.2")
+    assert (found.name, found.source, found.capabilities, found.empty_mean, found.version) == (
+        "mine",
+        f"{path}:stated",
+        {"float32"},
+        "zero",
+        "1.2",
+    )
 
 
 def test_a_callable_with_an_implementation_says_more(source):
@@ -191,7 +212,13 @@ def test_several_forms_at_once_in_their_order(source):
 
 def test_the_same_name_twice_gets_a_number(source):
     path = source()
-    assert [i.name for i in find(f"{path}:first,{path}:first,native,{path}:first,native")] == ["first", "first-2", "native", "first-3", "native-2"]
+    assert [i.name for i in find(f"{path}:first,{path}:first,native,{path}:first,native")] == [
+        "first",
+        "first-2",
+        "native",
+        "first-3",
+        "native-2",
+    ]
 
 
 def test_a_number_does_not_take_a_name_that_is_there(source):
@@ -239,7 +266,10 @@ def test_a_missing_file():
     [
         ("x = 1\ny = 2\n1 / 0\n", ":3: the file cannot be imported: ZeroDivisionError: division by zero"),
         ("def f(:\n", ":1: the file cannot be imported: SyntaxError: "),
-        ("import json\n\nimport no_such_library\n", ":3: the file cannot be imported: ModuleNotFoundError: No module named 'no_such_library'"),
+        (
+            "import json\n\nimport no_such_library\n",
+            ":3: the file cannot be imported: ModuleNotFoundError: No module named 'no_such_library'",
+        ),
         ("def inner():\n    raise KeyError('x')\n\ninner()\n", ":2: the file cannot be imported: KeyError: 'x'"),
         ("import sys\nsys.exit(3)\n", ":2: the file cannot be imported: SystemExit: 3"),
         ("import json\njson.loads('{')\n", ":2: the file cannot be imported: JSONDecodeError: "),
@@ -264,13 +294,17 @@ def test_an_interrupt_while_loading_is_not_swallowed(source):
 
 
 def test_a_module_that_cannot_be_imported():
-    assert message("no_such_package.losses:loss").startswith("--impl no_such_package.losses:loss: the module no_such_package.losses cannot be imported: ModuleNotFoundError")
+    assert message("no_such_package.losses:loss").startswith(
+        "--impl no_such_package.losses:loss: the module no_such_package.losses cannot be imported: ModuleNotFoundError"
+    )
 
 
 def test_a_missing_attribute_gets_the_nearest(source):
     path = source()
     assert message(f"{path}:frist") == f"--impl {path}:frist: no attribute 'frist'; did you mean first?"
-    assert message("torch.nn.functional:cross_entropi").startswith("--impl torch.nn.functional:cross_entropi: no attribute 'cross_entropi'; did you mean cross_entropy")
+    assert message("torch.nn.functional:cross_entropi").startswith(
+        "--impl torch.nn.functional:cross_entropi: no attribute 'cross_entropi'; did you mean cross_entropy"
+    )
 
 
 def test_an_attribute_that_is_no_callable(source):
@@ -280,10 +314,15 @@ def test_an_attribute_that_is_no_callable(source):
 
 def test_a_class_that_is_no_module(source):
     path = source()
-    assert message(f"{path}:NoLoss") == f"{path}:NoLoss: expected a function, an nn.Module class or an Implementation; found the class NoLoss"
+    assert (
+        message(f"{path}:NoLoss")
+        == f"{path}:NoLoss: expected a function, an nn.Module class or an Implementation; found the class NoLoss"
+    )
 
 
-@pytest.mark.parametrize("text", ["", "import math\nx = 3\nf = lambda: 0\ndef _g(): ...\nfrom math import exp\nclass A: ...\n"])
+@pytest.mark.parametrize(
+    "text", ["", "import math\nx = 3\nf = lambda: 0\ndef _g(): ...\nfrom math import exp\nclass A: ...\n"]
+)
 def test_a_file_without_a_public_function(source, text):
     path = source(text)
     assert message(f"{path}:*") == f"--impl {path}:*: {path} defines no public function"
@@ -297,8 +336,14 @@ def test_a_file_without_a_public_function(source, text):
         ({"cross_entropy": 3}, "expected one callable"),
         ({"cross_entropy": len, "capabilities": {"wieght"}}, "unknown capability 'wieght'; did you mean weight?"),
         ({"cross_entropy": len, "tentative": frozenset({"kdim"})}, "unknown capability 'kdim'; did you mean k_dim?"),
-        ({"cross_entropy": len, "empty_mean": "0"}, "empty_mean (the mean over no position): expected one of nan, zero; found '0'"),
-        ({"cross_entropy": len, "half_loss_dtype": "bfloat16"}, "half_loss_dtype (the dtype of a bfloat16 or float16 loss): expected one of input, float32; found 'bfloat16'"),
+        (
+            {"cross_entropy": len, "empty_mean": "0"},
+            "empty_mean (the mean over no position): expected one of nan, zero; found '0'",
+        ),
+        (
+            {"cross_entropy": len, "half_loss_dtype": "bfloat16"},
+            "half_loss_dtype (the dtype of a bfloat16 or float16 loss): expected one of input, float32; found 'bfloat16'",
+        ),
     ],
 )
 def test_a_wrong_statement(arguments, said):
@@ -308,13 +353,23 @@ def test_a_wrong_statement(arguments, said):
 
 
 def test_a_wrong_statement_in_a_file_is_said_as_it_is(source):
-    path = source("from xentcheck.implementation import Implementation\ni = Implementation(name='mine', cross_entropy=len, capabilities={'wieght'})")
+    path = source(
+        "from xentcheck.implementation import Implementation\ni = Implementation(name='mine', cross_entropy=len, capabilities={'wieght'})"
+    )
     assert message(f"{path}:i") == "implementation mine: unknown capability 'wieght'; did you mean weight?"
 
 
 # --- what a signature claims
 
-OPTIONS = {"weight", "label_smoothing", "ignore_index", "ignore_index_in_range", "ignore_index_list", "reduction_sum", "reduction_none"}
+OPTIONS = {
+    "weight",
+    "label_smoothing",
+    "ignore_index",
+    "ignore_index_in_range",
+    "ignore_index_list",
+    "reduction_sum",
+    "reduction_none",
+}
 
 
 def of_lists(input, target, ignore_index=-100):
@@ -341,7 +396,15 @@ def test_a_signature_claims_its_options_and_no_other(function, claimed):
     found = from_callable(function, "f")
     assert found.capabilities & OPTIONS == claimed
     assert not found.conventions
-    assert found.capabilities >= {"reduction_mean", "backward", "float64", "float32", "bfloat16", "float16", "non_contiguous"}
+    assert found.capabilities >= {
+        "reduction_mean",
+        "backward",
+        "float64",
+        "float32",
+        "bfloat16",
+        "float16",
+        "non_contiguous",
+    }
     assert not found.capabilities & {"double_backward", "func_grad", "vmap", "compile"}
 
 
@@ -353,7 +416,12 @@ def test_what_no_signature_tells_is_asked_without_blame():
 
 
 def test_a_loss_that_answers_a_list_wrongly_offers_none():
-    assert "ignore_index_list" not in from_callable(lambda input, target, ignore_index=-100: input.sum() * (2.0 if isinstance(ignore_index, list) else 1.0), "f").capabilities
+    assert (
+        "ignore_index_list"
+        not in from_callable(
+            lambda input, target, ignore_index=-100: input.sum() * (2.0 if isinstance(ignore_index, list) else 1.0), "f"
+        ).capabilities
+    )
 
 
 def test_asking_leaves_nothing_behind():
@@ -371,13 +439,27 @@ def test_asking_leaves_nothing_behind():
 
 
 def test_forms_without_autograd_claim_no_mode_of_it():
-    assert not Implementation(name="n", loss_and_gradient=len).capabilities & {"double_backward", "compile", "autocast", "func_grad", "vmap"}
-    assert not Implementation(name="n", linear_cross_entropy=len).capabilities & {"non_finite", "many_classes", "k_dim", "unbatched"}
+    assert not Implementation(name="n", loss_and_gradient=len).capabilities & {
+        "double_backward",
+        "compile",
+        "autocast",
+        "func_grad",
+        "vmap",
+    }
+    assert not Implementation(name="n", linear_cross_entropy=len).capabilities & {
+        "non_finite",
+        "many_classes",
+        "k_dim",
+        "unbatched",
+    }
     assert Implementation(name="n", cross_entropy=len).capabilities == EVERYTHING
 
 
 def test_conventions_are_those_stated():
-    assert Implementation(name="n", cross_entropy=len, empty_mean="nan", int32_target="taken").conventions == {"empty_mean": "nan", "int32_target": "taken"}
+    assert Implementation(name="n", cross_entropy=len, empty_mean="nan", int32_target="taken").conventions == {
+        "empty_mean": "nan",
+        "int32_target": "taken",
+    }
 
 
 # --- isolation
@@ -433,7 +515,10 @@ def test_a_helper_package_beside_the_file_is_private_to_it(source):
 def test_two_files_have_helpers_of_the_same_name(tmp_path, source):
     for folder, number in (("a", 1), ("b", 2)):
         source(f"number = {number}", f"{folder}/xentcheck_test_helper.py")
-        source("import xentcheck_test_helper\n\ndef f(input, target):\n    return xentcheck_test_helper.number\n", f"{folder}/losses.py")
+        source(
+            "import xentcheck_test_helper\n\ndef f(input, target):\n    return xentcheck_test_helper.number\n",
+            f"{folder}/losses.py",
+        )
     found = find(f"{tmp_path}/a/losses.py:f,{tmp_path}/b/losses.py:f")
     assert [loss(i) for i in found] == [1, 2]
 
@@ -500,7 +585,12 @@ def test_a_deviation_may_depend_on_the_version_of_torch(monkeypatch, condition, 
 
 
 def test_the_first_deviation_that_applies_is_taken():
-    known = (deviation("small/two"), deviation("small/*", aspect="gradient"), deviation("small/*"), deviation("small/one"))
+    known = (
+        deviation("small/two"),
+        deviation("small/*", aspect="gradient"),
+        deviation("small/*"),
+        deviation("small/one"),
+    )
     found = Implementation(name="n", cross_entropy=len, deviations=known)
     assert found.deviation_for("small/one", "loss") is known[2]
     assert found.deviation_for("small/one", "gradient") is known[1]

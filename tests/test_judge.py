@@ -65,15 +65,32 @@ def test_a_right_implementation_passes(case, verdicts, body, dtype):
 
 def test_a_verdict_says_of_what_it_is(case, verdicts):
     found = verdicts(case(f"{PLAIN}, dtype: bfloat16"), fakes.right)["loss"]
-    assert (found.implementation, found.clause, found.case, found.aspect, found.dtype, found.message) == ("right", "small", "small/one", "loss", "bfloat16", "")
+    assert (found.implementation, found.clause, found.case, found.aspect, found.dtype, found.message) == (
+        "right",
+        "small",
+        "small/one",
+        "loss",
+        "bfloat16",
+        "",
+    )
 
 
-@pytest.mark.parametrize("body", [PLAIN, "logits: {shape: [3, 4], set: [{rows: [0], value: nan}]}", "logits: {shape: [3, 4], set: [{rows: [0], classes: others, value: -inf}]}, reduction: none", EMPTY])
+@pytest.mark.parametrize(
+    "body",
+    [
+        PLAIN,
+        "logits: {shape: [3, 4], set: [{rows: [0], value: nan}]}",
+        "logits: {shape: [3, 4], set: [{rows: [0], classes: others, value: -inf}]}, reduction: none",
+        EMPTY,
+    ],
+)
 def test_float64_is_judged_the_same_without_extended_long_double(case, verdicts, monkeypatch, body):
     monkeypatch.setattr(reference, "longdouble_is_extended", lambda: False)
     asked = case(f"{body}, dtype: float64")
     assert all_pass(verdicts(asked, fakes.right))
-    assert verdicts(asked, fakes.off_by_a_thousandth)["loss"].status == ("fail" if body in (PLAIN, RIGHT[3]) or "none" in body else "pass")
+    assert verdicts(asked, fakes.off_by_a_thousandth)["loss"].status == (
+        "fail" if body in (PLAIN, RIGHT[3]) or "none" in body else "pass"
+    )
 
 
 # --- wrong ones: (fake, case) -> aspect, status, kind of fault, what the message says
@@ -129,7 +146,11 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("function", "body", "aspect", "status", "kind", "says"), WRONG, ids=[f"{w[0].__name__}-{w[2]}-{n}" for n, w in enumerate(WRONG)])
+@pytest.mark.parametrize(
+    ("function", "body", "aspect", "status", "kind", "says"),
+    WRONG,
+    ids=[f"{w[0].__name__}-{w[2]}-{n}" for n, w in enumerate(WRONG)],
+)
 def test_what_is_wrong_is_found_and_named(case, verdicts, function, body, aspect, status, kind, says):
     found = verdicts(case(body), function)[aspect]
     assert (found.status, found.fault) == (status, kind), found.message
@@ -148,14 +169,19 @@ def test_a_wrong_second_derivative_is_a_wrong_gradient(case, verdicts):
         def backward(ctx, g):
             return 2 * g - g.detach()
 
-    found = verdicts(case(f"{PLAIN}, mode: double_backward, dtype: float64"), lambda x, t: F.cross_entropy(FirstOrderOnly.apply(x), t))
+    found = verdicts(
+        case(f"{PLAIN}, mode: double_backward, dtype: float64"),
+        lambda x, t: F.cross_entropy(FirstOrderOnly.apply(x), t),
+    )
     assert found["gradient"].message.startswith("expected a gradient of the gradient of ")
     assert found["gradient"].fault == "value"
     assert found["loss"].status == "pass"
 
 
 def test_a_loss_with_an_axis_too_many_is_judged_in_every_aspect(case, verdicts):
-    found = verdicts(case(f"{PLAIN}, reduction: none"), lambda x, t, reduction: fakes.right(x, t, reduction=reduction).unsqueeze(1))
+    found = verdicts(
+        case(f"{PLAIN}, reduction: none"), lambda x, t, reduction: fakes.right(x, t, reduction=reduction).unsqueeze(1)
+    )
     assert found["shape"].message == "expected a loss of shape (3,); found (3, 1)"
     assert (found["loss"].status, found["purity"].status) == ("fail", "pass")
 
@@ -170,7 +196,10 @@ def test_a_gradient_of_the_wrong_dtype_or_shape(case, verdicts):
 
     asked = case(PLAIN)
     assert all_pass(verdicts(asked, arrays(lambda g: g)))
-    assert verdicts(asked, arrays(lambda g: g.astype("float64")))["shape"].message == "expected a gradient of dtype float32; found float64"
+    assert (
+        verdicts(asked, arrays(lambda g: g.astype("float64")))["shape"].message
+        == "expected a gradient of dtype float32; found float64"
+    )
     turned = verdicts(asked, arrays(lambda g: g.T))
     assert turned["shape"].message == turned["gradient"].message == "expected a gradient of shape (3, 4); found (4, 3)"
 
@@ -204,7 +233,11 @@ def test_last_calls_answer_is_found_out_by_the_next_case(cases):
 
 
 def test_what_is_not_claimed_is_not_asked(case, verdicts):
-    found = verdicts(case(f"{PLAIN}, label_smoothing: 0.1, weight: random"), fakes.raises, capabilities=EVERYTHING - {"label_smoothing", "weight"})
+    found = verdicts(
+        case(f"{PLAIN}, label_smoothing: 0.1, weight: random"),
+        fakes.raises,
+        capabilities=EVERYTHING - {"label_smoothing", "weight"},
+    )
     assert {v.status for v in found.values()} == {"unsupported"}
     assert found["loss"].message == "not claimed: label_smoothing, weight"
 
@@ -224,9 +257,18 @@ WITHOUT = EVERYTHING - {"label_smoothing"}
 
 def test_an_option_that_is_not_claimed_may_not_be_dropped_in_silence(case, verdicts):
     found = verdicts(case(UNCLAIMED), fakes.drops_label_smoothing, capabilities=WITHOUT)
-    assert statuses(found) == {"loss": "unsupported", "gradient": "unsupported", "shape": "unsupported", "rejection": "fail", "purity": "unsupported"}
+    assert statuses(found) == {
+        "loss": "unsupported",
+        "gradient": "unsupported",
+        "shape": "unsupported",
+        "rejection": "fail",
+        "purity": "unsupported",
+    }
     assert found["rejection"].fault == "accepted"
-    assert re.fullmatch(rf"expected an error, since an option that is not claimed may not be dropped in silence; found a loss of {NUMBER}", found["rejection"].message)
+    assert re.fullmatch(
+        rf"expected an error, since an option that is not claimed may not be dropped in silence; found a loss of {NUMBER}",
+        found["rejection"].message,
+    )
 
 
 def test_an_option_that_is_not_claimed_may_be_refused(case, verdicts):
@@ -240,7 +282,11 @@ def test_an_option_that_is_claimed_is_not_to_be_refused(case, verdicts):
 
 
 def test_a_refusal_is_not_asked_for_what_is_no_option(case, verdicts):
-    found = verdicts(case(f"{PLAIN}, mode: vmap, reduction: none, expect: {{refused_unless_claimed: true}}"), fakes.right, capabilities=EVERYTHING - {"vmap"})
+    found = verdicts(
+        case(f"{PLAIN}, mode: vmap, reduction: none, expect: {{refused_unless_claimed: true}}"),
+        fakes.right,
+        capabilities=EVERYTHING - {"vmap"},
+    )
     assert found["rejection"].status == "unsupported"
 
 
@@ -296,9 +342,19 @@ def empty_mean(answer):
 
 @pytest.mark.parametrize(
     ("gives", "states", "status"),
-    [(0.0, None, "pass"), (torch.nan, None, "pass"), (0.0, "zero", "pass"), (torch.nan, "nan", "pass"), (0.0, "nan", "fail"), (torch.nan, "zero", "fail"), (1.0, None, "fail")],
+    [
+        (0.0, None, "pass"),
+        (torch.nan, None, "pass"),
+        (0.0, "zero", "pass"),
+        (torch.nan, "nan", "pass"),
+        (0.0, "nan", "fail"),
+        (torch.nan, "zero", "fail"),
+        (1.0, None, "fail"),
+    ],
 )
-@pytest.mark.parametrize("body", [EMPTY, f"{EMPTY}, expect: {{loss: empty-mean, gradient: zero}}", f"{EMPTY}, dtype: float64"])
+@pytest.mark.parametrize(
+    "body", [EMPTY, f"{EMPTY}, expect: {{loss: empty-mean, gradient: zero}}", f"{EMPTY}, dtype: float64"]
+)
 def test_a_convention_binds_whoever_states_it(case, verdicts, body, gives, states, status):
     found = verdicts(case(body), empty_mean(gives), empty_mean=states)["loss"]
     assert found.status == status
@@ -307,7 +363,10 @@ def test_a_convention_binds_whoever_states_it(case, verdicts, body, gives, state
     elif states is None:
         assert found.message == "expected a loss of nan or a loss of 0.0; found 1.0"
     else:
-        assert found.message == f"expected a loss of {'nan' if states == 'nan' else '0.0'}; found {'0.0' if gives == 0 else 'nan'}"
+        assert (
+            found.message
+            == f"expected a loss of {'nan' if states == 'nan' else '0.0'}; found {'0.0' if gives == 0 else 'nan'}"
+        )
 
 
 def test_no_convention_excuses_another_question(case, verdicts):
@@ -316,9 +375,14 @@ def test_no_convention_excuses_another_question(case, verdicts):
     assert verdicts(case(PLAIN), fakes.nan_loss)["loss"].status == "fail"
 
 
-@pytest.mark.parametrize(("gives", "states", "status"), [("inf", None, "pass"), ("nan", None, "pass"), ("inf", "nan", "fail"), ("nan", "nan", "pass"), ("0", None, "fail")])
+@pytest.mark.parametrize(
+    ("gives", "states", "status"),
+    [("inf", None, "pass"), ("nan", None, "pass"), ("inf", "nan", "fail"), ("nan", "nan", "pass"), ("0", None, "fail")],
+)
 def test_a_row_with_plus_infinity(case, verdicts, gives, states, status):
-    asked = case("logits: {shape: [3, 4], set: [{rows: [1], classes: [0], value: inf}]}, target: {classes: [1, 3]}, reduction: none")
+    asked = case(
+        "logits: {shape: [3, 4], set: [{rows: [1], classes: [0], value: inf}]}, target: {classes: [1, 3]}, reduction: none"
+    )
 
     def loss(input, target, **options):
         losses = fakes.right(input, target, **options)
@@ -347,7 +411,14 @@ def test_int32_targets_may_be_taken(case, verdicts, states, status):
 
 @pytest.mark.parametrize(
     ("gives", "states", "status"),
-    [("input", None, "pass"), ("float32", None, "pass"), ("input", "input", "pass"), ("float32", "float32", "pass"), ("input", "float32", "fail"), ("float32", "input", "fail")],
+    [
+        ("input", None, "pass"),
+        ("float32", None, "pass"),
+        ("input", "input", "pass"),
+        ("float32", "float32", "pass"),
+        ("input", "float32", "fail"),
+        ("float32", "input", "fail"),
+    ],
 )
 def test_the_dtype_of_a_half_loss(case, verdicts, gives, states, status):
     def loss(input, target, **options):
@@ -381,22 +452,33 @@ def test_losses_within_float16(case, verdicts, low, returned, status):
     [(2, float("inf"), "pass"), (2, 65504.0, "fail"), (2, float("nan"), "fail"), (2, -float("inf"), "fail")],
 )
 def test_losses_beyond_float16_are_infinite(case, verdicts, rows, returned, status):
-    asked = case("dtype: float16, reduction: sum, target: {values: [0, 0]}, logits: {values: [[-65000, 0], [-65000, 0]]}")
+    asked = case(
+        "dtype: float16, reduction: sum, target: {values: [0, 0]}, logits: {values: [[-65000, 0], [-65000, 0]]}"
+    )
     assert verdicts(asked, lambda x, t, reduction: (0 * x).sum() + returned)["loss"].status == status
 
 
 def test_a_float32_loss_of_float16_logits_does_not_overflow(case, verdicts):
-    asked = case("dtype: float16, reduction: sum, target: {values: [0, 0]}, logits: {values: [[-65000, 0], [-65000, 0]]}")
+    asked = case(
+        "dtype: float16, reduction: sum, target: {values: [0, 0]}, logits: {values: [[-65000, 0], [-65000, 0]]}"
+    )
     # -65000 is -64992 in float16
-    assert verdicts(asked, lambda x, t, reduction: F.cross_entropy(x.float(), t, reduction=reduction))["loss"].status == "pass"
+    assert (
+        verdicts(asked, lambda x, t, reduction: F.cross_entropy(x.float(), t, reduction=reduction))["loss"].status
+        == "pass"
+    )
     assert verdicts(asked, lambda x, t, reduction: (0 * x.float()).sum() + float("inf"))["loss"].status == "fail"
 
 
 @pytest.mark.parametrize("excess", [6, 12])
 def test_a_loss_that_rounds_to_the_largest_number_is_that_number(case, verdicts, excess):
     """65504 + 6 lies nearer to 65504 than to the next step, 65536."""
-    asked = case(f"dtype: float16, reduction: sum, target: {{values: [0, 0]}}, logits: {{values: [[-65504, 0], [-{excess}, 0]]}}")
-    found = verdicts(asked, lambda x, t, reduction: F.cross_entropy(x.float(), t, reduction=reduction).to(x.dtype))["loss"]
+    asked = case(
+        f"dtype: float16, reduction: sum, target: {{values: [0, 0]}}, logits: {{values: [[-65504, 0], [-{excess}, 0]]}}"
+    )
+    found = verdicts(asked, lambda x, t, reduction: F.cross_entropy(x.float(), t, reduction=reduction).to(x.dtype))[
+        "loss"
+    ]
     assert found.status == "pass", found.message
 
 
@@ -448,7 +530,12 @@ def test_an_expected_loss(case, verdicts, word, function, status):
     ],
 )
 def test_an_expected_gradient(case, verdicts, word, function, status):
-    assert verdicts(case(f"logits: {{shape: [2, 2]}}, expect: {{loss: unspecified, gradient: {word}}}"), function)["gradient"].status == status
+    assert (
+        verdicts(case(f"logits: {{shape: [2, 2]}}, expect: {{loss: unspecified, gradient: {word}}}"), function)[
+            "gradient"
+        ].status
+        == status
+    )
 
 
 def test_finite_names_the_first_that_is_not(case, verdicts):
@@ -457,9 +544,16 @@ def test_finite_names_the_first_that_is_not(case, verdicts):
 
 
 def test_literal_answers_are_compared_one_by_one(case, verdicts):
-    asked = case("logits: {values: [[0, 0], [0, 1.0986122886681098]]}, target: {values: [0, 0]}, reduction: none, expect: {loss: [0.6931471805599453, 1.3862943611198906], gradient: [[-0.5, 0.5], [-0.75, 0.75]]}")
+    asked = case(
+        "logits: {values: [[0, 0], [0, 1.0986122886681098]]}, target: {values: [0, 0]}, reduction: none, expect: {loss: [0.6931471805599453, 1.3862943611198906], gradient: [[-0.5, 0.5], [-0.75, 0.75]]}"
+    )
     assert all_pass(verdicts(asked, fakes.right))
-    assert "at [1]" in verdicts(asked, lambda x, t, reduction: fakes.right(x, t, reduction=reduction) + torch.tensor([0.0, 1.0]))["loss"].message
+    assert (
+        "at [1]"
+        in verdicts(asked, lambda x, t, reduction: fakes.right(x, t, reduction=reduction) + torch.tensor([0.0, 1.0]))[
+            "loss"
+        ].message
+    )
 
 
 def test_nan_in_the_truths_gradient_leaves_it_open(case, verdicts):
@@ -497,14 +591,24 @@ BAD = "logits: {shape: [3, 4]}, target: {values: [0, 4, 1]}"
         ("{}", fakes.always_a_number, "fail", r"expected an error in the call; found a loss of -?0$"),
         ("{}", fakes.returns_none, "fail", "expected an error in the call; found NoneType"),
         ("{}", lambda x, t: x[:, 0] * 0, "fail", r"found a loss of shape \(3,\)"),
-        ("{}", lambda x, t: fakes.raises_in_backward(x, t.clamp(0, 3)), "fail", "expected an error in the call; found a loss of"),
+        (
+            "{}",
+            lambda x, t: fakes.raises_in_backward(x, t.clamp(0, 3)),
+            "fail",
+            "expected an error in the call; found a loss of",
+        ),
         ("{phase: backward}", lambda x, t: fakes.raises_in_backward(x, t.clamp(0, 3)), "pass", ""),
         ("{phase: backward}", fakes.raises, "pass", ""),
         ("{phase: backward}", fakes.always_a_number, "fail", "expected an error in the backward; found a loss of"),
         ("{match: 'ORDER|bounds'}", fakes.raises, "pass", ""),
         ("{match: runtimeerror}", fakes.raises, "pass", ""),
         ("{match: second line}", fakes.raises, "pass", ""),
-        ("{match: out of bounds}", fakes.raises, "fail", "expected an error that matches 'out of bounds'; found RuntimeError in the call: the kernel is out of order"),
+        (
+            "{match: out of bounds}",
+            fakes.raises,
+            "fail",
+            "expected an error that matches 'out of bounds'; found RuntimeError in the call: the kernel is out of order",
+        ),
     ],
 )
 def test_an_expected_error(case, verdicts, error, function, status, says):
@@ -541,7 +645,10 @@ def test_whoever_refuses_bad_input_passes(case, verdicts, body):
 def test_an_error_in_the_backward_pass_is_none_in_the_call(case, verdicts):
     asked = case(f"{PLAIN}, mode: func_grad, expect: {{error: {{}}}}")
     found = verdicts(asked, fakes.raises_in_backward)["rejection"]
-    assert (found.status, found.message) == ("fail", "expected an error in the call; found RuntimeError in the backward pass: no backward pass today")
+    assert (found.status, found.message) == (
+        "fail",
+        "expected an error in the call; found RuntimeError in the backward pass: no backward pass today",
+    )
 
 
 def test_bad_input_is_for_everybody_whatever_they_claim(case, verdicts):
@@ -553,7 +660,16 @@ def test_bad_input_is_for_everybody_whatever_they_claim(case, verdicts):
 
 
 def known(**changes):
-    return Deviation(**{"cases": "small/one", "aspect": "loss", "observed": "too large", "fault": "value", "link": "https://example.org"} | changes)
+    return Deviation(
+        **{
+            "cases": "small/one",
+            "aspect": "loss",
+            "observed": "too large",
+            "fault": "value",
+            "link": "https://example.org",
+        }
+        | changes
+    )
 
 
 @pytest.mark.parametrize(
@@ -572,7 +688,12 @@ def known(**changes):
         (fakes.nan_loss, known(), "fail", "found nan"),
         (fakes.raises, known(fault="raised"), "deviates", "found RuntimeError"),
         (fakes.raises, known(), "error", "found RuntimeError"),
-        (fakes.right, known(), "unexpected-pass", r"^this is a known deviation \(too large\), and it holds; delete tests/test_judge.py:\d+"),
+        (
+            fakes.right,
+            known(),
+            "unexpected-pass",
+            r"^this is a known deviation \(too large\), and it holds; delete tests/test_judge.py:\d+",
+        ),
         (fakes.right, known(torch="<1.0"), "pass", "^$"),
         (fakes.right, known(certain=False), "pass", "^$"),
         (fakes.off_by_a_thousandth, known(certain=False), "deviates", "expected a loss of"),
@@ -593,7 +714,9 @@ def test_an_infinite_error_is_beyond_any_known_number_of_units(case, verdicts):
 
 
 def test_a_deviation_of_what_is_not_asked_is_no_pass(case, verdicts):
-    found = verdicts(case(PLAIN), implementation(fakes.right, deviations=(known(),), capabilities=EVERYTHING - {"float32"}))
+    found = verdicts(
+        case(PLAIN), implementation(fakes.right, deviations=(known(),), capabilities=EVERYTHING - {"float32"})
+    )
     assert found["loss"].status == "unsupported"
 
 
@@ -617,8 +740,14 @@ def test_rounding_differences_between_two_calls_are_none(case, verdicts):
         (lambda loss: loss * 2, "expected the same loss from the same call; found"),
         (lambda loss: loss * torch.nan, "expected the same loss from the same call; found"),
         (lambda loss: loss.reshape(1), "expected the same loss from the same call; found another shape"),
-        (lambda loss: loss + 0.5 * (loss - loss.detach()), r"expected the same gradient from the same call; found .* at \[0, 0\]"),
-        (lambda loss: loss.detach(), "expected the same answer to the same call; found RuntimeError in the backward pass"),
+        (
+            lambda loss: loss + 0.5 * (loss - loss.detach()),
+            r"expected the same gradient from the same call; found .* at \[0, 0\]",
+        ),
+        (
+            lambda loss: loss.detach(),
+            "expected the same answer to the same call; found RuntimeError in the backward pass",
+        ),
         (lambda loss: 1 / 0, "expected the same answer to the same call; found ZeroDivisionError in the call"),
         (lambda loss: None, "expected the same loss from the same call; found"),
     ],

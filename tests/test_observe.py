@@ -60,7 +60,15 @@ def test_dtypes_are_written_down(seen, dtype):
     assert answer.loss.dtype == answer.gradient.dtype == np.float64
 
 
-@pytest.mark.parametrize(("function", "kind"), [(fakes.returns_float, "float"), (fakes.returns_none, "NoneType"), (lambda *a, **o: [1.0], "list"), (lambda *a, **o: np.float32(1), "float32")])
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (fakes.returns_float, "float"),
+        (fakes.returns_none, "NoneType"),
+        (lambda *a, **o: [1.0], "list"),
+        (lambda *a, **o: np.float32(1), "float32"),
+    ],
+)
 def test_what_is_no_tensor_is_named(seen, function, kind):
     answer = seen(function).first
     assert (answer.loss, answer.loss_type, answer.gradient) == (None, kind, None)
@@ -152,10 +160,15 @@ def test_without_gradients_there_is_only_a_loss(seen, case, mode):
     assert (answer.gradient, answer.gradient_type) == (None, "")
 
 
-@pytest.mark.parametrize(("mode", "grad", "inference"), [("eager", True, False), ("no_grad", False, False), ("inference_mode", False, True)])
+@pytest.mark.parametrize(
+    ("mode", "grad", "inference"), [("eager", True, False), ("no_grad", False, False), ("inference_mode", False, True)]
+)
 def test_a_mode_is_what_the_call_sees(seen, mode, grad, inference):
     found = []
-    seen(changing(lambda x, t, o: found.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))), f"logits: {{shape: [3, 4]}}, mode: {mode}")
+    seen(
+        changing(lambda x, t, o: found.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))),
+        f"logits: {{shape: [3, 4]}}, mode: {mode}",
+    )
     assert found == [(grad, inference)] * 2
 
 
@@ -230,7 +243,9 @@ def test_errors_of_the_second_derivative_belong_to_the_backward_pass(seen):
         def backward(ctx, g):
             return g * 2
 
-    answer = seen(lambda x, t: F.cross_entropy(NotAgain.apply(x), t), "logits: {shape: [3, 4]}, mode: double_backward").first
+    answer = seen(
+        lambda x, t: F.cross_entropy(NotAgain.apply(x), t), "logits: {shape: [3, 4]}, mode: double_backward"
+    ).first
     assert answer.raised.phase == "backward"
 
 
@@ -247,7 +262,12 @@ def test_loss_and_gradient_from_arrays(seen, case):
 
 @pytest.mark.parametrize(
     ("returned", "missing"),
-    [((1.0, None), "gradient"), ((None, np.zeros((3, 4))), "loss"), (("a word", np.zeros((3, 4))), "loss"), ((1.0, "a word"), "gradient")],
+    [
+        ((1.0, None), "gradient"),
+        ((None, np.zeros((3, 4))), "loss"),
+        (("a word", np.zeros((3, 4))), "loss"),
+        ((1.0, "a word"), "gradient"),
+    ],
 )
 def test_arrays_that_are_none(seen, returned, missing):
     answer = seen(None, loss_and_gradient=lambda *a, **o: returned).first
@@ -270,7 +290,10 @@ def test_a_linear_loss_through_the_identity(seen):
 
 def test_each_call_gets_fresh_arguments(seen):
     storages = []
-    seen(lambda x, t, **o: storages.append((x.data_ptr(), x.grad, o["ignore_index"])) or F.cross_entropy(x, t), "logits: {shape: [3, 4]}, ignore_index: [1, 2]")
+    seen(
+        lambda x, t, **o: storages.append((x.data_ptr(), x.grad, o["ignore_index"])) or F.cross_entropy(x, t),
+        "logits: {shape: [3, 4]}, ignore_index: [1, 2]",
+    )
     assert len(storages) == 2
     assert storages[0][1] is storages[1][1] is None
     assert storages[0][2] is not storages[1][2]
@@ -295,13 +318,18 @@ def test_a_buffer_that_is_used_again_shows_in_the_first_loss(seen, mode):
         def backward(ctx, g):
             return g
 
-    observed = seen(lambda x, t: ReusesItsOutput.apply(F.cross_entropy(x, t)), f"logits: {{shape: [3, 4]}}, mode: {mode}")
+    observed = seen(
+        lambda x, t: ReusesItsOutput.apply(F.cross_entropy(x, t)), f"logits: {{shape: [3, 4]}}, mode: {mode}"
+    )
     assert observed.changed == ("the loss that the call before returned",)
 
 
 def test_strides_reach_the_call(seen):
     found = []
-    seen(changing(lambda x, t, o: found.append((x.stride(), t.stride()))), "logits: {shape: [3, 4], layout: strided}, target: {layout: strided}")
+    seen(
+        changing(lambda x, t, o: found.append((x.stride(), t.stride()))),
+        "logits: {shape: [3, 4], layout: strided}, target: {layout: strided}",
+    )
     assert found == [((8, 2), (2,))] * 2
 
 
@@ -334,7 +362,12 @@ def test_a_sign_of_zero_that_changed_is_a_change(seen):
 
 
 def test_nan_in_the_input_is_no_change(seen):
-    assert seen(F.cross_entropy, "logits: {shape: [3, 4], set: [{rows: [1], value: nan}]}, target: {values: [0, -100, 1]}").changed == ()
+    assert (
+        seen(
+            F.cross_entropy, "logits: {shape: [3, 4], set: [{rows: [1], value: nan}]}, target: {values: [0, -100, 1]}"
+        ).changed
+        == ()
+    )
 
 
 class OverwritesUpstream(torch.autograd.Function):
@@ -350,7 +383,10 @@ class OverwritesUpstream(torch.autograd.Function):
 
 
 def test_an_overwritten_upstream_gradient_is_named(seen):
-    observed = seen(lambda x, t, **o: OverwritesUpstream.apply(F.cross_entropy(x, t, reduction="none")), "logits: {shape: [3, 4]}, reduction: none, upstream: per-position")
+    observed = seen(
+        lambda x, t, **o: OverwritesUpstream.apply(F.cross_entropy(x, t, reduction="none")),
+        "logits: {shape: [3, 4]}, reduction: none, upstream: per-position",
+    )
     assert observed.changed == ("upstream gradient",)
 
 
@@ -415,7 +451,9 @@ def test_changed_global_state_is_named_and_put_back(name):
 
 
 # Under no_grad the grad mode is off already.
-@pytest.mark.parametrize(("mode", "name"), [(m, n) for m in ("eager", "no_grad") for n in SETTINGS if (m, n) != ("no_grad", "grad mode")])
+@pytest.mark.parametrize(
+    ("mode", "name"), [(m, n) for m in ("eager", "no_grad") for n in SETTINGS if (m, n) != ("no_grad", "grad mode")]
+)
 @pytest.mark.usefixtures("put_back")
 def test_a_loss_that_changes_global_state_is_found_out_and_undone(seen, name, mode):
     cross_entropy = F.cross_entropy

@@ -78,7 +78,9 @@ def deviating(tmp_path):
 
     def make(function, *deviations):
         path = tmp_path / f"deviating_{function}.py"
-        listed = "".join(f"        Deviation({d}, observed='it is known', link='https://example.org'),\n" for d in deviations)
+        listed = "".join(
+            f"        Deviation({d}, observed='it is known', link='https://example.org'),\n" for d in deviations
+        )
         imports = f"import sys\nsys.path.append({str(FAKES.parent)!r})\nimport fakes\nfrom xentcheck.implementation import Deviation, Implementation\n"
         stated = f"    name='deviating',\n    version='7.1',\n    cross_entropy=fakes.{function},\n    deviations=(\n{listed}    ),\n"
         path.write_text(f"{imports}i = Implementation(\n{stated})\n")
@@ -102,7 +104,9 @@ def recorded(folder):
 
 
 def verdict_keys(folder):
-    return [(line["implementation"], line["case"], line["aspect"]) for line in recorded(folder) if line["kind"] == "verdict"]
+    return [
+        (line["implementation"], line["case"], line["aspect"]) for line in recorded(folder) if line["kind"] == "verdict"
+    ]
 
 
 def outcome(folder):
@@ -113,13 +117,22 @@ def outcome(folder):
 
 
 def test_the_screen_of_a_run_that_holds(run, two, deviating):
-    known = deviating("off_by_a_thousandth", "'small/*', aspect='loss', fault='value'", "'small/*', aspect='gradient', fault='value'")
+    known = deviating(
+        "off_by_a_thousandth", "'small/*', aspect='loss', fault='value'", "'small/*', aspect='gradient', fault='value'"
+    )
     status, screen = run("--impl", f"{impl('right')},{known}:i", "--cases", two)
     assert status == 0
     assert f"xentcheck: torch {torch.__version__}, 1 threads, 2 cases" in screen
     assert "implementations: right, deviating 7.1" in screen
     assert rows(screen)["right"][-6:-1] == ["2", "0", "0", "0", "0"]
-    assert rows(screen)["deviating"][:-1] == ["7.1", "0", "0", "2", "0", "0"] or rows(screen)["deviating"] == ["7.1", "0", "0", "2", "0", "0"]
+    assert rows(screen)["deviating"][:-1] == ["7.1", "0", "0", "2", "0", "0"] or rows(screen)["deviating"] == [
+        "7.1",
+        "0",
+        "0",
+        "2",
+        "0",
+        "0",
+    ]
     assert re.search(r"right .* 0\.\d+ units", screen)
     assert "8 passed, 2 deselected, 8 xfailed" in screen or re.search(r"12 passed, \d deselected, 4 xfailed", screen)
     assert "results:" not in screen
@@ -146,7 +159,9 @@ def test_a_failure_says_what_is_needed_to_understand_it(failure):
     assert "small/one   loss   off_by_a_thousandth" in failure
     assert "clause     The answer is the definition's." in failure
     assert re.search(r"case       \S*small.yaml:6: the plainest", failure)
-    assert re.search(r"fail       expected a loss of \d\.\d+; found \d\.\d+, [\d.e+]+ units where 3 are allowed", failure)
+    assert re.search(
+        r"fail       expected a loss of \d\.\d+; found \d\.\d+, [\d.e+]+ units where 3 are allowed", failure
+    )
     assert f"reproduce  xentcheck repro small/one --impl {impl('off_by_a_thousandth')}" in failure
 
 
@@ -179,8 +194,18 @@ def test_the_reproduce_command_finds_a_case_of_ones_own_file(run, two):
         ("raises", [], 1, "error      expected a loss; found RuntimeError in the call: the kernel is out of order"),
         ("zero_gradient", ["'small/*', aspect='gradient', fault='value'"], 0, ""),
         ("zero_gradient", ["'small/*', aspect='gradient', fault='nan'"], 1, "expected a gradient of"),
-        ("right", ["'small/*', aspect='gradient', fault='value'"], 1, r"unexpected-pass this is a known deviation \(it is known\), and it holds; delete \S*deviating_right.py:10"),
-        ("right", ["'gone/*', aspect='loss', fault='value'"], 1, r"deviating: the known deviation gone/\* matches no case; delete \S*deviating_right.py:10"),
+        (
+            "right",
+            ["'small/*', aspect='gradient', fault='value'"],
+            1,
+            r"unexpected-pass this is a known deviation \(it is known\), and it holds; delete \S*deviating_right.py:10",
+        ),
+        (
+            "right",
+            ["'gone/*', aspect='loss', fault='value'"],
+            1,
+            r"deviating: the known deviation gone/\* matches no case; delete \S*deviating_right.py:10",
+        ),
         ("right", ["'small/*', aspect='loss', fault='value', torch='<1.0'"], 0, ""),
     ],
 )
@@ -192,12 +217,20 @@ def test_the_exit_status_says_whether_it_holds(run, two, deviating, function, de
 
 def test_a_deviation_of_a_case_that_was_not_selected_is_not_stale(run, specification, deviating):
     specification(*TWO)
-    status, screen = run("--impl", f"{deviating('right', repr('small/two') + ', aspect=' + repr('loss') + ', fault=' + repr('value'))}:i", "--cases", "small/one")
+    status, screen = run(
+        "--impl",
+        f"{deviating('right', repr('small/two') + ', aspect=' + repr('loss') + ', fault=' + repr('value'))}:i",
+        "--cases",
+        "small/one",
+    )
     assert status == 0, screen
 
 
 USAGE = [
-    ([], "the suite needs --impl: names from implementations/, package.module:attribute or path/to/file.py:attribute, for instance --impl native,maskedce"),
+    (
+        [],
+        "the suite needs --impl: names from implementations/, package.module:attribute or path/to/file.py:attribute, for instance --impl native,maskedce",
+    ),
     (["--impl", "natve"], "--impl natve: there is no implementation of that name; did you mean native"),
     (["--impl", ","], "--impl names no implementation; expected for instance --impl native,maskedce"),
     (["--impl", "nowhere.py:f"], "--impl nowhere.py:f: there is no file nowhere.py"),
@@ -287,7 +320,9 @@ def test_collecting_only_leaves_no_complete_record(run, two, tmp_path):
 
 
 def test_a_run_is_recorded_in_full(run, two, tmp_path):
-    status, _ = run("--impl", impl("right", "off_by_a_thousandth", "drops_every_option"), "--cases", two, "--results", tmp_path)
+    status, _ = run(
+        "--impl", impl("right", "off_by_a_thousandth", "drops_every_option"), "--cases", two, "--results", tmp_path
+    )
     assert status == 1
     results = load(tmp_path)
     assert results.complete
@@ -296,7 +331,11 @@ def test_a_run_is_recorded_in_full(run, two, tmp_path):
     assert outcome(tmp_path)["right", "small/one", "loss"] == "pass"
     assert outcome(tmp_path)["off_by_a_thousandth", "small/one", "loss"] == "fail"
     assert outcome(tmp_path)["drops_every_option", "small/two", "shape"] == "fail"
-    assert recorded(tmp_path)[-1] == {"kind": "end", "verdicts": 24, "counts": dict(sorted(Counter(outcome(tmp_path).values()).items()))}
+    assert recorded(tmp_path)[-1] == {
+        "kind": "end",
+        "verdicts": 24,
+        "counts": dict(sorted(Counter(outcome(tmp_path).values()).items())),
+    }
     assert all(v.error_units is not None for v in results.verdicts if v.aspect == "loss" and v.status == "pass")
     assert results.run["cases"] == casefile.digest(casefile.load(two))
 
@@ -308,7 +347,14 @@ def test_case_by_case_and_each_is_run_twice_however_many_aspects_there_are(run, 
     probe = ["(3, 3)"] * 2  # asking whether it takes lists, once when it is loaded
     assert (tmp_path / "calls").read_text().splitlines()[-6:] == [*probe, "(3, 4)", "(3, 4)", "(5, 4)", "(5, 4)"]
     order = list(outcome(tmp_path))
-    assert order == sorted(order, key=lambda k: (("small/one", "small/two").index(k[1]), ("counted", "right").index(k[0]), ("loss", "gradient", "shape", "rejection", "purity").index(k[2])))
+    assert order == sorted(
+        order,
+        key=lambda k: (
+            ("small/one", "small/two").index(k[1]),
+            ("counted", "right").index(k[0]),
+            ("loss", "gradient", "shape", "rejection", "purity").index(k[2]),
+        ),
+    )
 
 
 def test_a_harness_that_fails_is_recorded_as_an_error(run, write, tmp_path):
@@ -370,7 +416,16 @@ def start(tmp_path):
     def popen(*options, quick=True, **environment):
         path = os.pathsep.join([str(SUITE), str(tmp_path)])
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "suite/", *(["-p", "quick"] if quick else []), "-p", "no:cacheprovider", *map(str, options)],
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "suite/",
+                *(["-p", "quick"] if quick else []),
+                "-p",
+                "no:cacheprovider",
+                *map(str, options),
+            ],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": path, "COLUMNS": "110", "OMP_NUM_THREADS": "1", **environment},
             stdout=subprocess.PIPE,
@@ -395,9 +450,15 @@ def test_from_the_command_line_with_the_whole_specification(start, specification
     assert load(tmp_path / "results").complete
 
 
-def test_workers_finish_a_run_with_the_same_verdicts_and_one_that_dies_is_a_crash(start, run, write, tmp_path, monkeypatch):
+def test_workers_finish_a_run_with_the_same_verdicts_and_one_that_dies_is_a_crash(
+    start, run, write, tmp_path, monkeypatch
+):
     path = write(*TWO, *(f"id: more-{n}, logits: {{shape: [2, 3]}}" for n in range(4)))
-    names, folder, calls = ("off_by_a_thousandth", "kills_the_process", "counted"), tmp_path / "spread", tmp_path / "calls"
+    names, folder, calls = (
+        ("off_by_a_thousandth", "kills_the_process", "counted"),
+        tmp_path / "spread",
+        tmp_path / "calls",
+    )
     monkeypatch.setenv("XENTCHECK_CALLS", str(calls))
     run("--impl", impl(*names), "--cases", path, "--results", folder, "-x")
     assert len(outcome(folder)) == 1, "the first failure is the first verdict"
@@ -412,7 +473,9 @@ def test_workers_finish_a_run_with_the_same_verdicts_and_one_that_dies_is_a_cras
     assert len(died) == 6 * ASPECTS
     assert {v for (case, _), v in died.items() if case in ("small/one", "small/two")} == {"crash"}
     assert {v for (case, _), v in died.items() if "more" in case} == {"pass"}
-    assert (made["(3, 4)"], made["(5, 4)"], made["(2, 3)"]) == (2, 2, 8), "each case twice, however many workers there are"
+    assert (made["(3, 4)"], made["(5, 4)"], made["(2, 3)"]) == (2, 2, 8), (
+        "each case twice, however many workers there are"
+    )
     assert load(folder).complete
     assert len(verdict_keys(folder)) == len(spread)
     assert rows(screen)["kills_the_process"][-6:-1] == ["4", "2", "0", "0", "0"]

@@ -15,7 +15,13 @@ from xentcheck.implementation import Deviation, Implementation
 from xentcheck.judge import STATUSES, Verdict
 from xentcheck.record import NAME, RecordError, Results, Writer, key, load, merge, run_header, save
 
-NATIVE = Implementation(name="native", cross_entropy=len, version="2.13", empty_mean="nan", deviations=(Deviation("a/*", aspect="loss", observed="x", fault="nan", link="y", max_units=5.0),))
+NATIVE = Implementation(
+    name="native",
+    cross_entropy=len,
+    version="2.13",
+    empty_mean="nan",
+    deviations=(Deviation("a/*", aspect="loss", observed="x", fault="nan", link="y", max_units=5.0),),
+)
 
 
 def header(implementations=(NATIVE,), digest="0123456789abcdef", **changes):
@@ -48,7 +54,7 @@ def rewrite(folder, content):
 def test_what_is_written_is_what_is_read(tmp_path):
     verdicts = [
         verdict(0, error_units=0.25, dtype="float32", conventions={"empty_mean": "nan"}),
-        verdict(1, "fail", error_units=1e6, message="expected 1; found 2 \u2013 \u2248 \"x\"\n", fault="value"),
+        verdict(1, "fail", error_units=1e6, message='expected 1; found 2 \u2013 \u2248 "x"\n', fault="value"),
         *(verdict(2 + n, status) for n, status in enumerate(STATUSES)),
     ]
     results = load(written(tmp_path, *verdicts))
@@ -65,7 +71,18 @@ def test_the_run_line_says_what_was_asked_of_whom_and_where(tmp_path):
     native = run["implementations"]["native"]
     assert (native["version"], native["conventions"]) == ("2.13", {"empty_mean": "nan"})
     assert native["capabilities"] == sorted(NATIVE.capabilities)
-    assert native["deviations"] == [{"cases": ["a/*"], "aspect": "loss", "observed": "x", "fault": "nan", "reason": "", "link": "y", "torch": "", "max_units": 5.0}]
+    assert native["deviations"] == [
+        {
+            "cases": ["a/*"],
+            "aspect": "loss",
+            "observed": "x",
+            "fault": "nan",
+            "reason": "",
+            "link": "y",
+            "torch": "",
+            "max_units": 5.0,
+        }
+    ]
     assert "where" not in json.dumps(native), "a line number is no claim"
 
 
@@ -155,8 +172,16 @@ def complaint(action):
         (2, b"[1, 2]\n", ":3: expected one JSON object; found b'[1, 2]"),
         (2, b"\xff\xfe\x00\n", ":3: expected one JSON object"),
         (1, b'{"kind": "verdict", "implementation": "native"}\n', ":2: not a verdict: "),
-        (1, b'{"kind": "verdict", "implementation": "n", "clause": "c", "case": "x", "aspect": "loss", "status": "pass", "mood": 1}\n', ":2: not a verdict: "),
-        (1, b'{"kind": "verdict", "implementation": "n", "clause": "c", "case": "x", "aspect": "loss", "status": "fine"}\n', ":2: expected a status of pass, fail, "),
+        (
+            1,
+            b'{"kind": "verdict", "implementation": "n", "clause": "c", "case": "x", "aspect": "loss", "status": "pass", "mood": 1}\n',
+            ":2: not a verdict: ",
+        ),
+        (
+            1,
+            b'{"kind": "verdict", "implementation": "n", "clause": "c", "case": "x", "aspect": "loss", "status": "fine"}\n',
+            ":2: expected a status of pass, fail, ",
+        ),
         (1, b"{}\n", ":2: "),
         (0, b'{"kind": "verdict"}\n', ":1: expected a run line; found "),
         (0, b'{"kind": "run", "format": 99}\n', ":1: expected format 1; found 99; run the suite again"),
@@ -177,14 +202,20 @@ def test_what_is_no_results_file(tmp_path, content):
 
 
 def test_a_folder_without_results(tmp_path):
-    assert complaint(lambda: load(tmp_path)) == f"{tmp_path / NAME}: no results can be read: No such file or directory; expected a folder that --results wrote"
+    assert (
+        complaint(lambda: load(tmp_path))
+        == f"{tmp_path / NAME}: no results can be read: No such file or directory; expected a folder that --results wrote"
+    )
 
 
 def test_an_end_that_counts_more_than_there_is(tmp_path):
     written(tmp_path, verdict(0), verdict(1), verdict(2))
     whole = lines(tmp_path)
     rewrite(tmp_path, whole[:2] + whole[3:])
-    assert complaint(lambda: load(tmp_path)) == f"{tmp_path / NAME}: the end line counts 3 verdicts, the file holds 2; lines are missing"
+    assert (
+        complaint(lambda: load(tmp_path))
+        == f"{tmp_path / NAME}: the end line counts 3 verdicts, the file holds 2; lines are missing"
+    )
 
 
 # --- an earlier file
@@ -290,7 +321,10 @@ def test_what_changed_meanwhile_cannot_be_resumed(tmp_path, what):
     written(tmp_path, verdict(0), complete=False)
     before = (tmp_path / NAME).read_bytes()
     said = complaint(lambda: resumed(tmp_path, **OTHERS[what]))
-    assert said == f"{tmp_path / NAME}: cannot be resumed: {what} changed since it was started; run without --resume into another folder"
+    assert (
+        said
+        == f"{tmp_path / NAME}: cannot be resumed: {what} changed since it was started; run without --resume into another folder"
+    )
     assert (tmp_path / NAME).read_bytes() == before
 
 
@@ -340,7 +374,10 @@ def test_a_full_disk_leaves_an_intact_prefix_wherever_it_strikes(tmp_path):
         writer._file.close()
         writer._file = FullDisk(folder / NAME, room)
         acknowledged, said = written_until_full(writer)
-        assert said == f"{folder / NAME}: a result could not be written: No space left on device; what stands there already is intact; make room and go on with --resume"
+        assert (
+            said
+            == f"{folder / NAME}: a result could not be written: No space left on device; what stands there already is intact; make room and go on with --resume"
+        )
         writer._file.close()
         results = load(folder)
         assert not results.complete
@@ -476,18 +513,27 @@ def test_a_merge_can_be_saved_and_read_back(tmp_path):
 def test_answers_to_different_cases_do_not_merge(tmp_path):
     parts = [part(tmp_path / "1", verdict(0)), part(tmp_path / "2", verdict(1), digest="f" * 16)]
     said = complaint(lambda: merge(parts))
-    assert said == f"{tmp_path / '2' / NAME}: answers the cases {'f' * 16}, but {tmp_path / '1' / NAME} the cases 0123456789abcdef; only results of the same cases merge"
+    assert (
+        said
+        == f"{tmp_path / '2' / NAME}: answers the cases {'f' * 16}, but {tmp_path / '1' / NAME} the cases 0123456789abcdef; only results of the same cases merge"
+    )
 
 
 def test_verdicts_that_contradict_one_another_do_not_merge(tmp_path):
     parts = [part(tmp_path / "1", verdict(0)), part(tmp_path / "2", verdict(0, "fail"))]
-    assert complaint(lambda: merge(parts)) == f"{tmp_path / '2' / NAME}: native small/case-0 loss is fail, but pass in an earlier part"
+    assert (
+        complaint(lambda: merge(parts))
+        == f"{tmp_path / '2' / NAME}: native small/case-0 loss is fail, but pass in an earlier part"
+    )
 
 
 def test_another_version_does_not_merge(tmp_path):
     newer = Implementation(name="native", cross_entropy=len, version="2.14")
     parts = [part(tmp_path / "1", verdict(0)), part(tmp_path / "2", verdict(1), implementations=(newer,))]
-    assert complaint(lambda: merge(parts)) == f"{tmp_path / '2' / NAME}: native is another version or claims other things than in an earlier part"
+    assert (
+        complaint(lambda: merge(parts))
+        == f"{tmp_path / '2' / NAME}: native is another version or claims other things than in an earlier part"
+    )
 
 
 def test_nothing_to_merge():

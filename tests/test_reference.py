@@ -26,7 +26,17 @@ def batch_of(logits, target, upstream=None, direction=None, dtype=torch.float64,
     return Batch(logits, torch.as_tensor(target), options, upstream, mode, direction)
 
 
-def random_batch(seed, shape=(4, 5), dtype=torch.float64, reduction="mean", smoothing=None, weighted=False, ignored=0, scale=1.0, direction=False):
+def random_batch(
+    seed,
+    shape=(4, 5),
+    dtype=torch.float64,
+    reduction="mean",
+    smoothing=None,
+    weighted=False,
+    ignored=0,
+    scale=1.0,
+    direction=False,
+):
     """Finite logits; ``ignored`` of the positions are. The mean's upstream is one number, that of none one per position."""
     draw = np.random.default_rng(seed)
     logits = torch.from_numpy(np.asarray(draw.normal(size=shape) * scale)).to(dtype)
@@ -232,7 +242,9 @@ def test_agrees_with_fifty_digits(dtype):
     scale=st.sampled_from([0.0, 1.0, 30.0, 300.0]),
 )
 def test_any_shape_and_option_agrees_with_fifty_digits(seed, shape, dtype, reduction, smoothing, weighted, scale):
-    batch = random_batch(seed, shape, dtype, reduction, smoothing, weighted, ignored=1 if math.prod(shape) > 6 else 0, scale=scale)
+    batch = random_batch(
+        seed, shape, dtype, reduction, smoothing, weighted, ignored=1 if math.prod(shape) > 6 else 0, scale=scale
+    )
     right = truth(batch, {})
     with mpmath.workdps(DIGITS if scale < 30 else 400):
         x = numbers(batch.input)
@@ -248,7 +260,9 @@ def test_second_derivative_is_that_of_the_gradient(dtype):
             batch = random_batch(seed, (3, 3), dtype, reduction, smoothing, weighted, ignored=1, direction=True)
             x, v, h = numbers(batch.input), numbers(batch.direction), mpmath.mpf(10) ** -10
             step = mpmath.mpf(10) ** -20
-            exact = (difference_gradient(x + h * v, batch, step) - difference_gradient(x - h * v, batch, step)) / (2 * h)
+            exact = (difference_gradient(x + h * v, batch, step) - difference_gradient(x - h * v, batch, step)) / (
+                2 * h
+            )
             right = truth(batch, {})
             assert units_off(right.second, exact, right.second_unit) < 0.01
 
@@ -302,7 +316,9 @@ def test_row_with_plus_infinity_and_nan_is_nan_under_every_convention():
 
 @pytest.mark.parametrize(("answer", "loss"), [("nan", NAN), ("zero", 0.0)])
 def test_infinite_term_under_a_zero_weight_follows_the_convention(answer, loss):
-    batch = batch_of([[-INF, 1.0, 0.0], [0.0, 0.0, 0.0]], [0, 2], weight=torch.tensor([0.0, 1.0, 1.0]), reduction="none")
+    batch = batch_of(
+        [[-INF, 1.0, 0.0], [0.0, 0.0, 0.0]], [0, 2], weight=torch.tensor([0.0, 1.0, 1.0]), reduction="none"
+    )
     assert relevant_conventions(batch) == {"zero_times_infinity"}
     right = truth(batch, {"zero_times_infinity": answer})
     np.testing.assert_equal(float(right.loss[0]), loss)
@@ -386,7 +402,9 @@ def test_without_extended_long_double_mpmath_gives_the_same(monkeypatch, index):
         batch = CORNERS[index]
     else:
         reduction, smoothing, weighted = GRID[index - len(CORNERS)]
-        batch = random_batch(index, (4, 5), torch.float64, reduction, smoothing, weighted, ignored=1, scale=20, direction=True)
+        batch = random_batch(
+            index, (4, 5), torch.float64, reduction, smoothing, weighted, ignored=1, scale=20, direction=True
+        )
     answers = dict.fromkeys(relevant_conventions(batch), "nan")
     extended = truth(batch, answers)
     monkeypatch.setattr(reference, "longdouble_is_extended", lambda: False)
@@ -395,7 +413,9 @@ def test_without_extended_long_double_mpmath_gives_the_same(monkeypatch, index):
     for name in ("loss", "gradient", "second", "loss_unit", "gradient_unit", "second_unit"):
         one, two = getattr(extended, name), getattr(fallback, name)
         if one is not None:
-            np.testing.assert_allclose(np.asarray(two, dtype=float), np.asarray(one, dtype=float), rtol=1e-15, atol=1e-18)
+            np.testing.assert_allclose(
+                np.asarray(two, dtype=float), np.asarray(one, dtype=float), rtol=1e-15, atol=1e-18
+            )
 
 
 def test_truth_leaves_the_precision_of_mpmath_alone(monkeypatch):
@@ -414,14 +434,18 @@ def worst_units(function, batch):
     worst = 0.0
     for found, expected, unit in ((loss, right.loss, right.loss_unit), (x.grad, right.gradient, right.gradient_unit)):
         difference = abs(found.detach().double().numpy() - expected)
-        errors = np.divide(difference, unit, out=np.zeros(difference.shape), where=np.asarray(unit) > 0, casting="unsafe")
+        errors = np.divide(
+            difference, unit, out=np.zeros(difference.shape), where=np.asarray(unit) > 0, casting="unsafe"
+        )
         worst = max(worst, float(np.nan_to_num(errors, nan=INF, posinf=INF).max()))
     return worst
 
 
 def some_batches(dtype=torch.float32):
     seeds = itertools.count()
-    for shape, scale, (reduction, smoothing, weighted) in itertools.product([(6, 5), (24, 100)], [1, 10, 50, 100], GRID[::3]):
+    for shape, scale, (reduction, smoothing, weighted) in itertools.product(
+        [(6, 5), (24, 100)], [1, 10, 50, 100], GRID[::3]
+    ):
         yield random_batch(next(seeds), shape, dtype, reduction, smoothing, weighted, ignored=2, scale=scale)
 
 
@@ -454,7 +478,11 @@ def test_the_frame_of_the_wrong_ones_is_right():
         pytest.param(lambda x: (x.softmax(1) + 1e-8).log(), 10, id="epsilon in the logarithm"),
         pytest.param(lambda x: x - x.exp().sum(1, keepdim=True).log(), 100, id="no maximum subtracted"),
         pytest.param(lambda x: x.bfloat16().log_softmax(1).float(), 1, id="computed in bfloat16"),
-        pytest.param(lambda x: x - (x.max() + (x - x.max()).bfloat16().exp().sum(1, keepdim=True).float().log()), 1, id="summed in bfloat16"),
+        pytest.param(
+            lambda x: x - (x.max() + (x - x.max()).bfloat16().exp().sum(1, keepdim=True).float().log()),
+            1,
+            id="summed in bfloat16",
+        ),
         pytest.param(lambda x: x.softmax(1).clamp_min(1e-7).log(), 30, id="clamped probabilities"),
     ],
 )

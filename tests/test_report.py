@@ -13,20 +13,47 @@ from xentcheck.judge import Verdict
 
 GOLDEN = Path(__file__).parent / "golden"
 CLAUSES = {
-    "ignored": Clause(clause="ignored", title="Ignored", requirement="Ignored positions count for nothing.", sources=("https://a.example/1",)),
-    "plain": Clause(clause="plain", title="Plain", requirement="The loss is the definition's.", sources=("https://b.example/2", "https://b.example/3")),
+    "ignored": Clause(
+        clause="ignored",
+        title="Ignored",
+        requirement="Ignored positions count for nothing.",
+        sources=("https://a.example/1",),
+    ),
+    "plain": Clause(
+        clause="plain",
+        title="Plain",
+        requirement="The loss is the definition's.",
+        sources=("https://b.example/2", "https://b.example/3"),
+    ),
 }
-LEAK = {"cases": ["ignored/nan"], "aspect": "gradient", "observed": "NaN gradients", "fault": "nan", "reason": "0 * NaN is NaN.", "link": "https://c.example/4", "torch": "<3", "max_units": None}
+LEAK = {
+    "cases": ["ignored/nan"],
+    "aspect": "gradient",
+    "observed": "NaN gradients",
+    "fault": "nan",
+    "reason": "0 * NaN is NaN.",
+    "link": "https://c.example/4",
+    "torch": "<3",
+    "max_units": None,
+}
 STALE = {**LEAK, "cases": ["ignored/elsewhere"], "observed": "something that was not run"}
 
 
-def verdict(implementation, case, aspect, status="pass", units=None, message="", fault="", dtype="float32", **conventions):
+def verdict(
+    implementation, case, aspect, status="pass", units=None, message="", fault="", dtype="float32", **conventions
+):
     return Verdict(implementation, case.split("/")[0], case, aspect, status, units, message, fault, dtype, conventions)
 
 
 def results():
     def claims(description, deviations=(), **conventions):
-        return {"version": "1.0", "description": description, "capabilities": ["backward", "float32"], "conventions": conventions, "deviations": list(deviations)}
+        return {
+            "version": "1.0",
+            "description": description,
+            "capabilities": ["backward", "float32"],
+            "conventions": conventions,
+            "deviations": list(deviations),
+        }
 
     run = {
         "kind": "run",
@@ -36,42 +63,91 @@ def results():
         "selection": "all",
         "started": "2026-01-02T03:04:05+00:00",
         "environment": {"torch": "2.0", "gpu": None, "threads": 2, "allocator": {}},
-        "implementations": {"known": claims("Wrong in a known way.", [LEAK, STALE], empty_mean="nan"), "right": claims("Right."), "wrong": claims("Wrong | new.")},
+        "implementations": {
+            "known": claims("Wrong in a known way.", [LEAK, STALE], empty_mean="nan"),
+            "right": claims("Right."),
+            "wrong": claims("Wrong | new."),
+        },
     }
     verdicts = [
         verdict("known", "ignored/nan", "loss", units=0.25),
-        verdict("known", "ignored/nan", "gradient", "deviates", message="expected a gradient of 0.0; found nan at [0, 0], an ignored position", fault="nan"),
+        verdict(
+            "known",
+            "ignored/nan",
+            "gradient",
+            "deviates",
+            message="expected a gradient of 0.0; found nan at [0, 0], an ignored position",
+            fault="nan",
+        ),
         verdict("known", "plain/mean", "loss", units=1.5, empty_mean="nan"),
         verdict("known", "plain/half", "loss", "unsupported", message="not claimed: bfloat16", dtype="bfloat16"),
         verdict("right", "ignored/nan", "loss", units=0.5),
         verdict("right", "ignored/nan", "gradient", units=0.0),
         verdict("right", "plain/mean", "loss", units=2.0, empty_mean="zero"),
         verdict("right", "plain/half", "loss", units=0.125, dtype="bfloat16", half_loss_dtype="input"),
-        verdict("wrong", "ignored/nan", "loss", "error", message="expected a loss; found RuntimeError in the call: a | b", fault="raised"),
+        verdict(
+            "wrong",
+            "ignored/nan",
+            "loss",
+            "error",
+            message="expected a loss; found RuntimeError in the call: a | b",
+            fault="raised",
+        ),
         verdict("wrong", "ignored/nan", "gradient", "crash", message="worker died"),
-        verdict("wrong", "plain/mean", "loss", "fail", 40.0, "expected a loss of 1.0; found 2.0, 40 units where 3 are allowed", "value"),
-        verdict("wrong", "plain/half", "loss", "unexpected-pass", 0.5, "this is a known deviation, and it holds; delete x.py:1", dtype="bfloat16"),
+        verdict(
+            "wrong",
+            "plain/mean",
+            "loss",
+            "fail",
+            40.0,
+            "expected a loss of 1.0; found 2.0, 40 units where 3 are allowed",
+            "value",
+        ),
+        verdict(
+            "wrong",
+            "plain/half",
+            "loss",
+            "unexpected-pass",
+            0.5,
+            "this is a known deviation, and it holds; delete x.py:1",
+            dtype="bfloat16",
+        ),
     ]
     return record.Results(run, tuple(verdicts))
 
 
 def cases():
     question = Question.model_validate({"logits": {"shape": [2, 3]}})
-    return [Case(id=i, clause=CLAUSES[i.split("/")[0]], question=question, path=CASES / f"{i.split('/')[0]}.yaml", line=1) for i in ("ignored/nan", "plain/mean", "plain/half")]
+    return [
+        Case(id=i, clause=CLAUSES[i.split("/")[0]], question=question, path=CASES / f"{i.split('/')[0]}.yaml", line=1)
+        for i in ("ignored/nan", "plain/mean", "plain/half")
+    ]
 
 
 def questions():
-    evidence = [{"case": "ignored/nan", "implementation": "known", "status": "deviates", "shows": "NaN in an ignored row"}, {"case": "plain/mean", "implementation": "right", "shows": "the mean"}]
-    claim = {"claim": "Ignored rows are harmless.", "verdict": "half true", "answer": "Only finite\nones.", "evidence": evidence}
+    evidence = [
+        {"case": "ignored/nan", "implementation": "known", "status": "deviates", "shows": "NaN in an ignored row"},
+        {"case": "plain/mean", "implementation": "right", "shows": "the mean"},
+    ]
+    claim = {
+        "claim": "Ignored rows are harmless.",
+        "verdict": "half true",
+        "answer": "Only finite\nones.",
+        "evidence": evidence,
+    }
     return (answers.Answer.model_validate({"seed": "000", "question": "Are they?", "claims": [claim]}),)
 
 
 def pages(folder, shown):
-    report.write(shown, cases(), questions(), lambda implementation, case: f"print('{implementation}, {case}')\n", folder)
+    report.write(
+        shown, cases(), questions(), lambda implementation, case: f"print('{implementation}, {case}')\n", folder
+    )
     return folder
 
 
-@pytest.mark.parametrize("page", ["README.md", "conformance.md", "deviations.md", "accuracy.md", "conventions.md", "answers.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "conformance.md", "deviations.md", "accuracy.md", "conventions.md", "answers.md"]
+)
 def test_a_page_is_as_published(tmp_path, page):
     assert (pages(tmp_path, results()) / page).read_text() == (GOLDEN / page).read_text()
 
@@ -89,18 +165,29 @@ def test_a_truncated_run_says_so_on_every_page(tmp_path):
 
 
 def test_only_a_pass_is_counted_as_one(tmp_path):
-    row = next(line for line in (pages(tmp_path, results()) / "README.md").read_text().splitlines() if line.startswith("| `wrong`"))
+    row = next(
+        line
+        for line in (pages(tmp_path, results()) / "README.md").read_text().splitlines()
+        if line.startswith("| `wrong`")
+    )
     assert [cell.strip() for cell in row.split("|")[2:8]] == ["0", "3", "0", "0", "0", "0 of 3"]
 
 
 def test_published_pages_agree_with_themselves_but_for_digits_times_and_environment(tmp_path):
     made, published = pages(tmp_path / "made", results()), pages(tmp_path / "published", results())
     page = published / "README.md"
-    page.write_text(page.read_text().replace("2026-01-02", "1999-01-02").replace("torch 2.0", "torch 1.0").replace("2.0 units", "1.9 units"))
+    page.write_text(
+        page.read_text()
+        .replace("2026-01-02", "1999-01-02")
+        .replace("torch 2.0", "torch 1.0")
+        .replace("2.0 units", "1.9 units")
+    )
     assert report.differences(made, published) == []
 
 
-@pytest.mark.parametrize(("old", "new"), [("| 0        | 3 ", "| 1        | 2 "), ("known", "unknown"), ("0 of 3", "1 of 3")])
+@pytest.mark.parametrize(
+    ("old", "new"), [("| 0        | 3 ", "| 1        | 2 "), ("known", "unknown"), ("0 of 3", "1 of 3")]
+)
 def test_any_other_difference_is_named(tmp_path, old, new):
     made, published = pages(tmp_path / "made", results()), pages(tmp_path / "published", results())
     page = published / "README.md"
@@ -133,10 +220,17 @@ def test_a_page_without_marks_is_refused(tmp_path):
 
 def test_evidence_that_the_run_does_not_bear_out_is_named():
     assert answers.unverified(questions(), results()) == []
-    better = replace(results(), verdicts=tuple(replace(v, status="pass") if v.status == "deviates" else v for v in results().verdicts))
-    assert answers.unverified(questions(), better) == ["answers.yaml: seed 000: known ignored/nan: expected deviates, found pass"]
+    better = replace(
+        results(),
+        verdicts=tuple(replace(v, status="pass") if v.status == "deviates" else v for v in results().verdicts),
+    )
+    assert answers.unverified(questions(), better) == [
+        "answers.yaml: seed 000: known ignored/nan: expected deviates, found pass"
+    ]
     without = replace(results(), verdicts=tuple(v for v in results().verdicts if v.case != "plain/mean"))
-    assert answers.unverified(questions(), without) == ["answers.yaml: seed 000: right plain/mean: expected pass, found not run"]
+    assert answers.unverified(questions(), without) == [
+        "answers.yaml: seed 000: right plain/mean: expected pass, found not run"
+    ]
 
 
 def test_the_shipped_answers_name_cases_that_exist():
@@ -151,7 +245,11 @@ def test_the_shipped_answers_name_cases_that_exist():
 
 def test_reports_from_a_folder_of_results(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(answers, "load", lambda: ())
-    run = replace(results(), verdicts=tuple(replace(v, case="ignored-positions/seed-001-unlabelled") for v in results().verdicts[4:6]), run={**results().run, "implementations": {"right": results().run["implementations"]["right"]}})
+    run = replace(
+        results(),
+        verdicts=tuple(replace(v, case="ignored-positions/seed-001-unlabelled") for v in results().verdicts[4:6]),
+        run={**results().run, "implementations": {"right": results().run["implementations"]["right"]}},
+    )
     record.save(run, tmp_path / "results")
     assert cli.main(["report", str(tmp_path / "results"), "--to", str(tmp_path / "pages")]) == 0
     assert "wrote" in capsys.readouterr().out
@@ -164,9 +262,15 @@ def test_reports_from_a_folder_of_results(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["repro", "ignored-positions/seed-001-unlabeled", "--impl", "native"], "did you mean ignored-positions/seed-001-unlabelled"),
+        (
+            ["repro", "ignored-positions/seed-001-unlabeled", "--impl", "native"],
+            "did you mean ignored-positions/seed-001-unlabelled",
+        ),
         (["repro", "ignored-positions/seed-001-unlabelled", "--impl", "nativ"], "did you mean native"),
-        (["repro", "ignored-positions/seed-001-unlabelled", "--impl", "native,nll"], "expected one implementation; found 2"),
+        (
+            ["repro", "ignored-positions/seed-001-unlabelled", "--impl", "native,nll"],
+            "expected one implementation; found 2",
+        ),
         (["report", "/nowhere"], "no results can be read"),
         (["lint", "/nowhere.yaml"], "cannot be read"),
     ],
@@ -185,7 +289,11 @@ def test_cases_are_listed(capsys):
 def test_shards_merge_into_one_file(tmp_path):
     whole = results()
     for name in ("known", "right"):
-        part = replace(whole, run={**whole.run, "implementations": {name: whole.run["implementations"][name]}}, verdicts=tuple(v for v in whole.verdicts if v.implementation == name))
+        part = replace(
+            whole,
+            run={**whole.run, "implementations": {name: whole.run["implementations"][name]}},
+            verdicts=tuple(v for v in whole.verdicts if v.implementation == name),
+        )
         record.save(part, tmp_path / name)
     assert cli.main(["merge", str(tmp_path / "known"), str(tmp_path / "right"), "--to", str(tmp_path / "both")]) == 0
     merged = record.load(tmp_path / "both")

@@ -95,21 +95,39 @@ HELPED = "from own_helper import factor\nimport torch.nn.functional as F\n\n\nde
 PLAIN = "logits: {shape: [3, 4]}"
 SCRIPTS = {
     "native": ("native", PLAIN),
-    "native in float64": ("native", "dtype: float64, logits: {shape: [3, 4]}, weight: random, label_smoothing: 0.1, ignore_index: 2, target: {ignore: first}"),
-    "native and NaN in an ignored row": ("native", "logits: {shape: [3, 4], set: [{rows: ignored, value: nan}]}, target: {ignore: first}"),
+    "native in float64": (
+        "native",
+        "dtype: float64, logits: {shape: [3, 4]}, weight: random, label_smoothing: 0.1, ignore_index: 2, target: {ignore: first}",
+    ),
+    "native and NaN in an ignored row": (
+        "native",
+        "logits: {shape: [3, 4], set: [{rows: ignored, value: nan}]}, target: {ignore: first}",
+    ),
     "native over nothing": ("native", "logits: {shape: [3, 4]}, target: {ignore: all}"),
     "native in bfloat16": ("native", "dtype: bfloat16, logits: {shape: [5, 4], scale: 20}, reduction: none"),
     "the module of torch": ("torch.nn:CrossEntropyLoss", f"{PLAIN}, label_smoothing: 0.5"),
     "a function of a file": ("{fakes}:off_by_a_thousandth", PLAIN),
-    "a gradient that is wrong": ("{fakes}:gradient_off_by_a_thousandth", f"{PLAIN}, reduction: none, upstream: per-position"),
+    "a gradient that is wrong": (
+        "{fakes}:gradient_off_by_a_thousandth",
+        f"{PLAIN}, reduction: none, upstream: per-position",
+    ),
     "a gradient of zeros": ("{fakes}:zero_gradient", PLAIN),
     "a NaN loss": ("{fakes}:nan_loss", PLAIN),
     "no gradient": ("{fakes}:gradient_elsewhere", PLAIN),
     "an overwritten input": ("{fakes}:overwrites_input", PLAIN),
-    "several ignore values": ("{fakes}:off_by_a_thousandth", f"{PLAIN}, ignore_index: [1, -1], target: {{ignore: {{prefix: 2}}}}"),
+    "several ignore values": (
+        "{fakes}:off_by_a_thousandth",
+        f"{PLAIN}, ignore_index: [1, -1], target: {{ignore: {{prefix: 2}}}}",
+    ),
     "an error that is raised": ("{fakes}:raises", PLAIN),
-    "an error as expected": ("{fakes}:raises", "logits: {shape: [3, 4]}, target: {values: [0, 9, 1]}, expect: {error: {}}"),
-    "no error where one is expected": ("{fakes}:always_a_number", "logits: {shape: [3, 4]}, target: {values: [0, 9, 1]}, expect: {error: {}}"),
+    "an error as expected": (
+        "{fakes}:raises",
+        "logits: {shape: [3, 4]}, target: {values: [0, 9, 1]}, expect: {error: {}}",
+    ),
+    "no error where one is expected": (
+        "{fakes}:always_a_number",
+        "logits: {shape: [3, 4]}, target: {values: [0, 9, 1]}, expect: {error: {}}",
+    ),
     "no_grad": ("{fakes}:off_by_a_thousandth", f"{PLAIN}, mode: no_grad"),
     "inference_mode": ("{fakes}:off_by_a_thousandth", f"{PLAIN}, mode: inference_mode"),
     "vmap": ("torch.nn.functional:cross_entropy", f"{PLAIN}, mode: vmap, reduction: none"),
@@ -117,19 +135,37 @@ SCRIPTS = {
     "twice": ("{fakes}:gradient_off_by_a_thousandth", f"{PLAIN}, mode: twice"),
     "autocast": ("{fakes}:off_by_a_thousandth", f"{PLAIN}, mode: autocast"),
     "double_backward": ("{fakes}:off_by_a_thousandth", f"{PLAIN}, mode: double_backward, dtype: float64"),
-    "a large batch": ("{fakes}:off_by_a_thousandth", "logits: {shape: [40, 50]}, target: {ignore: {fraction: 0.3}}, reduction: none, upstream: per-position"),
+    "a large batch": (
+        "{fakes}:off_by_a_thousandth",
+        "logits: {shape: [40, 50]}, target: {ignore: {fraction: 0.3}}, reduction: none, upstream: per-position",
+    ),
     "a large batch in bfloat16": ("{fakes}:gradient_off_by_a_thousandth", "dtype: bfloat16, logits: {shape: [40, 50]}"),
-    "a large strided batch": ("{fakes}:off_by_a_thousandth", "logits: {shape: [40, 50], layout: strided}, target: {layout: strided}"),
+    "a large strided batch": (
+        "{fakes}:off_by_a_thousandth",
+        "logits: {shape: [40, 50], layout: strided}, target: {layout: strided}",
+    ),
     "the gaps of strided logits": ("{fakes}:takes_memory_as_it_comes", "logits: {shape: [3, 4], layout: strided}"),
     "memory that is not in order": ("{fakes}:takes_memory_as_it_comes", "logits: {shape: [3, 4], layout: transposed}"),
-    "transposed logits": ("{fakes}:off_by_a_thousandth", "logits: {shape: [2, 4, 3], layout: transposed}, target: {layout: transposed}"),
-    "expanded logits": ("{fakes}:off_by_a_thousandth", "logits: {shape: [3, 4], layout: expanded}, target: {layout: expanded}"),
+    "transposed logits": (
+        "{fakes}:off_by_a_thousandth",
+        "logits: {shape: [2, 4, 3], layout: transposed}, target: {layout: transposed}",
+    ),
+    "expanded logits": (
+        "{fakes}:off_by_a_thousandth",
+        "logits: {shape: [3, 4], layout: expanded}, target: {layout: expanded}",
+    ),
     "channels_last logits": ("{fakes}:off_by_a_thousandth", "logits: {shape: [2, 3, 4, 5], layout: channels_last}"),
     "an offset": ("{fakes}:off_by_a_thousandth", "logits: {shape: [3, 4], layout: offset}, target: {layout: offset}"),
-    "an expanded upstream": ("{fakes}:gradient_off_by_a_thousandth", f"{PLAIN}, reduction: none, upstream: {{scalar: 3, layout: expanded}}"),
-    "a transposed upstream": ("{fakes}:gradient_off_by_a_thousandth", "logits: {shape: [2, 4, 3]}, reduction: none, upstream: {per_position: true, layout: transposed}"),
+    "an expanded upstream": (
+        "{fakes}:gradient_off_by_a_thousandth",
+        f"{PLAIN}, reduction: none, upstream: {{scalar: 3, layout: expanded}}",
+    ),
+    "a transposed upstream": (
+        "{fakes}:gradient_off_by_a_thousandth",
+        "logits: {shape: [2, 4, 3]}, reduction: none, upstream: {per_position: true, layout: transposed}",
+    ),
     "an unbatched input": ("{fakes}:off_by_a_thousandth", "logits: {shape: [4]}"),
-    "quotes in the reason": ("native", f"{PLAIN}, why: 'a \"\"\"reason\"\"\" \\d'"),
+    "quotes in the reason": ("native", f'{PLAIN}, why: \'a """reason""" \\d\''),
     "an empty batch": ("{fakes}:right", "logits: {shape: [0, 4]}, reduction: none"),
     "targets of uint8": ("{fakes}:off_by_a_thousandth", f"{PLAIN}, target: {{dtype: uint8}}"),
     "a loss in arrays": ("{folder}/forms.py:arrays", PLAIN),
@@ -144,7 +180,10 @@ SCRIPTS = {
     "a module that is made already": ("{folder}/own.py:criterion", PLAIN),
     "a lambda of a statement": ("{folder}/own.py:unnamed", PLAIN),
     "a helper beside the file": ("{folder}/helped.py:helped", PLAIN),
-    **{f"the shipped {name}": (name, f"{PLAIN}, target: {{ignore: first}}") for name in ("native_module", "nll", "remapped", "masked_mean", "filtered", "nan_guard")},
+    **{
+        f"the shipped {name}": (name, f"{PLAIN}, target: {{ignore: first}}")
+        for name in ("native_module", "nll", "remapped", "masked_mean", "filtered", "nan_guard")
+    },
 }
 FORMS = f"import sys\nsys.path.append({str(FAKES.parent)!r})\nimport fakes\nfrom xentcheck.implementation import Implementation\narrays = Implementation(name='arrays', loss_and_gradient=fakes.arrays)\nlinear = Implementation(name='linear', linear_cross_entropy=fakes.linear)\n"
 
@@ -200,7 +239,13 @@ def printed(made, tmp_path_factory):
     (folder / "scripts.json").write_text(json.dumps({name: text for name, (_, _, text) in made.items()}))
     (folder / "driver.py").write_text(DRIVER)
     # fakes is the library of the two forms that import it
-    command = [sys.executable, "-I", str(folder / "driver.py"), str(folder / "scripts.json"), json.dumps([str(FAKES.parent)])]
+    command = [
+        sys.executable,
+        "-I",
+        str(folder / "driver.py"),
+        str(folder / "scripts.json"),
+        json.dumps([str(FAKES.parent)]),
+    ]
     done = subprocess.run(command, cwd=empty, capture_output=True, text=True, timeout=120, check=True)
     return json.loads(done.stdout)
 
@@ -217,7 +262,10 @@ def number_after(words, screen):
 
 def gradient_lines(screen):
     """Expected and found values of the positions that differ most."""
-    return [(float(e), float(f)) for e, f in re.findall(r"^gradient at \[[\d, ]+\] expected (\S+) found (\S+)$", screen, re.MULTILINE)]
+    return [
+        (float(e), float(f))
+        for e, f in re.findall(r"^gradient at \[[\d, ]+\] expected (\S+) found (\S+)$", screen, re.MULTILINE)
+    ]
 
 
 def assert_same_number(shown, wanted, name):
@@ -237,7 +285,9 @@ def test_a_script_shows_the_difference_that_the_suite_found(made, printed, name)
     examiner = Examiner()
     seen = examiner.observation(case, implementation).first
     right = examiner.truth(case, {"empty_mean": "nan"})
-    assert_same_number(number_after("largest difference of the loss", screen), largest(seen.loss, right.loss), "difference of the loss")
+    assert_same_number(
+        number_after("largest difference of the loss", screen), largest(seen.loss, right.loss), "difference of the loss"
+    )
     if seen.gradient is not None:
         expected, found = next(iter(gradient_lines(screen)), (None, None))
         assert expected is not None, "no gradient is shown"
@@ -265,7 +315,10 @@ def test_no_script_needs_the_suite(made, printed):
 
 def test_errors_are_shown(printed):
     assert "RuntimeError: the kernel is out of order" in printed["results"]["an error that is raised"][1]
-    assert printed["results"]["an error as expected"] == ["an error, as expected: RuntimeError the kernel is out of order\nsecond line\n", ""]
+    assert printed["results"]["an error as expected"] == [
+        "an error, as expected: RuntimeError the kernel is out of order\nsecond line\n",
+        "",
+    ]
     screen, error = printed["results"]["no error where one is expected"]
     assert re.match(r"expected an error\W+found tensor\(", screen)
     assert not error
@@ -304,7 +357,6 @@ def test_a_file_of_the_suite_loses_only_what_ties_it_to_the_suite(made):
     assert "EVERYTHING" not in text
     assert "_HIDDEN" in text  # a plain constant of the file
     assert "def cross_entropy" in text
-
 
 
 def test_small_tensors_are_written_out_and_large_ones_packed(made):

@@ -213,5 +213,10 @@ class _Precision:
             context = mpmath.MPContext()
             context.prec = 113
             number = np.frompyfunc(context.mpf, 1, 1)
-            self.convert = lambda a: np.asarray(number(a), dtype=object)
+
+            def convert(values: Array) -> Array:
+                with np.errstate(invalid="ignore"):  # NaN is a value like others
+                    return np.asarray(number(values), dtype=object)
+
+            self.convert = convert
             self.exp, self.log = np.frompyfunc(context.exp, 1, 1), np.frompyfunc(context.log, 1, 1)

@@ -3,9 +3,7 @@
 import torch
 
 
-def kept_mask(
-    input, target, ignore_index, reduction, weight=None, label_smoothing=0.0, *, lists=True
-):
+def kept_mask(input, target, ignore_index, reduction, weight=None, label_smoothing=0.0, *, lists=True):
     """Check all arguments; give the mask of the targets that count, in the shape of the targets.
 
     ``lists`` says whether several ignore values are supported.

@@ -10,9 +10,7 @@ def _losses(rows, classes, keep, w, smoothing):
     return torch.where(keep, mixed(hard, uniform_losses(rows, w), smoothing), 0)
 
 
-def empty_mean_is_zero(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def empty_mean_is_zero(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The mean over no position is 0."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
@@ -22,9 +20,7 @@ def empty_mean_is_zero(
     return reduced(losses, total, reduction, target, input.dtype)
 
 
-def empty_mean_is_nan(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def empty_mean_is_nan(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The mean over no position is NaN. One ignore value."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing, lists=False)
     rows, classes, keep = as_rows(input, target, keep)
@@ -33,9 +29,7 @@ def empty_mean_is_nan(
     return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype)
 
 
-def half_loss_in_float32(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def half_loss_in_float32(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The loss of bfloat16 and float16 logits stays in the float32 that it is computed in."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
@@ -44,9 +38,7 @@ def half_loss_in_float32(
     return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, rows.dtype)
 
 
-def float64_inside(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def float64_inside(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """All is computed in float64, and rounded once at the end."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input.double(), target, keep)

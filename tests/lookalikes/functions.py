@@ -111,9 +111,7 @@ class _InNumpy(torch.autograd.Function):
         return _scaled(upstream, *ctx.saved_tensors), None, None, None, None
 
 
-def numpy_inside(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def numpy_inside(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Losses and gradients by numpy, in its float32 or float64."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
@@ -146,9 +144,7 @@ class _InPlace(torch.autograd.Function):
         return _scaled(upstream, *ctx.saved_tensors), None, None, None, None
 
 
-def in_place_on_a_private_copy(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def in_place_on_a_private_copy(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Logits become shifted logits, exponentials, probabilities and gradients in one buffer."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)

@@ -16,9 +16,7 @@ from _checks import (
 from torch.autograd.function import once_differentiable
 
 
-def online_softmax_over_tiles(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def online_softmax_over_tiles(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """One pass over tiles of classes, with a running maximum and a running sum."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
@@ -36,9 +34,7 @@ def online_softmax_over_tiles(
         top = new_top
         inside = (classes >= start) & (classes < start + tile.shape[1])
         here = (classes - start).clamp(0, tile.shape[1] - 1)
-        target_logit = torch.where(
-            inside, tile.gather(1, here.unsqueeze(1)).squeeze(1), target_logit
-        )
+        target_logit = torch.where(inside, tile.gather(1, here.unsqueeze(1)).squeeze(1), target_logit)
         weighted_logits = weighted_logits + (w[start : start + size] * tile).sum(1)
     lse = top + total.log()
     hard = w[classes] * (lse - target_logit)
@@ -47,18 +43,14 @@ def online_softmax_over_tiles(
     return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype)
 
 
-def blocks_of_rows(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def blocks_of_rows(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """A block of positions at a time, added up at the end."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
     w = weights(weight, rows)
     size = max(3, len(rows) // 16)
     blocks = []
-    for some, chosen, valid in zip(
-        rows.split(size), classes.split(size), keep.split(size), strict=True
-    ):
+    for some, chosen, valid in zip(rows.split(size), classes.split(size), keep.split(size), strict=True):
         safe = torch.where(valid.unsqueeze(1), some, 0)
         hard = -w[chosen] * torch.log_softmax(safe, 1).gather(1, chosen.unsqueeze(1)).squeeze(1)
         losses = mixed(hard, uniform_losses(safe, w), label_smoothing)
@@ -93,9 +85,7 @@ class _PythonLosses(torch.autograd.Function):
             parts = [q * (lse - x) for q, x in zip(shares, row, strict=True) if q != 0]
             finite = all(map(math.isfinite, parts))
             losses[-1] = math.fsum(parts) if finite else sum(parts)
-            gradients[-1] = [
-                mass * e / total - q for e, q in zip(exponentials, shares, strict=True)
-            ]
+            gradients[-1] = [mass * e / total - q for e, q in zip(exponentials, shares, strict=True)]
         ctx.save_for_backward(keep, rows.new_tensor(gradients).reshape(rows.shape))
         return rows.new_tensor(losses)
 
@@ -107,9 +97,7 @@ class _PythonLosses(torch.autograd.Function):
         return torch.where(keep.unsqueeze(1), scaled, 0), None, None, None, None
 
 
-def loop_over_positions(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def loop_over_positions(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Python floats and the math module."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
@@ -118,9 +106,7 @@ def loop_over_positions(
     return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype)
 
 
-def loop_over_the_dimensions(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def loop_over_the_dimensions(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The last dimension is taken apart until logits are (N, C), and losses are stacked again."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     w = None if weight is None else weight.to(compute_dtype(input))
@@ -161,9 +147,7 @@ def loop_over_target_classes(input, target, *, weight=None, ignore_index=-100, r
     return reduced(losses, total, reduction, target, input.dtype)
 
 
-def vmap_over_rows(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def vmap_over_rows(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The loss of one position, mapped over all of them. One ignore value."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing, lists=False)
     rows, classes, keep = as_rows(input, target, keep)

@@ -4,9 +4,7 @@ import torch
 from _checks import as_rows, compute_dtype, kept_mask, mixed, reduced, uniform_losses, weights
 
 
-def rows_selected(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def rows_selected(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Kept rows are copied out, and their losses put back."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)

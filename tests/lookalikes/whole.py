@@ -13,9 +13,7 @@ from _checks import (
 )
 
 
-def where_on_the_logits(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def where_on_the_logits(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Zero logits where ignored, log-softmax, gather."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
@@ -26,9 +24,7 @@ def where_on_the_logits(
     return reduced(losses, (w[classes] * keep).sum(), reduction, target, input.dtype)
 
 
-def double_where(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def double_where(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """A constant row where ignored, as is no class of it; masked again behind the logarithm."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
@@ -40,9 +36,7 @@ def double_where(
     return reduced(losses, w[classes[keep]].sum(), reduction, target, input.dtype)
 
 
-def one_hot_with_where(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def one_hot_with_where(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Targets as one-hot vectors, with a where instead of a product."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
@@ -71,13 +65,9 @@ def log_sum_exp_minus_target_logit(
     return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype)
 
 
-def exponentials_by_hand(
-    input, target, *, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def exponentials_by_hand(input, target, *, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Maximum, exponential, sum and logarithm one after the other. No weights, one ignore value."""
-    keep = kept_mask(
-        input, target, ignore_index, reduction, label_smoothing=label_smoothing, lists=False
-    )
+    keep = kept_mask(input, target, ignore_index, reduction, label_smoothing=label_smoothing, lists=False)
     rows, classes, keep = as_rows(input, target, keep)
     rows = torch.where(keep.unsqueeze(1), rows, 0)
     shifted = rows - rows.detach().amax(1, keepdim=True)
@@ -87,9 +77,7 @@ def exponentials_by_hand(
     return reduced(losses, keep.sum(), reduction, target, input.dtype)
 
 
-def classes_where_they_are(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def classes_where_they_are(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The class dimension stays second: nothing is transposed, reshaped or flattened."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     logits = input if input.dim() > 1 else input.unsqueeze(0)
@@ -106,9 +94,7 @@ def classes_where_they_are(
     return reduced(losses, total, reduction, target, input.dtype)
 
 
-def classes_permuted(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def classes_permuted(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Classes change places inside: reversed, and moved on by a third of them."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)

@@ -182,33 +182,25 @@ def range_is_checked_at_the_first_position_only(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def float_targets_are_cast(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def float_targets_are_cast(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Floating point numbers for classes are rounded towards zero."""
     target = target.long() if target.is_floating_point() else target
     return loss(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def boolean_targets_are_cast(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def boolean_targets_are_cast(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Booleans are taken for the classes 0 and 1."""
     target = target.long() if target.dtype == torch.bool else target
     return loss(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def smoothing_is_clamped(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def smoothing_is_clamped(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """A label_smoothing outside [0, 1] becomes 0 or 1."""
     label_smoothing = min(max(label_smoothing, 0.0), 1.0)
     return loss(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def smoothing_is_not_checked(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def smoothing_is_not_checked(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """A label_smoothing outside [0, 1] is used as it is."""
     wrong = partial(loss, check_options=lambda reduction, _: check_options(reduction, 0.0))
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
@@ -230,9 +222,7 @@ def short_targets_are_broadcast(
     return loss(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def long_batches_are_truncated(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def long_batches_are_truncated(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """If there are more targets than logits, or the other way round, the rest is left out."""
     if input.dim() > 1 and target.dim() > 0:
         count = min(len(input), len(target))
@@ -240,9 +230,7 @@ def long_batches_are_truncated(
     return loss(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def classes_last_is_accepted(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def classes_last_is_accepted(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Logits of shape (N, L, C) are accepted for targets of shape (N, L)."""
     if target.shape != _expected_shape(input) and target.shape == input.shape[:-1]:
         input = input.movedim(-1, 1)
@@ -283,26 +271,20 @@ def one_hot_targets_are_accepted(
     return loss(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def long_weights_are_cut(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def long_weights_are_cut(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Of too many class weights, the first are used."""
     weight = weight if weight is None else weight[: class_count(input)]
     return loss(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def single_weight_is_expanded(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def single_weight_is_expanded(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """One class weight serves for all classes."""
     if weight is not None and weight.numel() == 1:
         weight = weight.expand(class_count(input))
     return loss(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def integer_logits_are_cast(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def integer_logits_are_cast(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Integer logits are taken for float32."""
     input = input if input.is_floating_point() else input.float()
     return loss(input, target, weight, ignore_index, reduction, label_smoothing)

@@ -18,9 +18,7 @@ from _correct import (
 )
 
 
-def upstream_gradient_ignored(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def upstream_gradient_ignored(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The upstream gradient is taken to be 1.
 
     Link: https://github.com/kulinseth/pytorch/pull/289
@@ -29,9 +27,7 @@ def upstream_gradient_ignored(
     return with_gradient(result, torch.ones_like)
 
 
-def upstream_squared(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def upstream_squared(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The upstream gradient is applied twice."""
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     return with_gradient(result, lambda upstream: upstream * upstream)
@@ -52,9 +48,7 @@ def upstream_first_element_only(
     return with_gradient(result, first)
 
 
-def upstream_is_averaged(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def upstream_is_averaged(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Every position gets the mean of the upstream gradients: positions were added up too early.
 
     Link: https://github.com/linkedin/Liger-Kernel/issues/968
@@ -91,17 +85,13 @@ def expanded_upstream_is_refused(
     return with_gradient(result, refused)
 
 
-def upstream_sign_is_lost(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def upstream_sign_is_lost(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The upstream gradient is taken to be positive."""
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     return with_gradient(result, torch.abs)
 
 
-def upstream_zero_means_one(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def upstream_zero_means_one(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """An upstream gradient of 0 is taken for "not given"."""
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     return with_gradient(result, lambda upstream: upstream.where(upstream != 0, 1))
@@ -115,9 +105,7 @@ def upstream_rounded_to_bfloat16(
     return with_gradient(result, lambda upstream: upstream.bfloat16().to(upstream.dtype))
 
 
-def upstream_is_overwritten(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def upstream_is_overwritten(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The backward pass scales the upstream gradient in place; it belongs to the caller."""
 
     def overwritten(upstream):
@@ -129,9 +117,7 @@ def upstream_is_overwritten(
     return with_gradient(result, overwritten)
 
 
-def graph_is_cut(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def graph_is_cut(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The loss has no gradient."""
     return loss(input, target, weight, ignore_index, reduction, label_smoothing).detach()
 
@@ -144,9 +130,7 @@ def graph_is_cut_without_reduction(
     return result.detach() if reduction == "none" else result
 
 
-def graph_is_cut_with_weights(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def graph_is_cut_with_weights(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The loss has no gradient with class weights."""
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     return result if weight is None else result.detach()
@@ -160,9 +144,7 @@ def graph_is_built_under_no_grad(
         return loss(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def crashes_without_grad(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def crashes_without_grad(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """If no gradient is asked for, a variable of the backward pass is missing.
 
     Link: https://github.com/linkedin/Liger-Kernel/issues/930
@@ -277,9 +259,7 @@ def gradient_reaches_the_target_only(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def second_backward_is_wrong(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def second_backward_is_wrong(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The backward pass writes its result over the probabilities it has saved, which a second
     backward pass takes for probabilities.
 
@@ -296,9 +276,7 @@ def second_backward_is_wrong(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def second_derivative_is_zero(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def second_derivative_is_zero(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The probabilities in the gradient are taken for constants by a second differentiation."""
 
     def constant(gradient, p):
@@ -309,9 +287,7 @@ def second_derivative_is_zero(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def input_edits_go_unnoticed(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def input_edits_go_unnoticed(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The backward pass reads the logits again, unseen by autograd, whatever has been done to
     them by then."""
     keep = kept(flat(target), ignore_index)

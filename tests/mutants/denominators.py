@@ -20,9 +20,7 @@ def mean_divides_by_all_positions(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def mean_divides_by_batch_size(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def mean_divides_by_batch_size(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The mean is the sum over the number of samples, however many positions they have."""
     samples = input.shape[0] if input.dim() > 1 else 1
 
@@ -33,9 +31,7 @@ def mean_divides_by_batch_size(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def mean_of_sample_means(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def mean_of_sample_means(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Every sample of a batch gets the same say, however many of its positions are kept.
 
     Link: https://github.com/vllm-project/speculators/pull/942
@@ -55,9 +51,7 @@ def mean_of_sample_means(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def mean_of_shard_means(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def mean_of_shard_means(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The batch is cut in two, and the means of the halves are averaged.
 
     Link: https://github.com/pytorch/pytorch/issues/185167
@@ -135,9 +129,7 @@ def ignored_positions_weigh_as_class_zero(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def denominator_has_an_epsilon(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def denominator_has_an_epsilon(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The denominator is 1e-5 too large, so that the mean of nothing is 0."""
 
     def total(classes, keep, weight):
@@ -189,9 +181,7 @@ def denominator_excludes_the_first_of_the_list_only(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def zero_total_weight_raises(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def zero_total_weight_raises(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """If all kept positions have weight 0, the mean is an error instead of 0/0.
 
     Link: https://github.com/torch/nn/issues/775

@@ -6,9 +6,7 @@ import torch
 from _correct import denominator, flat, kept, loss, reduce, with_gradient
 
 
-def all_ignored_raises(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def all_ignored_raises(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The mean over no kept position is a division by zero."""
 
     def total(classes, keep, weight):
@@ -20,9 +18,7 @@ def all_ignored_raises(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def all_ignored_gives_infinity(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def all_ignored_gives_infinity(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The mean over no kept position is an infinity.
 
     Link: https://github.com/unslothai/unsloth/pull/7677
@@ -68,9 +64,7 @@ def all_ignored_gives_nan_gradients(
     return loss(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def empty_batch_raises(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def empty_batch_raises(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """No position at all is an error.
 
     Link: https://github.com/pytorch/pytorch/issues/15870

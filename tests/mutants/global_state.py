@@ -16,18 +16,14 @@ def changes_the_number_of_threads(
     return result
 
 
-def changes_the_default_dtype(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def changes_the_default_dtype(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """New tensors are float64 from now on."""
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     torch.set_default_dtype(torch.float64)
     return result
 
 
-def leaves_gradients_disabled(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def leaves_gradients_disabled(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Gradients are switched off, and not on again."""
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     torch.set_grad_enabled(False)

@@ -25,9 +25,7 @@ def _counting(target, ignore_index, chosen):
     }
 
 
-def ignores_only_minus_100(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def ignores_only_minus_100(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """-100 is hard-coded: another ignore value is taken for a class.
 
     Link: https://github.com/Lightning-AI/litgpt/pull/1076
@@ -70,9 +68,7 @@ def default_ignore_value_means_nothing_is_ignored(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def ignore_value_zero_is_falsy(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def ignore_value_zero_is_falsy(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """``ignore_index or -100``: the ignore value 0 is taken for "not given"."""
 
     def falsy(classes, ignore_index):
@@ -125,9 +121,7 @@ def ignores_first_of_the_list_only(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
     """Of several ignore values, only the first is ignored."""
-    wrong = partial(
-        loss, kept=lambda classes, values: kept(classes, list(ignore_values(values))[:1])
-    )
+    wrong = partial(loss, kept=lambda classes, values: kept(classes, list(ignore_values(values))[:1]))
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
@@ -144,9 +138,7 @@ def ignores_range_instead_of_list(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def clamps_instead_of_ignoring(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def clamps_instead_of_ignoring(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Ignored targets are clamped into the class range and trained on."""
     keep = kept(flat(target), ignore_index)
 
@@ -266,9 +258,7 @@ def weights_refuse_ignore_values_outside_the_classes(
 
     Link: https://github.com/PaddlePaddle/Paddle/issues/34718
     """
-    if weight is not None and any(
-        not 0 <= value < class_count(input) for value in ignore_values(ignore_index)
-    ):
+    if weight is not None and any(not 0 <= value < class_count(input) for value in ignore_values(ignore_index)):
         raise ValueError("the ignore value must be a class")
     return loss(input, target, weight, ignore_index, reduction, label_smoothing)
 
@@ -288,9 +278,7 @@ def ignore_value_outside_the_classes_fails_without_reduction(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def gathers_before_masking(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def gathers_before_masking(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The loss is looked up at the raw target, and masked afterwards: an ignore value that is no
     index, from either end, is an error.
 

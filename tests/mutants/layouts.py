@@ -17,9 +17,7 @@ from _correct import (
 )
 
 
-def logits_read_as_contiguous(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def logits_read_as_contiguous(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The strides of the logits are taken to be those of a contiguous tensor.
 
     Link: https://github.com/NVIDIA/TransformerEngine/issues/2734
@@ -32,9 +30,7 @@ def logits_read_as_contiguous(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def targets_read_as_contiguous(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def targets_read_as_contiguous(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The strides of the targets are taken to be those of a contiguous tensor.
 
     Link: https://github.com/pytorch/pytorch/issues/67167
@@ -43,9 +39,7 @@ def targets_read_as_contiguous(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def weights_read_as_contiguous(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def weights_read_as_contiguous(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The stride of the class weights is taken to be 1."""
 
     def read(weight, logits):
@@ -55,9 +49,7 @@ def weights_read_as_contiguous(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def storage_offset_is_ignored(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def storage_offset_is_ignored(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The logits are read from the start of their storage, even where they start further on."""
 
     def read(input):
@@ -67,9 +59,7 @@ def storage_offset_is_ignored(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def views_instead_of_reshaping(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def views_instead_of_reshaping(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Logits that are not contiguous are an error.
 
     Link: https://github.com/unslothai/unsloth-zoo/pull/591
@@ -128,9 +118,7 @@ def byte_targets_are_read_as_signed(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def targets_are_shifted_again(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def targets_are_shifted_again(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """In a batch of sequences, a position is compared with the target of the next one, although
     targets are already what the position is to predict.
 

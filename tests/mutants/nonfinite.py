@@ -20,9 +20,7 @@ def _multiplied(losses, keep):
     return losses * keep
 
 
-def nan_leaks_into_gradient(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def nan_leaks_into_gradient(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Ignored losses are masked, ignored logits are not: their gradient is 0 * NaN.
 
     Link: https://github.com/pytorch/pytorch/issues/11551

@@ -38,13 +38,9 @@ def _log_of_softmax(log):
     return lambda logits: log(torch.softmax(logits, dim=1))
 
 
-def no_maximum_subtracted(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def no_maximum_subtracted(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The exponentials of the logits are taken as they are, and overflow or vanish."""
-    wrong = partial(
-        loss, log_softmax=log_softmax_from(lambda x: x.exp().sum(1, keepdim=True).log())
-    )
+    wrong = partial(loss, log_softmax=log_softmax_from(lambda x: x.exp().sum(1, keepdim=True).log()))
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
@@ -61,9 +57,7 @@ def maximum_over_the_whole_tensor(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def log_after_softmax(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def log_after_softmax(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The logarithm of a softmax is infinite where the softmax has vanished.
 
     Link: https://github.com/NVIDIA/Megatron-LM/pull/5522
@@ -104,25 +98,19 @@ def probabilities_clamped_at_1e_7(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def logits_clamped_at_50(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def logits_clamped_at_50(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Logits are clamped to [-50, 50]."""
     wrong = partial(loss, to_rows=lambda input: to_rows(input).clamp(-50, 50))
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def logits_clamped_at_100(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def logits_clamped_at_100(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Logits are clamped to [-100, 100]."""
     wrong = partial(loss, to_rows=lambda input: to_rows(input).clamp(-100, 100))
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def loss_clamped_at_100(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def loss_clamped_at_100(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The loss of a position is at most 100, as in torch's binary cross entropy."""
 
     def clamped(log_p, classes, weight, smoothing):
@@ -132,9 +120,7 @@ def loss_clamped_at_100(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def losses_added_one_by_one(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def losses_added_one_by_one(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The losses of float32 and float64 logits are added up by a naive running sum.
 
     Link: https://github.com/pytorch/pytorch/issues/55657
@@ -268,9 +254,7 @@ def gradient_from_rounded_probabilities(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def logits_truncated_to_tf32(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def logits_truncated_to_tf32(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Float32 logits lose all but 10 bits of their mantissa."""
 
     def truncated(input):
@@ -347,9 +331,7 @@ def tiny_probabilities_have_no_gradient(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def gradient_clipped_at_one(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def gradient_clipped_at_one(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """No entry of the gradient is larger than 1."""
 
     def clipped(gradient):
@@ -372,9 +354,7 @@ def exponential_with_a_short_constant(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def a_small_z_loss_is_added(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def a_small_z_loss_is_added(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """1e-4 times the squared log-sum-exp is added to every loss, without being asked for.
 
     Link: https://github.com/allenai/OLMo-core/pull/702

@@ -6,9 +6,7 @@ import torch
 from _correct import flat, kept, loss, reduce
 
 
-def none_returns_the_sum(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def none_returns_the_sum(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """reduction="none" adds the losses up all the same.
 
     Link: https://github.com/linkedin/Liger-Kernel/issues/421
@@ -17,9 +15,7 @@ def none_returns_the_sum(
     return result.sum() if reduction == "none" else result
 
 
-def none_comes_back_flat(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def none_comes_back_flat(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """reduction="none" gives one dimension, whatever the shape of the targets is."""
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     return result.reshape(-1) if target.dim() > 1 and reduction == "none" else result
@@ -40,9 +36,7 @@ def none_comes_back_in_another_order(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def none_is_squeezed(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def none_is_squeezed(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """reduction="none" loses the dimensions of size 1."""
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     return result.squeeze() if reduction == "none" else result
@@ -79,9 +73,7 @@ def none_holds_minus_one_at_ignored_positions(
     return result.masked_fill(~keep, -1) if reduction == "none" else result
 
 
-def sum_is_the_mean(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def sum_is_the_mean(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """reduction="sum" gives the mean."""
 
     def mean(losses, total, reduction, shape):
@@ -105,9 +97,7 @@ def sum_is_divided_by_batch_size(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def mean_keeps_a_dimension(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def mean_keeps_a_dimension(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """reduction="mean" gives a tensor of shape (1,) instead of ()."""
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     return result.reshape(1) if reduction == "mean" else result

@@ -208,9 +208,7 @@ def smoothing_is_weighted_by_the_target(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def smoothing_is_not_weighted(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def smoothing_is_not_weighted(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The uniform part has no class weights.
 
     Link: https://github.com/linkedin/Liger-Kernel/pull/420

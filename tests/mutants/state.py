@@ -19,9 +19,7 @@ _weights = {}
 _buffers = {}
 
 
-def keeps_state_between_calls(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def keeps_state_between_calls(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The denominator goes on counting from one call to the next."""
 
     def running_total(classes, keep, weight):
@@ -32,9 +30,7 @@ def keeps_state_between_calls(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def mask_is_cached_by_shape(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def mask_is_cached_by_shape(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """What was ignored in the first call with that many positions is ignored in later ones."""
 
     def first_mask(losses, keep):
@@ -57,9 +53,7 @@ def weights_are_cached_from_the_first_call(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def result_buffer_is_reused(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def result_buffer_is_reused(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The result lies in a buffer that the next call with the same shape and dtype overwrites."""
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     buffer = _buffers.setdefault((result.shape, result.dtype), torch.empty_like(result.detach()))
@@ -68,9 +62,7 @@ def result_buffer_is_reused(
     return result
 
 
-def overwrites_its_input(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def overwrites_its_input(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The logits are replaced by their softmax, unseen by autograd.
 
     Link: https://github.com/linkedin/Liger-Kernel/pull/1251
@@ -94,9 +86,7 @@ def overwrites_float32_input_only(
     return result
 
 
-def overwrites_ignored_logits(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def overwrites_ignored_logits(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The logits at ignored positions are set to zero in place."""
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     ignored = ~kept(flat(target), ignore_index).reshape(target.shape)
@@ -122,18 +112,14 @@ def backward_overwrites_its_input(
     return loss(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def overwrites_its_target(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def overwrites_its_target(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Ignored targets are set to class 0 in place."""
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     target.masked_fill_(~kept(flat(target), ignore_index).reshape(target.shape), 0)
     return result
 
 
-def overwrites_its_weights(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def overwrites_its_weights(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The weights are scaled in place to sum to 1."""
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     if weight is not None:

@@ -91,9 +91,7 @@ def maximum_of_the_first_tile_only(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def last_class_is_not_counted(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def last_class_is_not_counted(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The last class is missing from the softmax."""
     log_sum_exp = _log_sum_exp_of(lambda count: max(count - 1, 1))
     wrong = partial(loss, log_softmax=log_softmax_from(log_sum_exp))
@@ -217,9 +215,7 @@ def grid_stops_at_65535_positions(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def offsets_overflow_at_65536(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def offsets_overflow_at_65536(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The target logit is looked up at an offset of 16 bits; of the reported overflow at 32 bits
     this is the small twin.
 
@@ -236,17 +232,13 @@ def offsets_overflow_at_65536(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def class_index_in_8_bits(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def class_index_in_8_bits(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Beyond class 255, the target counts from 0 again."""
     wrong = partial(loss, position_losses=_losses_at(lambda classes, count: classes & 255))
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def class_index_in_16_bits(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def class_index_in_16_bits(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Beyond class 65535, the target counts from 0 again."""
     wrong = partial(loss, position_losses=_losses_at(lambda classes, count: classes & 65535))
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
@@ -264,9 +256,7 @@ def class_index_in_16_bits_with_sign(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def class_index_in_bfloat16(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def class_index_in_bfloat16(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The target goes through bfloat16, which has no odd numbers beyond 256."""
 
     def rounded(classes, count):

@@ -24,9 +24,7 @@ def weights_accepted_but_unused(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def weights_applied_twice(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def weights_applied_twice(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The loss of a position is multiplied by its weight twice."""
 
     def losses(log_p, classes, weight, smoothing):
@@ -88,9 +86,7 @@ def weight_zero_means_not_given(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def weights_one_class_off(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def weights_one_class_off(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Every class has the weight of the next one."""
     wrong = partial(loss, class_weights=_weights(lambda weight: weight.roll(-1)))
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
