@@ -62,6 +62,7 @@ implementation = Implementation(
             "ignore_index",
             "ignore_index_in_range",
             "reduction_mean",
+            "reduction_option",
             "backward",
             "non_contiguous",
             "non_finite",

@@ -387,7 +387,7 @@ PLAIN = {"float32", "reduction_mean", "backward"}
         ("logits: {shape: [3, 4]}, ignore_index: [-1, 0]", {"ignore_index_list", "ignore_index_in_range"}, set()),
         ("logits: {shape: [3, 4]}, ignore_index: [-1]", {"ignore_index_list"}, set()),
         ("logits: {shape: [3, 4]}, weight: random, label_smoothing: 0", {"weight", "label_smoothing"}, set()),
-        ("logits: {shape: [3, 4]}, reduction: none", {"reduction_none"}, {"reduction_mean"}),
+        ("logits: {shape: [3, 4]}, reduction: none", {"reduction_none", "reduction_option"}, {"reduction_mean"}),
         ("logits: {shape: [4]}", {"unbatched"}, set()),
         ("logits: {shape: [3, 4, 2]}", {"k_dim"}, set()),
         ("logits: {shape: [1, 4097]}", {"many_classes"}, set()),
@@ -408,12 +408,16 @@ PLAIN = {"float32", "reduction_mean", "backward"}
         ("logits: {shape: [3, 4]}, target: {layout: offset}", {"non_contiguous"}, set()),
         (
             "logits: {shape: [3, 4]}, reduction: none, upstream: {scalar: 2, layout: expanded}",
-            {"non_contiguous", "reduction_none"},
+            {"non_contiguous", "reduction_none", "reduction_option"},
             {"reduction_mean"},
         ),
         ("logits: {shape: [3, 4]}, mode: no_grad", set(), {"backward"}),
         ("logits: {shape: [3, 4]}, mode: double_backward", {"double_backward"}, set()),
-        ("logits: {shape: [3, 4]}, mode: vmap, reduction: none", {"vmap", "reduction_none"}, {"reduction_mean"}),
+        (
+            "logits: {shape: [3, 4]}, mode: vmap, reduction: none",
+            {"vmap", "reduction_none", "reduction_option"},
+            {"reduction_mean"},
+        ),
         ("logits: {shape: [3, 4]}, mode: twice, needs: [compile]", {"compile"}, set()),
         (
             "logits: {shape: [3, 4]}, target: {values: [4, 0, 0]}, weight: random, ignore_index: 2, expect: {error: {}}",

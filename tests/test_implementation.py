@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from xentcheck import implementation as module
+from xentcheck.casefile import load
+from xentcheck.examine import Examiner
 from xentcheck.implementation import (
     EVERYTHING,
     FOLDER,
@@ -624,3 +626,16 @@ def test_a_deviation_knows_its_file_and_lines(source):
     assert one.where == f"{place}:5"
     assert several.where == (f"{place}:6-10" if sys.version_info >= (3, 11) else several.where)
     assert dataclasses.replace(one, cases="c").where == one.where
+
+
+def test_a_loss_without_a_reduction_is_asked_for_its_mean_only(write):
+    """It is not called with an option that it does not have, not even with the default's name."""
+    found = from_callable(lambda input, target: torch.nn.functional.cross_entropy(input, target), "f")
+    assert "reduction_mean" in found.capabilities
+    assert not found.capabilities & {"reduction_option", "reduction_sum", "reduction_none"}
+    named, left_out = load(
+        write("id: named, logits: {shape: [3, 4]}, reduction: mean", "id: left-out, logits: {shape: [3, 4]}")
+    )
+    examiner = Examiner()
+    assert examiner.examine(named, "loss", found).status == "unsupported"
+    assert examiner.examine(left_out, "loss", found).status == "pass"

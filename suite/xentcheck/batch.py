@@ -102,6 +102,8 @@ def capabilities_needed(case: Case, batch: Batch) -> frozenset[str]:
         return frozenset(needed - {"ignore_index_in_range"})
     needed |= {name for name in ("weight", "label_smoothing") if name in batch.options}
     needed.add(f"reduction_{batch.reduction}")
+    if "reduction" in batch.options:
+        needed.add("reduction_option")
     if batch.input.dim() != 2:
         needed.add("unbatched" if batch.input.dim() == 1 else "k_dim")
     if batch.classes > 4096:

@@ -9,6 +9,7 @@ CAPABILITIES: dict[str, str] = {
     "ignore_index_list": "several ignore values, as a list of ints",
     "weight": "class weights",
     "label_smoothing": "label smoothing",
+    "reduction_option": "the option reduction named in the call, not only its default",
     "reduction_mean": "reduction='mean'",
     "reduction_sum": "reduction='sum'",
     "reduction_none": "reduction='none'",

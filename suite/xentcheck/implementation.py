@@ -170,10 +170,11 @@ def from_callable(function: Callable[..., Any], name: str, source: str = "") -> 
     told = (
         EVERYTHING
         - _EXTRAS
-        - {"weight", "label_smoothing", "ignore_index", "ignore_index_in_range", "reduction_sum", "reduction_none"}
+        - {"weight", "label_smoothing", "ignore_index", "ignore_index_in_range"}
+        - {"reduction_option", "reduction_sum", "reduction_none"}
     )
     claimed = told | (options - {"reduction"})
-    claimed |= {"reduction_sum", "reduction_none"} if "reduction" in options else set()
+    claimed |= {"reduction_option", "reduction_sum", "reduction_none"} if "reduction" in options else set()
     if "ignore_index" in options:
         claimed |= {"ignore_index_in_range"}
         claimed |= {"ignore_index_list"} if _takes_lists(function) else set()

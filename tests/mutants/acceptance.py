@@ -188,12 +188,6 @@ def float_targets_are_cast(input, target, *, weight=None, ignore_index=-100, red
     return loss(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def boolean_targets_are_cast(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
-    """Booleans are taken for the classes 0 and 1."""
-    target = target.long() if target.dtype == torch.bool else target
-    return loss(input, target, weight, ignore_index, reduction, label_smoothing)
-
-
 def smoothing_is_clamped(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """A label_smoothing outside [0, 1] becomes 0 or 1."""
     label_smoothing = min(max(label_smoothing, 0.0), 1.0)

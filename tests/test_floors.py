@@ -1,0 +1,43 @@
+"""Data flows one way: a module of the library imports only from floors below its own."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import xentcheck
+
+LIBRARY = Path(xentcheck.__file__).parent
+FLOORS = [
+    {"losses"},
+    {"claims", "naming", "yamltext", "global_state"},
+    {"case"},
+    {"casefile", "implementation"},
+    {"batch"},
+    {"capture", "reference", "observe"},
+    {"judge"},
+    {"examine", "record"},
+    {"terminal", "repro", "lint", "plot"},
+    {"answers"},
+    {"report"},
+    {"plugin", "cli"},
+]
+FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "xentcheck":
+            inside = (node.module or "").partition(".")[2]
+            yield from [inside] if inside else [alias.name for alias in node.names]
+
+
+@pytest.mark.parametrize("path", sorted(LIBRARY.glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_a_module_imports_only_from_below(path):
+    assert path.stem in FLOOR, "a new module belongs to a floor"
+    assert [m for m in imported(path) if FLOOR[m] >= FLOOR[path.stem]] == []
+
+
+@pytest.mark.parametrize("path", sorted((LIBRARY.parents[1] / "implementations").glob("*.py")), ids=lambda p: p.stem)
+def test_an_implementation_needs_no_more_of_the_suite_than_a_users_own_file(path):
+    assert set(imported(path)) <= {"implementation", "losses"}
