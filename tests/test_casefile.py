@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from xentcheck.case import Case, Upstream
-from xentcheck.casefile import CASES, CATALOGUES, CaseFileError, digest, json_schema, load, load_all, merge, select
+from xentcheck.casefile import (
+    CASES,
+    CATALOGUES,
+    CaseFileError,
+    digest,
+    json_schema,
+    load,
+    load_all,
+    merge,
+    select,
+    telling_first,
+)
 from xentcheck.yamltext import MAX_ALIASES, MAX_BYTES, read
 
 TOP = (
@@ -659,3 +670,11 @@ def test_the_schema_takes_every_short_form(tmp_path):
         path.write_text(entry(body))
         assert load(path)
         assert [e.message for e in validator.iter_errors(read(path).value)] == [], body
+
+
+def test_small_and_telling_cases_are_asked_first():
+    cases = load_all()
+    ordered = telling_first(cases)
+    assert sorted(c.id for c in ordered) == sorted(c.id for c in cases)
+    assert [c.clause.clause for c in ordered[:3]] == ["plain-values"] * 3
+    assert ordered[-1].question.logits.file or max(ordered[-1].question.logits.shape) > 64

@@ -31,10 +31,35 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from xentcheck.capture import capture
 
-MODULES = (
-    "base64 bisect collections contextlib copy csv difflib fractions functools glob gzip heapq itertools json math operator "
-    "os.path random shutil statistics string subprocess textwrap threading time urllib.parse zlib"
-).split()
+MODULES = [
+    "base64",
+    "bisect",
+    "collections",
+    "contextlib",
+    "copy",
+    "csv",
+    "difflib",
+    "fractions",
+    "functools",
+    "glob",
+    "gzip",
+    "heapq",
+    "itertools",
+    "json",
+    "math",
+    "operator",
+    "os.path",
+    "random",
+    "shutil",
+    "statistics",
+    "string",
+    "subprocess",
+    "textwrap",
+    "threading",
+    "time",
+    "urllib.parse",
+    "zlib",
+]
 BOS, PAD, EOS, CLASSES = 256, 257, 258, 259
 IGNORED = -100
 LENGTH = 64

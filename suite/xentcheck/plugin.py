@@ -45,7 +45,7 @@ class Session:
         self.config = config
         try:
             self.implementations = find(config.getoption("impl"))
-            self.specification = casefile.load_all()
+            self.specification = casefile.telling_first(casefile.load_all())
             self.cases = self._selected(config.getoption("cases"))
         except (ImplementationError, casefile.CaseFileError) as error:
             raise pytest.UsageError(str(error)) from error
@@ -313,7 +313,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
     session = config.stash.get(SESSION, None)
     if session is None or not session.verdicts:
         return result
-    console = Console(file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 110), highlight=False)
+    console = Console(file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 160), highlight=False)
     terminalreporter.section("xentcheck")
     terminal.summary(list(session.verdicts.values()), {i.name: i.version for i in session.implementations}, console)
     for implementation, deviation in session.stale:
