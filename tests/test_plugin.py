@@ -499,7 +499,8 @@ def test_a_run_that_was_cut_off_is_finished_with_every_verdict_once(start, run, 
     wait_for_verdicts(process, folder, 6)
     process.send_signal(ending)
     screen, _ = process.communicate(timeout=60)
-    assert process.returncode == (2 if ending == signal.SIGINT else -signal.SIGKILL), screen
+    # Interrupted at an instruction without a line number, pytest stumbles over its own traceback and ends with 1 instead of 2.
+    assert process.returncode in ({2, 1} if ending == signal.SIGINT else {-signal.SIGKILL}), screen
     first = load(folder)
     done = {record.key(v) for v in first.verdicts}
     assert not first.complete
