@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from xentcheck.claims import CAPABILITIES, CONVENTIONS
+from xentcheck.claims import CAPABILITIES
 
 WORDS = {"inf": math.inf, "+inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
@@ -44,7 +44,6 @@ Mode = Literal[
     "eager", "compile", "autocast", "no_grad", "inference_mode", "func_grad", "vmap", "double_backward", "twice"
 ]
 Capability = Literal[tuple(CAPABILITIES)]  # type: ignore[valid-type]
-Convention = Literal[tuple(CONVENTIONS)]  # type: ignore[valid-type]
 Aspect = Literal["loss", "gradient", "shape", "rejection", "purity"]
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 
