@@ -36,6 +36,22 @@ def nan_in_ignored_rows(*more):
     )
 
 
+POISONED = Deviation(
+    "*",
+    aspect="poisoning",
+    fault="nan",
+    observed="NaN gradients of ignored positions as soon as these hold an infinity or NaN",
+    reason="The backward pass of log_softmax multiplies the zero gradient of an ignored row with its softmax, and 0 * NaN is NaN.",
+    link="https://github.com/pytorch/pytorch/issues/11551",
+)
+IMPOSSIBLE_CLASS = Deviation(
+    "class-probabilities/impossible-class",
+    aspect="loss",
+    fault="nan",
+    observed="NaN instead of a finite loss where a class at -inf has the probability 0",
+    reason="The probability 0 is multiplied by the log-probability -inf of its class.",
+    link="https://github.com/OpenBMB/ModelCenter/issues/14",
+)
 _ROUNDED = {
     "fault": "value",
     "reason": (
@@ -104,13 +120,49 @@ HALF_GRADIENT = (
         **_ROUNDED,
     ),
 )
-FLOAT16_MEAN = Deviation(
-    "accuracy/more-positions-than-float16-counts[float16]",
-    aspect="loss",
-    fault="nan",
-    observed="a float16 mean over 70,001 positions that is NaN, although the losses and their mean are small",
-    reason="The sum of the losses and the count of positions both overflow float16 before they are divided.",
-    link="https://github.com/pytorch/pytorch/issues/29429",
+HALF_RELATIONS = (
+    Deviation(
+        (
+            "accuracy/confident-mean[bfloat16]",
+            "accuracy/confident[at-0.99-bfloat16]",
+            "accuracy/confident[at-0.999-bfloat16]",
+            "accuracy/confident[next-to-1-bfloat16]",
+            "logit-range/scale[hundred-bfloat16]",
+        ),
+        aspect="zero_sum",
+        observed="half-precision gradients that do not add up to zero over the classes",
+        max_units=20,
+        **_ROUNDED,
+    ),
+    *(
+        Deviation(
+            cases,
+            aspect=aspect,
+            observed="half-precision answers to two batches that differ by more than one rounding each",
+            max_units=40,
+            certain=False,
+            **_ROUNDED,
+        )
+        for aspect, cases in {
+            "zero_sum": (
+                "accuracy/confident[at-0.99-float16]",
+                "accuracy/more-positions-than-float16-counts[bfloat16]",
+            ),
+            "deletion": ("lm-last-step",),
+            "permutation": ("plain-values/token-classification[bfloat16-mean]",),
+        }.items()
+    ),
+)
+FLOAT16_MEAN = tuple(
+    Deviation(
+        "accuracy/more-positions-than-float16-counts[float16]",
+        aspect=aspect,
+        fault=fault,
+        observed="a float16 mean over 70,001 positions that is NaN, although the losses and their mean are small",
+        reason="The sum of the losses and the count of positions both overflow float16 before they are divided.",
+        link="https://github.com/pytorch/pytorch/issues/29429",
+    )
+    for aspect, fault in (("loss", "nan"), ("splitting", "inf"), ("reductions", "nan"))
 )
 FULL_SMOOTHING = Deviation(
     "label-smoothing/target-at-minus-inf[1.0]",
@@ -144,11 +196,35 @@ def uint8_refused(*cases):
     )
 
 
+COMPILED_UINT8 = tuple(
+    Deviation(
+        "modes/compiled-uint8",
+        aspect=aspect,
+        fault="raised",
+        observed="torch.compile refuses uint8 targets, which eager mode takes",
+        reason="The compiler's decomposition gathers by the target, and gather takes int64 only.",
+        link="https://github.com/pytorch/pytorch/issues/45540",
+    )
+    for aspect in ("loss", "gradient", "shape")
+)
+COMPILED_INT32 = Deviation(
+    "modes/compiled-int32",
+    aspect="loss",
+    fault="accepted",
+    observed="torch.compile takes int32 targets, which eager mode refuses",
+    reason="The check of the target's dtype is part of the eager kernel only.",
+    link="https://github.com/pytorch/pytorch/issues/45540",
+)
 NATIVE = (
     nan_in_ignored_rows("infinite-or-nan-valid-row/nan-beside-ignored-nan"),
+    POISONED,
+    IMPOSSIBLE_CLASS,
+    *COMPILED_UINT8,
+    COMPILED_INT32,
     *HALF_LOSS,
     *HALF_GRADIENT,
-    FLOAT16_MEAN,
+    *HALF_RELATIONS,
+    *FLOAT16_MEAN,
     FULL_SMOOTHING,
     NEGATIVE_SMOOTHING,
     *uint8_refused("target-dtypes/uint8-pixels", "target-dtypes/uint8-weights-and-smoothing"),

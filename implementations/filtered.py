@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from _torch import FLOAT16_MEAN, HALF_GRADIENT, HALF_LOSS
+from _torch import FLOAT16_MEAN, HALF_GRADIENT, HALF_LOSS, HALF_RELATIONS, IMPOSSIBLE_CLASS
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation
 
 
@@ -18,14 +18,27 @@ def cross_entropy(input, target, *, ignore_index=-100, reduction="mean"):
 implementation = Implementation(
     name="filtered",
     cross_entropy=cross_entropy,
-    capabilities=EVERYTHING - {"reduction_none", "weight", "label_smoothing", "k_dim", "unbatched", "vmap", "compile"},
+    capabilities=EVERYTHING
+    - {
+        "normalizer",
+        "reduction_none",
+        "weight",
+        "label_smoothing",
+        "k_dim",
+        "unbatched",
+        "vmap",
+        "compile",
+    },
     empty_mean="nan",
     deviations=(
         HALF_LOSS[0],
         *HALF_GRADIENT,
-        FLOAT16_MEAN,
+        *HALF_RELATIONS,
+        *FLOAT16_MEAN,
+        IMPOSSIBLE_CLASS,
         Deviation(
             (
+                "bad-input/probabilities-of-another-shape[too-few-rows]",
                 "bad-input/shape-of-tokens[one-sample]",
                 "bad-input/shape[empty]",
                 "bad-input/shape[one]",

@@ -6,6 +6,7 @@ https://github.com/open-mmlab/mmsegmentation/issues/546 is one of many places wh
 import torch
 import torch.nn.functional as F
 
+from _torch import POISONED
 from xentcheck.implementation import Deviation, Implementation
 
 
@@ -44,8 +45,10 @@ _SOME_IGNORED = (
     "lm-constrained",
     "lm-first-step",
     "logit-range",
+    "micro-batches",
     "minus-infinity/column-with-ignored-positions",
     "modes",
+    "tails/among-ignored",
     "unclaimed-options",
 )
 _DENOMINATOR = {
@@ -98,6 +101,62 @@ implementation = Implementation(
             observed="gradients of a mean over all positions instead of the valid ones",
             **_DENOMINATOR,
         ),
+        Deviation(
+            (
+                "accuracy",
+                "ignored-nonfinite",
+                "ignored-positions",
+                "infinite-or-nan-valid-row",
+                "layouts",
+                "lm-constrained",
+                "lm-first-step",
+                "logit-range",
+                "minus-infinity",
+                "unclaimed-options",
+                "upstream-gradient",
+            ),
+            aspect="deletion",
+            observed="another mean as soon as the ignored positions are left out",
+            **_DENOMINATOR,
+        ),
+        Deviation(
+            (
+                "accuracy",
+                "ignored-nonfinite",
+                "ignored-positions/dtype",
+                "ignored-positions/ignored-class-stays-in-the-softmax",
+                "ignored-positions/ignored-in-a-later-block",
+                "ignored-positions/many-classes-tail",
+                "ignored-positions/one-kept-of-three",
+                "ignored-positions/place[all-*]",
+                "ignored-positions/place[every-*]",
+                "ignored-positions/place[first]",
+                "ignored-positions/place[last]",
+                "ignored-positions/place[prefix]",
+                "ignored-positions/place[suffix]",
+                "ignored-positions/seed-000-token-classification-flattened",
+                "ignored-positions/seed-001-padding-inside-the-class-range",
+                "ignored-positions/seed-001-unlabelled",
+                "ignored-positions/seed-002-three-rows-of-ones",
+                "ignored-positions/seed-003-padded-targets",
+                "ignored-positions/three-kept-of-five",
+                "ignored-positions/unequal-halves",
+                "infinite-or-nan-valid-row",
+                "layouts/dtype",
+                "layouts/large",
+                "layouts/logits",
+                "lm-constrained",
+                "lm-first-step",
+                "logit-range",
+                "minus-infinity/column-with-ignored-positions",
+                "unclaimed-options",
+                "upstream-gradient",
+            ),
+            aspect="splitting",
+            observed="parts that do not combine by what counts in them",
+            **_DENOMINATOR,
+        ),
+        POISONED,
         Deviation(
             (
                 "ignored-nonfinite/all-ignored",

@@ -3,7 +3,18 @@
 import torch
 import torch.nn.functional as F
 
-from _torch import HALF_GRADIENT, HALF_LOSS, NEGATIVE_SMOOTHING, nan_in_ignored_rows, uint8_refused
+from _torch import (
+    COMPILED_INT32,
+    COMPILED_UINT8,
+    FLOAT16_MEAN,
+    HALF_GRADIENT,
+    HALF_LOSS,
+    HALF_RELATIONS,
+    NEGATIVE_SMOOTHING,
+    POISONED,
+    nan_in_ignored_rows,
+    uint8_refused,
+)
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation
 
 _HIDDEN = {
@@ -21,17 +32,24 @@ def cross_entropy(input, target, **options):
 implementation = Implementation(
     name="nan_guard",
     cross_entropy=cross_entropy,
-    capabilities=EVERYTHING - {"ignore_index_list"},
+    capabilities=EVERYTHING - {"normalizer", "ignore_index_list"},
     empty_mean="zero",
+    int32_target="refused",
     deviations=(
         nan_in_ignored_rows(),
+        POISONED,
+        *COMPILED_UINT8,
+        COMPILED_INT32,
         *HALF_LOSS,
         *HALF_GRADIENT,
+        *HALF_RELATIONS,
+        FLOAT16_MEAN[1],
         NEGATIVE_SMOOTHING,
         *uint8_refused("target-dtypes/uint8-pixels", "target-dtypes/uint8-weights-and-smoothing"),
         Deviation(
             (
                 "accuracy/more-positions-than-float16-counts[float16]",
+                "class-probabilities/impossible-class",
                 "infinite-or-nan-valid-row",
                 "label-smoothing/target-at-minus-inf[1.0]",
                 "label-smoothing/zero-weight-at-minus-inf",
@@ -45,6 +63,7 @@ implementation = Implementation(
         ),
         Deviation(
             (
+                "class-probabilities/impossible-class",
                 "infinite-or-nan-valid-row/nan-beside-ignored-nan",
                 "infinite-or-nan-valid-row/nan-in-a-sum",
                 "infinite-or-nan-valid-row/nan-with-smoothing",
@@ -58,6 +77,35 @@ implementation = Implementation(
             ),
             aspect="gradient",
             observed="no gradient for the healthy rows beside a NaN",
+            **_HIDDEN,
+        ),
+        Deviation(
+            (
+                "accuracy/more-positions-than-float16-counts[float16]",
+                "infinite-or-nan-valid-row/nan",
+                "infinite-or-nan-valid-row/nan-beside-ignored-nan",
+                "infinite-or-nan-valid-row/nan-in-a-sum",
+                "infinite-or-nan-valid-row/nan-in-half-precision",
+                "infinite-or-nan-valid-row/nan-with-smoothing",
+                "label-smoothing/target-at-minus-inf[1.0]",
+                "minus-infinity/whole-first-row",
+                "minus-infinity/whole-row",
+            ),
+            aspect="reductions",
+            observed="a position's NaN hidden without reduction, and all others with it in a sum or a mean",
+            **_HIDDEN,
+        ),
+        Deviation(
+            (
+                "infinite-or-nan-valid-row/nan-beside-ignored-nan",
+                "infinite-or-nan-valid-row/nan-in-a-sum",
+                "infinite-or-nan-valid-row/nan-with-smoothing",
+                "infinite-or-nan-valid-row/nan[*-mean]",
+                "minus-infinity/whole-row[mean]",
+                "minus-infinity/whole-row[sum]",
+            ),
+            aspect="splitting",
+            observed="a NaN that hides its own part of the batch, or all of it",
             **_HIDDEN,
         ),
     ),

@@ -8,7 +8,8 @@ from xentcheck.implementation import EVERYTHING, Implementation
 implementation = Implementation(
     name="native",
     cross_entropy=torch.nn.functional.cross_entropy,
-    capabilities=EVERYTHING - {"ignore_index_list"},
+    capabilities=EVERYTHING - {"normalizer", "ignore_index_list"},
     empty_mean="nan",
+    int32_target="refused",
     deviations=NATIVE,
 )

@@ -13,8 +13,9 @@ def cross_entropy(input, target, **options):
 implementation = Implementation(
     name="native_module",
     cross_entropy=cross_entropy,
-    capabilities=EVERYTHING - {"ignore_index_list"},
+    capabilities=EVERYTHING - {"normalizer", "ignore_index_list"},
     empty_mean="nan",
+    int32_target="refused",
     deviations=NATIVE,
     version=torch.__version__,
 )

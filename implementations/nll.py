@@ -3,7 +3,17 @@
 import torch
 import torch.nn.functional as F
 
-from _torch import FLOAT16_MEAN, HALF_GRADIENT, HALF_LOSS, nan_in_ignored_rows, uint8_refused
+from _torch import (
+    COMPILED_INT32,
+    COMPILED_UINT8,
+    FLOAT16_MEAN,
+    HALF_GRADIENT,
+    HALF_LOSS,
+    HALF_RELATIONS,
+    POISONED,
+    nan_in_ignored_rows,
+    uint8_refused,
+)
 from xentcheck.implementation import EVERYTHING, Implementation
 
 
@@ -15,13 +25,18 @@ def cross_entropy(input, target, *, weight=None, ignore_index=-100, reduction="m
 implementation = Implementation(
     name="nll",
     cross_entropy=cross_entropy,
-    capabilities=EVERYTHING - {"ignore_index_list", "label_smoothing"},
+    capabilities=EVERYTHING - {"class_probabilities", "normalizer", "ignore_index_list", "label_smoothing"},
     empty_mean="nan",
+    int32_target="refused",
     deviations=(
         nan_in_ignored_rows("infinite-or-nan-valid-row/nan-beside-ignored-nan"),
+        POISONED,
+        *COMPILED_UINT8,
+        COMPILED_INT32,
         *HALF_LOSS,
         *HALF_GRADIENT,
-        FLOAT16_MEAN,
+        *HALF_RELATIONS,
+        *FLOAT16_MEAN,
         *uint8_refused("target-dtypes/uint8-pixels"),
     ),
     version=torch.__version__,

@@ -3,7 +3,17 @@
 import torch
 import torch.nn.functional as F
 
-from _torch import FLOAT16_MEAN, FULL_SMOOTHING, HALF_GRADIENT, HALF_LOSS, NEGATIVE_SMOOTHING, nan_in_ignored_rows
+from _torch import (
+    FLOAT16_MEAN,
+    FULL_SMOOTHING,
+    HALF_GRADIENT,
+    HALF_LOSS,
+    HALF_RELATIONS,
+    IMPOSSIBLE_CLASS,
+    NEGATIVE_SMOOTHING,
+    POISONED,
+    nan_in_ignored_rows,
+)
 from xentcheck.implementation import EVERYTHING, Implementation
 
 IGNORED = -100
@@ -22,13 +32,16 @@ def cross_entropy(input, target, *, ignore_index=IGNORED, **options):
 implementation = Implementation(
     name="remapped",
     cross_entropy=cross_entropy,
-    capabilities=EVERYTHING - {"vmap"},  # looks at the values of the targets
+    capabilities=EVERYTHING - {"normalizer", "vmap"},  # looks at the values of the targets
     empty_mean="nan",
     deviations=(
         nan_in_ignored_rows("infinite-or-nan-valid-row/nan-beside-ignored-nan"),
+        POISONED,
         *HALF_LOSS,
         *HALF_GRADIENT,
-        FLOAT16_MEAN,
+        *HALF_RELATIONS,
+        *FLOAT16_MEAN,
+        IMPOSSIBLE_CLASS,
         FULL_SMOOTHING,
         NEGATIVE_SMOOTHING,
     ),

@@ -316,7 +316,7 @@ def test_aliases_are_values(loaded):
 
 # --- mistakes
 
-KEYS = "Expected one of: dtype, expect, id, ignore_index, kills, label_smoothing, logits, matrix, mode, needs, reduction, target, upstream, weight, why"
+KEYS = "Expected one of: dtype, expect, id, ignore_index, kills, label_smoothing, logits, matrix, mode, needs, normalizer, padded_to, reduction, target, upstream, weight, weight_layout, why"
 DEEP = "[" * 30 + "1" + "]" * 30
 MISTAKES = {
     # no YAML that can be used
@@ -376,7 +376,7 @@ MISTAKES = {
     "two sources of logits": (logits("shape: [3, 4], values: [[1, 2]]"), [":6: case one: logits: expected exactly one of shape, values, file; found shape, values"]),
     "a misspelt key": (entry("labelsmoothing: 0.1"), [f":6: case one: labelsmoothing: unknown key; did you mean label_smoothing? {KEYS}"]),
     "a key like no other": (entry("zzzz: 1"), [f":6: case one: zzzz: unknown key. {KEYS}"]),
-    "a misspelt key of the logits": (TOP + "  - id: one\n    logits:\n      shpae: [3, 4]\n", [":8: case one: logits.shpae: unknown key; did you mean shape? Expected one of: file, fill, layout, scale, set, shape, shift, values"]),
+    "a misspelt key of the logits": (TOP + "  - id: one\n    logits:\n      shpae: [3, 4]\n", [":8: case one: logits.shpae: unknown key; did you mean shape? Expected one of: dtype, file, fill, layout, scale, set, shape, shift, values"]),
     "a misspelt key of a pattern": (logits("shape: [3, 4], set: [{value: 1}, {valeu: 1}]"), [":6: case one: logits.set.1.value: expected, but not there", "logits.set.1.valeu: unknown key; did you mean value? Expected one of: classes, rows, value"]),
     "a misspelt key of the target": (entry("target: {igonre: all}"), ["case one: target.igonre: unknown key; did you mean ignore?"]),
     "a misspelt key of ignore": (entry("target: {ignore: {row: [1]}}"), ["case one: target.ignore.row: unknown key; did you mean rows? Expected one of: every, fraction, prefix, rows, suffix, value"]),

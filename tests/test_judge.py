@@ -10,9 +10,10 @@ import torch.nn.functional as F
 import fakes
 from xentcheck import reference
 from xentcheck.batch import build
+from xentcheck.compare import ALLOWED_UNITS
 from xentcheck.examine import Examiner
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation, from_callable
-from xentcheck.judge import ALLOWED_UNITS, GOOD, STATUSES, case_status
+from xentcheck.judge import GOOD, STATUSES, case_status
 
 PLAIN = "logits: {shape: [3, 4]}"
 IGNORED = "logits: {shape: [3, 4], set: [{rows: ignored, value: nan}]}, target: {ignore: first}"

@@ -8,6 +8,7 @@ of uniform numbers, in exact arithmetic.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from xentcheck.case import Case, Ignore, Pattern, Question, Upstream
+from xentcheck.case import Case, Ignore, Pattern, Question, Upstream, ZeroDim
 from xentcheck.casefile import CaseFileError
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
@@ -32,10 +33,11 @@ TARGET_DTYPES = {
 class Batch:
     """What an implementation is called with.
 
-    input: (C,), (N, C) or (N, C, d1, ...), in the case's dtype and layout. target: (), (N,) or (N, d1, ...).
-    options: the keyword arguments that the case sets (weight as a tensor of shape (C,)). upstream: the gradient from above, of
-    the loss's shape, its values exact in the case's dtype; None stands for a plain ``loss.backward()``. direction: float64, of the
-    input's shape, where the gradient is to be differentiated as well (mode double_backward): along which direction.
+    input: (C,), (N, C) or (N, C, d1, ...), in the case's dtype and layout. target: class indices (), (N,) or (N, d1, ...), or
+    class probabilities in the shape and dtype of the input. options: the keyword arguments that the case sets (weight as a tensor of
+    shape (C,)). upstream: the gradient from above, of the loss's shape, its values exact in the case's dtype; None stands for a plain
+    ``loss.backward()``. direction: float64, of the input's shape, where the gradient is to be differentiated as well (mode
+    double_backward): along which direction. padded_to: among how many samples, all others ignored, the batch is to stand.
     """
 
     input: Tensor
@@ -44,6 +46,11 @@ class Batch:
     upstream: Tensor | None
     mode: str
     direction: np.ndarray | None = None
+    padded_to: int | None = None
+
+    @property
+    def class_axis(self) -> int:
+        return 0 if self.input.dim() == 1 else 1
 
     @property
     def classes(self) -> int:
@@ -57,6 +64,24 @@ class Batch:
     def ignore_values(self) -> tuple[int, ...]:
         value = self.options.get("ignore_index", -100)
         return (value,) if isinstance(value, int) else tuple(value)
+
+    @property
+    def has_probabilities(self) -> bool:
+        return self.target.is_floating_point() and self.target.shape == self.input.shape
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The shape of the losses of all positions: the input's without its class axis."""
+        shape = list(self.input.shape)
+        del shape[self.class_axis : self.class_axis + 1]
+        return tuple(shape)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Which of the flattened positions count."""
+        if self.has_probabilities:
+            return np.ones(math.prod(self.positions), dtype=bool)
+        return ~np.isin(self.target.cpu().numpy().reshape(-1), self.ignore_values)
 
     def fresh(self) -> Batch:
         """A copy that shares no memory with this one and has the same strides."""
@@ -95,12 +120,14 @@ def capabilities_needed(case: Case, batch: Batch) -> frozenset[str]:
         needed.add("ignore_index_list" if not isinstance(question.ignore_index, int) else "ignore_index")
         if any(0 <= value < batch.classes for value in batch.ignore_values):
             needed.add("ignore_index_in_range")
-    elif (batch.target.long() == -100).any():  # ignored by default
+    elif not batch.target.is_floating_point() and (batch.target.long() == -100).any():  # ignored by default
         needed.add("ignore_index")
     if case.expects_error:
         # What cannot be right must be refused by everybody, whether or not the rest of the call is on offer.
         return frozenset(needed - {"ignore_index_in_range"})
-    needed |= {name for name in ("weight", "label_smoothing") if name in batch.options}
+    needed |= {name for name in ("weight", "label_smoothing", "normalizer") if name in batch.options}
+    if batch.has_probabilities:
+        needed.add("class_probabilities")
     needed.add(f"reduction_{batch.reduction}")
     if "reduction" in batch.options:
         needed.add("reduction_option")
@@ -112,7 +139,7 @@ def capabilities_needed(case: Case, batch: Batch) -> frozenset[str]:
         needed.add("non_finite")
     if batch.target.dtype == torch.uint8:
         needed.add("uint8_target")
-    layouts = (question.logits.layout, question.target.layout, question.upstream.layout)
+    layouts = (question.logits.layout, question.target.layout, question.upstream.layout, question.weight_layout)
     if any(layout != "contiguous" for layout in layouts):
         needed.add("non_contiguous")
     if case.has_gradient:
@@ -129,7 +156,8 @@ def _build(case: Case) -> Batch:
     class_axis = 0 if logits.ndim == 1 else 1
     classes = logits.shape[class_axis] if logits.ndim else 0
     positions = logits.shape[:class_axis] + logits.shape[class_axis + 1 :]
-    target = _target(case, draw, classes, positions)
+    probabilities = question.target.probabilities is not None
+    target = _probabilities(case, draw, logits.shape) if probabilities else _target(case, draw, classes, positions)
     logits = _set_patterns(logits, class_axis, target, question)
     if question.logits.layout == "expanded":
         logits = np.broadcast_to(logits[:1], logits.shape)
@@ -140,7 +168,7 @@ def _build(case: Case) -> Batch:
             if question.weight == "random"
             else np.asarray(question.weight, dtype=np.float64)
         )
-        options["weight"] = torch.from_numpy(weight).to(dtype)
+        options["weight"] = _lay_out(torch.from_numpy(weight).to(dtype), question.weight_layout, filler=math.nan)
     if question.ignore_index is not None:
         options["ignore_index"] = (
             question.ignore_index if isinstance(question.ignore_index, int) else list(question.ignore_index)
@@ -149,16 +177,50 @@ def _build(case: Case) -> Batch:
         options["reduction"] = question.reduction
     if question.label_smoothing is not None:
         options["label_smoothing"] = question.label_smoothing
-    input_ = _lay_out(_rounded(logits, dtype), question.logits.layout, filler=math.nan)
-    # The gaps of a strided target hold a class that does not exist: reading them cannot go unnoticed.
-    target_ = _lay_out(
-        torch.from_numpy(target).to(TARGET_DTYPES[question.target.dtype]), question.target.layout, filler=classes
+    if question.normalizer is not None:
+        given = question.normalizer
+        options["normalizer"] = torch.tensor(given.tensor) if isinstance(given, ZeroDim) else given
+    input_ = _lay_out(
+        _rounded(logits, torch.int64 if question.logits.dtype else dtype), question.logits.layout, filler=math.nan
     )
-    upstream = _upstream(question.upstream, draw, target.shape if options.get("reduction") == "none" else (), dtype)
+    # The gaps of a strided target hold a class that does not exist: reading them cannot go unnoticed.
+    target_ = (
+        _lay_out(_rounded(target, dtype), question.target.layout, filler=math.nan)
+        if probabilities
+        else _lay_out(
+            torch.from_numpy(target).to(TARGET_DTYPES[question.target.dtype]), question.target.layout, filler=classes
+        )
+    )
+    losses = positions if probabilities else target.shape
+    upstream = _upstream(question.upstream, draw, losses if options.get("reduction") == "none" else (), dtype)
     direction = draw.normal(logits.shape) if question.mode == "double_backward" else None
     if direction is not None and dtype != torch.float64:
         direction = _rounded(direction, dtype).double().numpy()
-    return Batch(input_, target_, options, upstream, question.mode, direction)
+    batch = Batch(input_, target_, options, upstream, question.mode, direction, question.padded_to)
+    _check_the_mode(batch)
+    return batch
+
+
+def micro_batches(batch: Batch) -> list[slice]:
+    """The samples of a batch in three unequal parts, for mode accumulated."""
+    samples = batch.input.shape[0]
+    bounds = sorted({0, 1, 1 + (samples - 1) // 3, samples})
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+
+def _check_the_mode(batch: Batch) -> None:
+    if batch.padded_to is not None:
+        if batch.input.dim() < 2 or batch.padded_to < batch.input.shape[0] or batch.has_probabilities:
+            raise ValueError("padded_to: expected class indices, (N, C, ...) logits and at least N samples in all")
+        if not batch.ignore_values:
+            raise ValueError("padded_to: there is no ignore value to pad the target with")
+    if batch.mode == "accumulated":
+        if batch.input.dim() < 2 or batch.input.shape[0] < 3:
+            raise ValueError("mode: accumulated splits the batch, so it needs at least three samples")
+        valid = batch.valid.reshape(batch.positions)
+        is_counted = "normalizer" in batch.options or batch.reduction == "sum"
+        if not is_counted and not all(valid[part].any() for part in micro_batches(batch)):
+            raise ValueError("mode: accumulated with a mean needs a position that counts in each micro-batch")
 
 
 class _Draw:
@@ -227,6 +289,18 @@ def _target(case: Case, draw: _Draw, classes: int, positions: tuple[int, ...]) -
     return flat.reshape(shape)
 
 
+def _probabilities(case: Case, draw: _Draw, shape: tuple[int, ...]) -> np.ndarray:
+    """Of the shape of the logits; the drawn ones add up to 1 over the classes of a position, before they are rounded."""
+    spec, axis = case.question.target.probabilities, 0 if len(shape) == 1 else 1
+    if spec == "random":
+        drawn = draw.uniform(shape) ** 3 + 1e-3
+        return drawn / drawn.sum(axis=axis, keepdims=True)
+    if spec == "one-hot":
+        classes = draw.below(shape[axis], shape[:axis] + shape[axis + 1 :])
+        return np.moveaxis(np.eye(shape[axis])[classes], -1, axis)
+    return np.asarray(spec, dtype=np.float64)
+
+
 def _ignored_rows(ignore: Ignore | None, count: int, draw: _Draw) -> np.ndarray:
     everything = np.arange(count)
     if ignore is None or ignore.rows == "none":
@@ -249,8 +323,12 @@ def _set_patterns(logits: np.ndarray, class_axis: int, target: np.ndarray, quest
         return logits
     moved = np.moveaxis(logits, class_axis, -1)
     flat = moved.reshape(-1, logits.shape[class_axis]).copy()
+    if question.target.probabilities is not None:
+        target = np.moveaxis(target, class_axis, -1).argmax(axis=-1)
+        ignored = np.zeros(target.size, dtype=bool)
+    else:
+        ignored = np.isin(target.reshape(-1), question.ignore_values)
     classes = target.reshape(-1)
-    ignored = np.isin(classes, question.ignore_values)
     for pattern in question.logits.set:
         _set_one(flat, classes, ignored, pattern)
     return np.moveaxis(flat.reshape(moved.shape), -1, class_axis)

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, WithJsonSchema, model_validator
 
 from xentcheck.claims import CAPABILITIES
 
@@ -41,11 +41,38 @@ Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 TargetDtype = Literal["int64", "uint8", "int32", "int16", "int8", "bool", "float32", "float64"]
 Layout = Literal["contiguous", "transposed", "strided", "expanded", "offset", "channels_last"]
 Mode = Literal[
-    "eager", "compile", "autocast", "no_grad", "inference_mode", "func_grad", "vmap", "double_backward", "twice"
+    "eager",
+    "compile",
+    "autocast",
+    "no_grad",
+    "inference_mode",
+    "detached",
+    "func_grad",
+    "vmap",
+    "double_backward",
+    "twice",
+    "two_losses",
+    "edited",
+    "accumulated",
+    "deterministic",
 ]
+# Modes in which no gradient is asked for.
+WITHOUT_GRADIENT = ("no_grad", "inference_mode", "detached")
 Capability = Literal[tuple(CAPABILITIES)]  # type: ignore[valid-type]
-Aspect = Literal["loss", "gradient", "shape", "rejection", "purity"]
-ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
+Relation = Literal[
+    "deletion",
+    "poisoning",
+    "permutation",
+    "class_permutation",
+    "shift",
+    "splitting",
+    "linearity",
+    "zero_sum",
+    "reductions",
+]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+Aspect = Literal["loss", "gradient", "shape", "rejection", "purity", Relation]
+ASPECTS: tuple[Aspect, ...] = ("loss", "gradient", "shape", "rejection", "purity", *RELATIONS)
 
 LossWord = Literal["reference", "nan", "inf", "zero", "empty-mean", "finite", "unspecified"]
 
@@ -74,6 +101,7 @@ class Logits(Model):
     shape: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     values: Nested | None = None
     file: str | None = None
+    dtype: Literal["int64"] | None = None  # for logits that are none, to be refused; else the case's
     fill: Literal["normal", "uniform", "constant", "ramp"] = "normal"
     scale: Number = 1.0
     shift: Number = 0.0
@@ -114,9 +142,14 @@ def _ignore(value: Any) -> Any:
 
 
 class Target(Model):
-    """The class of each position: drawn from ``classes`` (default: all that are not ignored), literal, or from a file."""
+    """The class of each position: drawn from ``classes`` (default: all that are not ignored), literal, or from a file.
+
+    ``probabilities`` makes it a probability for each class instead, in the case's dtype and the logits' shape: drawn, one-hot with
+    drawn classes, or literal.
+    """
 
     classes: tuple[int, ...] | None = None
+    probabilities: Literal["random", "one-hot"] | Nested | None = None
     values: Nested | None = None
     file: str | None = None
     shape: tuple[int, ...] | None = None
@@ -129,6 +162,11 @@ class Target(Model):
         if (self.values is not None or self.file is not None) and (self.classes is not None or self.ignore is not None):
             raise ValueError(
                 "expected either values or file, or else classes and ignore: literal targets say themselves which they ignore"
+            )
+        others = {"values", "file", "classes", "ignore", "shape", "dtype"} & self.model_fields_set
+        if self.probabilities is not None and others:
+            raise ValueError(
+                f"expected probabilities alone, since no position of them is ignored; found {', '.join(sorted(others))}"
             )
         return self
 
@@ -158,6 +196,12 @@ def _upstream(value: Any) -> Any:
     return {"values": value} if isinstance(value, (list, tuple)) else value
 
 
+class ZeroDim(Model):
+    """A number as a 0-d tensor: int64 for an integer, float32 for others."""
+
+    tensor: StrictInt | Number
+
+
 class ExpectedError(Model):
     """An exception, in the call or in the backward pass; ``match`` is searched in its type and text, ignoring case."""
 
@@ -182,15 +226,21 @@ class Expect(Model):
 
 
 class Question(Model):
-    """All that a case asks, apart from its name. Left-out options are not passed to the implementation at all."""
+    """All that a case asks, apart from its name. Left-out options are not passed to the implementation at all.
+
+    ``padded_to``: the batch stands spread among ignored samples, so many in all, and the answer is that of the batch alone.
+    """
 
     dtype: Dtype = "float32"
     logits: Logits
     target: Target = Target()
     ignore_index: int | tuple[int, ...] | None = None
     weight: tuple[Number, ...] | Literal["random"] | None = None
+    weight_layout: Layout = "contiguous"
     label_smoothing: Number | None = None
     reduction: str | None = None
+    normalizer: Annotated[StrictInt | Number | ZeroDim | None, Field(union_mode="left_to_right")] = None
+    padded_to: Annotated[int, Field(ge=1)] | None = None
     upstream: Annotated[
         Upstream, BeforeValidator(_upstream, json_schema_input_type=Upstream | Literal["unit", "per-position"] | Nested)
     ] = Upstream(scalar=1.0)
@@ -211,6 +261,14 @@ class Question(Model):
             raise ValueError("target.ignore: there is no ignore value; ignore_index is an empty list")
         if self.mode == "vmap" and (self.reduction != "none" or self.upstream != Upstream(scalar=1.0)):
             raise ValueError("mode: vmap calls the loss once per position, so it needs reduction: none and no upstream")
+        if self.mode == "accumulated" and self.reduction == "none":
+            raise ValueError(
+                "mode: accumulated adds up the losses of micro-batches, so it needs reduction: mean or sum"
+            )
+        if self.normalizer is not None and self.reduction not in (None, "mean") and self.expect.error is None:
+            raise ValueError(f"normalizer: is the denominator of a mean; found reduction: {self.reduction}")
+        if self.padded_to is not None and (self.mode != "eager" or self.expect.error is not None):
+            raise ValueError("padded_to: is asked in mode: eager, and where an answer is expected")
         return self
 
     @property
@@ -273,7 +331,13 @@ class Case(Model):
 
     @property
     def has_gradient(self) -> bool:
-        return not self.expects_error and self.question.mode not in ("no_grad", "inference_mode")
+        return not self.expects_error and self.question.mode not in WITHOUT_GRADIENT
+
+    @property
+    def is_huge(self) -> bool:
+        """More than 2^31 logits: beyond what 32-bit indices reach, and many gigabytes."""
+        samples, *rest = self.question.logits.shape or (0,)
+        return (self.question.padded_to or samples) * math.prod(rest) > 2**31
 
     @property
     def aspects(self) -> tuple[Aspect, ...]:

@@ -27,7 +27,7 @@ MAX_CASES_PER_FILE = 2000
 # Giving one key of a group replaces whatever the defaults gave of it.
 _ALTERNATIVES = {
     ("logits",): {"shape", "values", "file"},
-    ("target",): {"values", "file", "classes", "ignore"},
+    ("target",): {"values", "file", "classes", "ignore", "probabilities"},
     ("target", "ignore"): set(IGNORE_CHOICES),
     ("upstream",): {"scalar", "per_position", "values"},
 }
@@ -107,7 +107,9 @@ def digest(cases: Iterable[Case]) -> str:
     """Names the exact questions: a hash over every case and every file that one refers to. Results merge only under equal digests."""
     sha = hashlib.sha256()
     for case in sorted(cases, key=lambda c: c.id):
-        sha.update(json.dumps([case.id, case.question.model_dump(mode="json")], sort_keys=True).encode())
+        sha.update(
+            json.dumps([case.id, case.question.model_dump(mode="json", exclude_defaults=True)], sort_keys=True).encode()
+        )
         for source in (case.question.logits.file, case.question.target.file):
             if source:
                 try:

@@ -9,6 +9,8 @@ CAPABILITIES: dict[str, str] = {
     "ignore_index_list": "several ignore values, as a list of ints",
     "weight": "class weights",
     "label_smoothing": "label smoothing",
+    "class_probabilities": "targets that hold a probability for each class",
+    "normalizer": "a denominator of the mean that is given from outside",
     "reduction_option": "the option reduction named in the call, not only its default",
     "reduction_mean": "reduction='mean'",
     "reduction_sum": "reduction='sum'",
@@ -33,7 +35,16 @@ CAPABILITIES: dict[str, str] = {
 
 # Those that are options of the call. What is not claimed of them must be refused, never dropped in silence.
 OPTIONS = frozenset(
-    {"ignore_index", "ignore_index_list", "weight", "label_smoothing", "reduction_sum", "reduction_none"}
+    {
+        "ignore_index",
+        "ignore_index_list",
+        "weight",
+        "label_smoothing",
+        "reduction_sum",
+        "reduction_none",
+        "normalizer",
+        "class_probabilities",
+    }
 )
 
 # A convention is a question with several defensible answers.

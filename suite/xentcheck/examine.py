@@ -12,6 +12,7 @@ from xentcheck.implementation import Implementation
 from xentcheck.judge import Exam, Verdict, judge
 from xentcheck.observe import Observation, observe
 from xentcheck.reference import Truth, relevant_conventions, truth
+from xentcheck.relations import NEEDS, applying
 
 KEPT = 8  # batches, truths and observations of the last few cases; a whole run's would not fit in memory
 
@@ -49,10 +50,21 @@ class Examiner:
 
         return self._once(("observation", case.id, implementation.name), make)
 
+    def aspects(self, case: Case, implementation: Implementation) -> tuple[Aspect, ...]:
+        """The sides from which the answer is judged: the case's own, and the relations that apply to its batch and for which the
+        implementation offers what they need."""
+        offered = implementation.capabilities
+        if not self.exam(case).needed <= offered:
+            return case.aspects
+        related = applying(case, self.batch(case))
+        return (*case.aspects, *(name for name in related if NEEDS.get(name, frozenset()) <= offered))
+
     def examine(self, case: Case, aspect: Aspect, implementation: Implementation) -> Verdict:
         exam = self.exam(case)
         seen = self.observation(case, implementation) if exam.must_be_put_to(implementation) else None
-        return judge(exam, aspect, implementation, seen)
+        return judge(
+            exam, aspect, implementation, seen, lambda batch: observe(implementation, batch, True, calls=1).first
+        )
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key in self._memory:

@@ -25,10 +25,10 @@ from xentcheck.naming import matches, nearest
 FOLDER = Path(__file__).resolve().parents[2] / "implementations"
 EVERYTHING = frozenset(CAPABILITIES)
 # What a signature does not tell. A bare callable is asked; a refusal is then no failure, a wrong number is.
-_UNTOLD = frozenset({"k_dim", "unbatched", "uint8_target", "ignore_index_in_range", "autocast"})
+_UNTOLD = frozenset({"k_dim", "unbatched", "uint8_target", "ignore_index_in_range", "autocast", "class_probabilities"})
 # What no signature promises and a loss may answer wrongly without being wrong as a loss: asked only where it is claimed.
 _EXTRAS = frozenset({"double_backward", "func_grad", "vmap", "compile", "ignore_index_list"})
-_TORCH_OPTIONS = ("weight", "ignore_index", "reduction", "label_smoothing")
+_OPTIONS = ("weight", "ignore_index", "reduction", "label_smoothing", "normalizer")
 
 
 class ImplementationError(Exception):
@@ -73,8 +73,8 @@ class Deviation:
 class Implementation:
     """Something that computes cross entropy, in one of three forms, and what it claims.
 
-    cross_entropy(input, target, *, weight, ignore_index, reduction, label_smoothing): torch's signature, called with only the
-    options that a case sets, on tensors that autograd follows. loss_and_gradient(input, target, upstream, **options) -> (loss,
+    cross_entropy(input, target, *, weight, ignore_index, reduction, label_smoothing, normalizer): torch's signature and a denominator of
+    the mean that is given from outside; called with only the options that a case sets, on tensors that autograd follows. loss_and_gradient(input, target, upstream, **options) -> (loss,
     gradient): for libraries without torch tensors; takes torch tensors, returns anything that NumPy understands.
     linear_cross_entropy(hidden, weight_matrix, target, **options): a fused linear loss, reached through an identity matrix.
 
@@ -166,11 +166,11 @@ def from_callable(function: Callable[..., Any], name: str, source: str = "") -> 
     except (TypeError, ValueError):  # some built-in functions have none
         parameters = {}
     takes_any = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    options = {o for o in _TORCH_OPTIONS if takes_any or o in parameters}
+    options = {o for o in _OPTIONS if takes_any or o in parameters}
     told = (
         EVERYTHING
         - _EXTRAS
-        - {"weight", "label_smoothing", "ignore_index", "ignore_index_in_range"}
+        - {"weight", "label_smoothing", "ignore_index", "ignore_index_in_range", "normalizer"}
         - {"reduction_option", "reduction_sum", "reduction_none"}
     )
     claimed = told | (options - {"reduction"})

@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
-from xentcheck.batch import DTYPES, Batch
-from xentcheck.case import Aspect, Case
+from xentcheck import relations
+from xentcheck.batch import Batch
+from xentcheck.case import RELATIONS, Aspect, Case
 from xentcheck.claims import CONVENTIONS, OPTIONS
+from xentcheck.compare import ALLOWED_UNITS, Fault, compare, first, place
 from xentcheck.implementation import Implementation
-from xentcheck.observe import Observation
+from xentcheck.observe import Answer, Observation
 from xentcheck.reference import Array, Truth
 
-# How many units of rounding error an answer may have; DESIGN: calibrated on correct implementations written in different ways.
-ALLOWED_UNITS = {"float64": 3.0, "float32": 3.0, "bfloat16": 1.0, "float16": 1.0}
 STATUSES = ("pass", "fail", "deviates", "unexpected-pass", "unsupported", "unavailable", "error", "crash", "timeout")
 GOOD = frozenset({"pass", "deviates", "unsupported", "unavailable"})
 _WORST_FIRST = (
@@ -37,15 +36,6 @@ _WORST_FIRST = (
     "pass",
     "unsupported",
 )
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong: a kind (see ``Deviation``), a sentence, and the error in units where it is one of size."""
-
-    kind: str
-    message: str
-    units: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,11 +82,20 @@ class Exam:
         return not implementation.unavailable and (self.asks_for_refusal or self.needed <= implementation.capabilities)
 
 
+# What autograd says where saved logits were edited before the backward pass.
+_EDIT_NOTICED = "modified by an inplace operation"
+
 Finding = tuple[Fault | None, float | None, Mapping[str, str]]
 
 
-def judge(exam: Exam, aspect: Aspect, implementation: Implementation, seen: Observation | None) -> Verdict:
-    """The verdict on one aspect. seen: None where the implementation was not asked."""
+def judge(
+    exam: Exam,
+    aspect: Aspect,
+    implementation: Implementation,
+    seen: Observation | None,
+    ask: Callable[[Batch], Answer] | None = None,
+) -> Verdict:
+    """The verdict on one aspect. seen: None where the implementation was not asked. ask: its answer to another batch, for relations."""
     case = exam.case
 
     def verdict(
@@ -121,7 +120,7 @@ def judge(exam: Exam, aspect: Aspect, implementation: Implementation, seen: Obse
 
     if implementation.unavailable:
         return verdict("unavailable", implementation.unavailable)
-    missing = exam.needed - implementation.capabilities
+    missing = (exam.needed | relations.NEEDS.get(aspect, frozenset())) - implementation.capabilities
     refusal = aspect == "rejection" and exam.asks_for_refusal
     if refusal and not missing & OPTIONS:
         return verdict("unsupported", "the option is claimed, so there is nothing to refuse")
@@ -138,7 +137,14 @@ def judge(exam: Exam, aspect: Aspect, implementation: Implementation, seen: Obse
     )
     if tentative and not seen.changed:
         return verdict("unsupported", f"refused: {raised}")
-    fault, units, conventions = _FINDINGS[aspect](exam, implementation, seen)
+    if aspect in RELATIONS:
+        if seen.first.loss is None or seen.first.gradient is None:
+            return verdict("unsupported", "there is no answer that others could be related to")
+        assert ask is not None
+        asked = relations.Asked(exam.batch, seen.first, _any_truth(exam, implementation), case.question.dtype, ask)
+        fault, units, conventions = relations.broken(aspect, asked), None, {}
+    else:
+        fault, units, conventions = _FINDINGS[aspect](exam, implementation, seen)
     deviation = implementation.deviation_for(case.id, aspect)
     if fault is None:
         if deviation is not None and deviation.certain:
@@ -167,6 +173,10 @@ def case_status(statuses: Iterable[str]) -> str:
 
 def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     answer, stated, convention = seen.first, implementation.conventions, exam.case.question.expect.convention
+    if answer.padding.startswith("a loss"):
+        return _wrong(
+            "nonzero", f"expected zero where the batch was padded with ignored samples; found {answer.padding}"
+        )
     if answer.raised and answer.raised.phase == "call":
         if convention and exam.may_be_refused_by(implementation):
             return None, None, {convention: "refused"}
@@ -184,7 +194,7 @@ def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Find
     for answers in itertools.product(*choices):
         truth = exam.truth(dict(answers))
         expected = _expected(exam.case.question.expect.loss, truth.loss)
-        fault, units = _compare(
+        fault, units = compare(
             "loss",
             answer.loss,
             expected,
@@ -204,6 +214,12 @@ def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Find
 
 def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     answer, dtype = seen.first, exam.case.question.dtype
+    if answer.padding.startswith("a gradient"):
+        return _wrong(
+            "nonzero", f"expected zero where the batch was padded with ignored samples; found {answer.padding}"
+        )
+    if answer.raised and exam.case.question.mode == "edited" and _EDIT_NOTICED in answer.raised.text:
+        return None, None, {}
     if answer.raised:
         if exam.may_be_refused_by(implementation):
             return None, None, {}
@@ -212,7 +228,7 @@ def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> 
         return _wrong("missing", "expected a gradient of the input; found none (input.grad is None)")
     truth = _any_truth(exam, implementation)
     expected = _expected(exam.case.question.expect.gradient, truth.gradient)
-    fault, units = _compare(
+    fault, units = compare(
         "gradient",
         answer.gradient,
         expected,
@@ -224,7 +240,7 @@ def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> 
     if fault is None and truth.second is not None:
         if answer.second is None:
             return _wrong("missing", "expected a gradient of the gradient; found none")
-        fault, more = _compare(
+        fault, more = compare(
             "gradient of the gradient",
             answer.second,
             truth.second,
@@ -247,7 +263,7 @@ def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Fin
         )
     if answer.loss is None:
         return _wrong("missing", f"expected a tensor; found {answer.loss_type}")
-    shape = tuple(exam.batch.target.shape) if exam.batch.reduction == "none" else ()
+    shape = exam.batch.positions if exam.batch.reduction == "none" else ()
     if answer.loss.shape != shape:
         return _wrong("shape", f"expected a loss of shape {shape}; found {answer.loss.shape}")
     half, stated = dtype in ("bfloat16", "float16") or mode == "autocast", implementation.half_loss_dtype
@@ -314,10 +330,10 @@ def _purity(exam: Exam, implementation: Implementation, seen: Observation) -> Fi
                 | (abs(one - two) <= ALLOWED_UNITS[exam.case.question.dtype] * noise)
             )
         if not same.all():
-            where = _first(~same)
+            where = first(~same)
             return _wrong(
                 "unstable",
-                f"expected the same {name} from the same call; found {float(one[where])!r} and then {float(two[where])!r}{_at(where)}",
+                f"expected the same {name} from the same call; found {float(one[where])!r} and then {float(two[where])!r}{place(where)}",
             )
     return None, None, {}
 
@@ -354,68 +370,6 @@ def _expected(word: Any, reference: Array) -> Array | str:
 def _exact(word: Any, unit: Array) -> Array:
     """What must be zero is exactly zero."""
     return np.zeros_like(unit) if isinstance(word, str) and word == "zero" else unit
-
-
-def _compare(
-    name: str, found: Array, expected: Array | str, unit: Any, dtype: str, found_dtype: str, ignored: Array | None
-) -> tuple[Fault | None, float | None]:
-    """Found against expected values in units. In a gradient, an expected NaN marks what the definition leaves open."""
-    if isinstance(expected, str):
-        if expected == "finite" and not np.isfinite(found).all():
-            where = _first(~np.isfinite(found))
-            return Fault(
-                "nan" if np.isnan(found[where]) else "inf",
-                f"expected a finite {name}; found {found[where]}{_at(where)}",
-            ), None
-        return None, None
-    if found.shape != expected.shape:
-        return Fault("shape", f"expected a {name} of shape {expected.shape}; found {found.shape}"), None
-    with np.errstate(all="ignore"):
-        judged = ~np.isnan(expected.astype(np.float64)) if ignored is not None else np.ones(expected.shape, dtype=bool)
-        target, unit = expected, np.asarray(unit)
-        same = (found == target) | (np.isnan(found) & np.isnan(target.astype(np.float64)))
-        if found_dtype in DTYPES:
-            # Half a step beyond the largest number of the dtype that was returned, rounding gives infinity.
-            info = torch.finfo(DTYPES[found_dtype])
-            edge = info.max * (1 + info.eps / (4 - 2 * info.eps)) if info.bits < 64 else np.inf
-            infinity = np.where(target < 0, -np.inf, np.inf)
-            same |= (found == infinity) & (abs(target) + ALLOWED_UNITS[dtype] * unit >= edge)
-        must_be_zero = ignored if ignored is not None else np.zeros(expected.shape, dtype=bool)
-        error = np.where(
-            same | ~judged, 0.0, np.asarray(abs(found - target) / np.where(unit > 0, unit, 1), dtype=np.float64)
-        )
-        error = np.where(~same & judged & (~np.isfinite(error) | must_be_zero | (unit <= 0)), np.inf, error)
-    worst = float(error.max()) if error.size else 0.0
-    allowed = ALLOWED_UNITS[dtype]
-    if worst <= allowed:
-        return None, worst
-    where = _first(error > allowed)
-    count = int((error > allowed).sum())
-    value, right = float(found[where]), float(target[where])
-    kind = "nan" if np.isnan(value) else "inf" if np.isinf(value) else "nonzero" if must_be_zero[where] else "value"
-    at = _at(where) + (", an ignored position" if must_be_zero[where] else "")
-    size = f", {_units(float(error[where]))} where {allowed:g} are allowed" if np.isfinite(error[where]) else ""
-    more = (
-        f"; {count} of {error.size} values are wrong"
-        + (f", the worst by {_units(worst)}" if np.isfinite(worst) and count > 1 else "")
-        if error.size > 1
-        else ""
-    )
-    return Fault(
-        kind, f"expected a {name} of {right!r}; found {value!r}{at}{size}{more}", worst if np.isfinite(worst) else None
-    ), worst
-
-
-def _units(error: float) -> str:
-    return f"{error:.3g} units"
-
-
-def _first(mask: Array) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape))
-
-
-def _at(where: tuple[int, ...]) -> str:
-    return f" at {list(where)}" if where else ""
 
 
 def _show(values: Array) -> str:

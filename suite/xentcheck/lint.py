@@ -14,8 +14,8 @@ import numpy as np
 from xentcheck.batch import Batch
 from xentcheck.case import Case, Clause
 from xentcheck.casefile import CaseFileError
+from xentcheck.compare import ALLOWED_UNITS
 from xentcheck.examine import Examiner
-from xentcheck.judge import ALLOWED_UNITS
 from xentcheck.naming import nearest
 from xentcheck.reference import Array
 
@@ -72,14 +72,14 @@ def _about_the_case(case: Case, examiner: Examiner, mutants: Collection[str] | N
     yield from misfits
     if misfits:
         return
-    valid = ~np.isin(batch.target.numpy(), batch.ignore_values).reshape(-1)
+    valid = batch.valid
     yield from _about_the_target(case, batch, valid)
     yield from _about_the_answer(case, examiner, valid)
 
 
 def _about_the_target(case: Case, batch: Batch, valid: Array) -> Iterator[str]:
     question, spec = case.question, case.question.target
-    if spec.values is not None or spec.file is not None or not valid.size:
+    if spec.values is not None or spec.file is not None or batch.has_probabilities or not valid.size:
         return  # literal targets show what they hold
     target = batch.target.numpy().reshape(-1)
     said = spec.ignore.rows if spec.ignore else None
@@ -101,8 +101,8 @@ def _about_the_target(case: Case, batch: Batch, valid: Array) -> Iterator[str]:
 
 
 def _about_the_shapes(batch: Batch) -> Iterator[str]:
-    positions = tuple(batch.input.shape[:1] + batch.input.shape[2:] if batch.input.dim() > 1 else ())
-    if tuple(batch.target.shape) != positions:
+    positions = batch.positions
+    if tuple(batch.target.shape) != positions and not batch.has_probabilities:
         yield f"target: expected the shape {positions}, or expect.error; found {tuple(batch.target.shape)}"
     weight = batch.options.get("weight")
     if weight is not None and weight.shape != (batch.classes,):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xentcheck.batch import Batch
+from xentcheck.batch import Batch, micro_batches
 from xentcheck.global_state import GlobalState
 from xentcheck.implementation import Implementation
 
@@ -46,6 +46,7 @@ class Answer:
     gradient_type: str = ""
     second: Array | None = None
     raised: Raised | None = None
+    padding: str = ""  # what is not zero at the samples that were added to the batch (padded_to)
     tensor: Tensor | None = None  # the loss itself, whose memory is the caller's
 
 
@@ -62,8 +63,8 @@ class Observation:
 Function = Callable[..., Any]
 
 
-def observe(implementation: Implementation, batch: Batch, wants_gradient: bool) -> Observation:
-    """Calls the implementation twice on fresh copies of the batch."""
+def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, calls: int = 2) -> Observation:
+    """Calls the implementation on fresh copies of the batch: twice, or once where nobody asks what a second call gives."""
     changed: dict[str, None] = {}
     answers: list[Answer] = []
     with warnings.catch_warnings(record=True) as caught:
@@ -72,7 +73,7 @@ def observe(implementation: Implementation, batch: Batch, wants_gradient: bool) 
         _unusual_random_states()  # so that a seed set by the implementation is a change, whichever it is
         state = GlobalState()
         function = _callable(implementation, batch.mode)
-        for _ in range(2):
+        for _ in range(calls):
             mine = batch.fresh()
             try:
                 answer = _answer(implementation, function, mine, wants_gradient)
@@ -117,15 +118,26 @@ def _answer(implementation: Implementation, function: Function, batch: Batch, wa
 
 
 def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
-    x = batch.input.requires_grad_() if batch.mode != "inference_mode" else batch.input
+    x = batch.input.requires_grad_(batch.input.is_floating_point() and batch.mode not in ("inference_mode", "detached"))
     contexts: dict[str, Callable[[], Any]] = {
         "no_grad": torch.no_grad,
         "inference_mode": torch.inference_mode,
         "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        "deterministic": _deterministic,
     }
+    padding = _Padding(batch)
     try:
         with contexts.get(batch.mode, nullcontext)():
-            loss = function(x, batch.target, **batch.options)
+            if batch.mode == "two_losses":
+                other = function(x, batch.target, **batch.options)
+            if batch.mode == "accumulated":
+                loss = _accumulated(function, batch)
+            elif batch.mode == "edited":
+                loss = function(edited := x.clone(), batch.target, **batch.options)
+            elif batch.padded_to is not None:
+                loss = padding.call(function)
+            else:
+                loss = function(x, batch.target, **batch.options)
     except Exception as error:
         return Answer(raised=_raised("call", error))
     if not isinstance(loss, Tensor):
@@ -141,11 +153,74 @@ def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
         if batch.mode == "twice":
             loss.backward(upstream, retain_graph=True)
             x.grad = None
-        loss.backward(upstream)
+        if batch.mode == "two_losses":
+            other.backward(upstream)
+        if batch.mode == "edited":
+            with torch.no_grad():
+                edited.neg_()
+        with contexts["deterministic"]() if batch.mode == "deterministic" else nullcontext():
+            loss.backward(upstream)
     except Exception as error:
-        return Answer(value, dtype, raised=_raised("backward", error))
-    gradient = None if x.grad is None else _array(x.grad)
-    return Answer(value, dtype, gradient, "" if x.grad is None else _dtype(x.grad), tensor=loss.detach())
+        return Answer(value, dtype, raised=_raised("backward", error), padding=padding.found)
+    if x.grad is None:
+        return Answer(value, dtype, padding=padding.found, tensor=loss.detach())
+    # Both losses give the same gradient; halving is exact.
+    gradient = _array(x.grad) / 2 if batch.mode == "two_losses" else _array(x.grad)
+    return Answer(value, dtype, gradient, _dtype(x.grad), padding=padding.found, tensor=loss.detach())
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _accumulated(function: Function, batch: Batch) -> Tensor:
+    """The loss of the batch from those of its micro-batches: added up, means by the share of what counts in them."""
+    parts = micro_batches(batch)
+    losses = [function(batch.input[part], batch.target[part], **batch.options) for part in parts]
+    if batch.reduction == "sum" or "normalizer" in batch.options:
+        return torch.stack(losses).sum()
+    weight, valid = batch.options.get("weight"), torch.from_numpy(batch.valid).reshape(batch.positions)
+    counted = [batch.target[part][valid[part]].long() for part in parts]
+    masses = [float(len(t)) if weight is None else weight.double()[t].sum().item() for t in counted]
+    return sum(loss.double() * (mass / sum(masses)) for loss, mass in zip(losses, masses, strict=True)).to(
+        losses[0].dtype
+    )
+
+
+class _Padding:
+    """The batch's samples spread among ignored ones; notes what at the others is not zero, as it should be."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch, self.found = batch, ""
+
+    def call(self, function: Function) -> Tensor:
+        batch, samples = self.batch, self.batch.padded_to or 0
+        where = torch.linspace(0, samples - 1, batch.input.shape[0], dtype=torch.float64).round().long()
+        others = torch.ones(samples, dtype=torch.bool)
+        others[where] = False
+        logits = torch.zeros((samples, *batch.input.shape[1:]), dtype=batch.input.dtype)
+        logits[where] = batch.input
+        target = torch.full((samples, *batch.target.shape[1:]), batch.ignore_values[0], dtype=batch.target.dtype)
+        target[where] = batch.target
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: self._check("gradient", gradient, others))
+        loss = function(logits, target, **batch.options)
+        if batch.reduction != "none" or not isinstance(loss, Tensor) or loss.dim() == 0:
+            return loss
+        self._check("loss", loss.detach(), others)
+        return loss[where]
+
+    def _check(self, name: str, values: Tensor, others: Tensor) -> None:
+        for index in torch.nonzero(others).flatten().split(4096):
+            wrong = (values[index] != 0).flatten(1).any(1) if values.dim() > 1 else values[index] != 0
+            if wrong.any() and not self.found:
+                self.found = f"a {name} at the ignored sample {index[wrong][0].item()}"
 
 
 def _twice_differentiated(

@@ -35,6 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="only these cases: patterns of ids with * and ?, or case files of your own (path/to/file.yaml), separated by commas",
     )
     group.addoption("--results", metavar="DIR", type=Path, help="write every verdict to DIR/results.jsonl")
+    group.addoption(
+        "--huge", action="store_true", help="also ask the cases of more than 2^31 logits, which take many gigabytes"
+    )
     group.addoption("--resume", action="store_true", help="go on with the truncated run in --results")
 
 
@@ -47,9 +50,12 @@ class Session:
             self.implementations = find(config.getoption("impl"))
             self.specification = casefile.telling_first(casefile.load_all())
             self.cases = self._selected(config.getoption("cases"))
+            self.examiner = Examiner()
+            self.aspects = {
+                (i.name, case.id): self.examiner.aspects(case, i) for case in self.cases for i in self.implementations
+            }
         except (ImplementationError, casefile.CaseFileError) as error:
             raise pytest.UsageError(str(error)) from error
-        self.examiner = Examiner()
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(
                 1
@@ -64,18 +70,18 @@ class Session:
             raise pytest.UsageError("--resume goes on with the run in --results DIR; give that folder, too")
 
     def _selected(self, patterns: str | None) -> list[Case]:
+        huge = self.config.getoption("huge")
+        asked = [case for case in self.specification if huge or not case.is_huge]
         if patterns is None:
-            return self.specification
+            return asked
         chosen: dict[str, Case] = {}
         for pattern in (p.strip() for p in patterns.split(",")):
             if not pattern:
                 continue
             own = pattern.endswith((".yaml", ".yml"))
-            cases = (
-                casefile.load(Path(pattern).expanduser().resolve())
-                if own
-                else casefile.select(self.specification, pattern)
-            )
+            cases = casefile.load(Path(pattern).expanduser().resolve()) if own else casefile.select(asked, pattern)
+            if not cases and casefile.select(self.specification, pattern):
+                raise casefile.CaseFileError(f"--cases {pattern}: these are cases of more than 2^31 logits; add --huge")
             if not cases:
                 known = {c.id for c in self.specification} | {c.clause.clause for c in self.specification}
                 raise casefile.CaseFileError(
@@ -195,7 +201,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     session = metafunc.config.stash[SESSION]
     aspect = metafunc.function.__name__.removeprefix("test_")
-    pairs = [(case, i) for case in session.cases if aspect in case.aspects for i in session.implementations]
+    pairs = [
+        (case, i)
+        for case in session.cases
+        for i in session.implementations
+        if aspect in session.aspects[i.name, case.id]
+    ]
     metafunc.parametrize("examine", pairs, indirect=True, ids=[f"{i.name}:{case.id}" for case, i in pairs])
 
 
@@ -263,7 +274,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         crashed = report.when == "???"
         place = getattr(report.longrepr, "reprcrash", None)
         text = (place.message if place else str(report.longrepr or "no report").strip()).splitlines()[0][:300]
-        aspects = next((c.aspects for c in session.cases if c.id == case), ()) if crashed else (aspect,)
+        aspects = session.aspects[implementation, case] if crashed else (aspect,)
         for aspect in aspects:
             if (implementation, case, aspect) not in session.verdicts:
                 session.note(

@@ -1,10 +1,11 @@
 """The truth: loss and gradient of a batch, from the definition, in a precision well above what it judges.
 
-With x the logits of a position, q the target distribution (one-hot, or smoothed: q_c = s/C + (1 - s) [c = t]), w the class
-weights and lse = log sum_c exp(x_c):
+With x the logits of a position, q the target distribution (one-hot or given, then smoothed: q_c = s/C + (1 - s) [c = t]), w the
+class weights and lse = log sum_c exp(x_c):
 
     loss of a position     l = sum_c w_c q_c (lse - x_c)        over the classes with w_c q_c != 0
-    sum, mean              the sum of the losses; that sum over D, the sum of w_t over the valid positions
+    sum, mean              the sum of the losses; that sum over D, the sum of w_t over the valid positions; of given
+                           probabilities, the number of positions; or what the case gives as the normalizer
     gradient               u / D (A p_j - w_j q_j)              with p = softmax(x), A = sum_c w_c q_c, u the upstream gradient
     its derivative along v u A / D p_j (v_j - sum_k p_k v_k)
 
@@ -24,6 +25,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import torch
+from torch import Tensor
 
 from xentcheck.batch import Batch
 
@@ -52,15 +54,14 @@ def longdouble_is_extended() -> bool:
 
 def relevant_conventions(batch: Batch) -> frozenset[str]:
     """The conventions on which the answer to this batch depends."""
-    logits, target = _positions(batch)
-    valid = ~np.isin(target, batch.ignore_values)
+    logits, valid = _rows(batch, batch.input), batch.valid
     relevant = set()
-    if batch.reduction == "mean" and not valid.any():
+    if batch.reduction == "mean" and not valid.any() and "normalizer" not in batch.options:
         relevant.add("empty_mean")
     rows = logits[valid]
     if (np.isposinf(rows).any(axis=1) & ~np.isnan(rows).any(axis=1)).any():
         relevant.add("infinite_row")
-    if valid.any() and (_excused(rows, target[valid], batch)).any():
+    if valid.any() and _excused(rows, _shares(_Precision(batch), batch), batch).any():
         relevant.add("zero_times_infinity")
     return frozenset(relevant)
 
@@ -68,14 +69,11 @@ def relevant_conventions(batch: Batch) -> frozenset[str]:
 def truth(batch: Batch, answers: Mapping[str, str]) -> Truth:
     """Loss and gradient by the definition, and by ``answers`` where a convention decides."""
     number = _Precision(batch)
-    logits, target = _positions(batch)
-    valid = ~np.isin(target, batch.ignore_values)
-    x, t = number.convert(logits[valid]), target[valid].astype(np.int64)
+    logits, valid = _rows(batch, batch.input), batch.valid
+    x = number.convert(logits[valid])
     count, classes = x.shape
     w = number.convert(_weight(batch, classes))
-    s = number.convert(np.asarray(batch.options.get("label_smoothing", 0.0)))[()]
-    one_hot = np.arange(classes) == t[:, None]
-    q = s / max(classes, 1) + number.convert(one_hot.astype(np.float64)) * (1 - s)
+    q = _shares(number, batch)
     wq = w * q
     with np.errstate(all="ignore"):
         top = x.max(axis=1, keepdims=True) if classes else x
@@ -85,28 +83,28 @@ def truth(batch: Batch, answers: Mapping[str, str]) -> Truth:
         terms = np.where(wq != 0, wq * (lse - x), 0)
         losses = terms.sum(axis=1)
         losses = np.where(
-            _excused(logits[valid], t, batch).any(axis=1) & (answers.get("zero_times_infinity") == "nan"),
+            _excused(logits[valid], q, batch).any(axis=1) & (answers.get("zero_times_infinity") == "nan"),
             np.nan,
             losses,
         )
         infinite = np.isposinf(logits[valid]).any(axis=1) & ~np.isnan(logits[valid]).any(axis=1)
         losses = np.where(infinite & (answers.get("infinite_row") == "nan"), np.nan, losses)
         A = wq.sum(axis=1, keepdims=True)
-        D = w[t].sum() if batch.reduction == "mean" else number.convert(np.asarray(1.0))[()]
+        D = _denominator(number, batch, w)
         D = D if D != 0 else np.nan
-        u = number.convert(_upstream(batch, target.size))[valid][:, None] / D
+        u = number.convert(_upstream(batch, valid.size))[valid][:, None] / D
         gradient = u * (A * p - wq)
         position_unit, gradient_unit = _units(number, x, lse, p, q, w, A, losses, u)
         second = second_unit = None
         if batch.direction is not None:
-            v = number.convert(np.moveaxis(batch.direction, _class_axis(batch), -1).reshape(logits.shape)[valid])
+            v = number.convert(np.moveaxis(batch.direction, batch.class_axis, -1).reshape(logits.shape)[valid])
             second, second_unit = _second(number, x, lse, p, A, u, v)
         open_rows = ~np.isfinite(logits[valid]).all(axis=1) & ~_defined(logits[valid])
         gradient[open_rows] = np.nan
         if batch.reduction == "none":
-            loss, loss_unit = _scatter(losses, valid, target.shape), _scatter(position_unit, valid, target.shape)
-            loss, loss_unit = loss.reshape(batch.target.shape), loss_unit.reshape(batch.target.shape)
-        elif batch.reduction == "mean" and not count:
+            loss, loss_unit = _scatter(losses, valid, valid.shape), _scatter(position_unit, valid, valid.shape)
+            loss, loss_unit = loss.reshape(batch.positions), loss_unit.reshape(batch.positions)
+        elif batch.reduction == "mean" and not count and "normalizer" not in batch.options:
             loss, loss_unit = np.asarray(np.nan if answers.get("empty_mean") == "nan" else 0.0), np.asarray(0.0)
         else:
             loss, loss_unit = np.asarray(losses.sum() / D), np.asarray(position_unit.sum() / abs(D))
@@ -146,21 +144,40 @@ def _second(number: _Precision, x: Array, lse: Array, p: Array, A: Array, u: Arr
     return u * A * p * (v - along), unit
 
 
-def _positions(batch: Batch) -> tuple[Array, Array]:
-    """Logits as (positions, classes) in float64, which holds every dtype exactly, and the flat target."""
-    logits = np.moveaxis(batch.input.detach().double().cpu().numpy(), _class_axis(batch), -1)
-    rows = logits.reshape(math.prod(logits.shape[:-1]), logits.shape[-1])
-    return rows, batch.target.cpu().numpy().reshape(-1)
+def _rows(batch: Batch, tensor: Tensor) -> Array:
+    """Logits or probabilities as (positions, classes) in float64, which holds every dtype exactly."""
+    values = np.moveaxis(tensor.detach().double().cpu().numpy(), batch.class_axis, -1)
+    return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
 
 
-def _class_axis(batch: Batch) -> int:
-    return 0 if batch.input.dim() == 1 else 1
+def _classes(batch: Batch) -> Array:
+    """The target class of each valid position."""
+    return batch.target.cpu().numpy().reshape(-1)[batch.valid].astype(np.int64)
+
+
+def _shares(number: _Precision, batch: Batch) -> Array:
+    """q: how much each class of each valid position is wanted, (valid positions, classes)."""
+    classes = batch.classes
+    s = number.convert(np.asarray(batch.options.get("label_smoothing", 0.0)))[()]
+    if batch.has_probabilities:
+        wanted = _rows(batch, batch.target)
+    else:
+        wanted = (np.arange(classes) == _classes(batch)[:, None]).astype(np.float64)
+    return s / max(classes, 1) + number.convert(wanted) * (1 - s)
+
+
+def _denominator(number: _Precision, batch: Batch, w: Array) -> Any:
+    if batch.reduction != "mean":
+        return number.convert(np.asarray(1.0))[()]
+    if "normalizer" in batch.options:
+        return number.convert(np.asarray(float(batch.options["normalizer"])))[()]
+    if batch.has_probabilities:
+        return number.convert(np.asarray(float(batch.valid.size)))[()]
+    return w[_classes(batch)].sum()
 
 
 def _to_input(rows: Array, batch: Batch) -> Array:
-    shape = list(batch.input.shape)
-    classes = shape.pop(_class_axis(batch))
-    return np.moveaxis(rows.reshape(*shape, classes), -1, _class_axis(batch))
+    return np.moveaxis(rows.reshape(*batch.positions, batch.classes), -1, batch.class_axis)
 
 
 def _scatter(values: Array, valid: Array, shape: tuple[int, ...]) -> Array:
@@ -179,15 +196,9 @@ def _upstream(batch: Batch, positions: int) -> Array:
     return np.broadcast_to(np.asarray(upstream).reshape(-1), (positions,))
 
 
-def _excused(rows: Array, target: Array, batch: Batch) -> Array:
+def _excused(rows: Array, q: Array, batch: Batch) -> Array:
     """Where a term of the loss is infinite but weighs nothing only because its class weight is zero."""
-    zero = _weight(batch, rows.shape[1]) == 0
-    asked = (
-        np.ones(rows.shape, dtype=bool)
-        if batch.options.get("label_smoothing")
-        else np.arange(rows.shape[1]) == target[:, None]
-    )
-    return np.isneginf(rows) & zero & asked
+    return np.isneginf(rows) & (_weight(batch, rows.shape[1]) == 0) & (q != 0)
 
 
 def _defined(rows: Array) -> Array:

@@ -17,7 +17,8 @@ from xentcheck.answers import Answer, evidence_table
 from xentcheck.case import Case
 from xentcheck.casefile import CASES
 from xentcheck.claims import CAPABILITIES, CONVENTIONS
-from xentcheck.judge import ALLOWED_UNITS, STATUSES, Verdict, case_status
+from xentcheck.compare import ALLOWED_UNITS
+from xentcheck.judge import STATUSES, Verdict, case_status
 from xentcheck.naming import matches
 from xentcheck.record import RecordError, Results
 from xentcheck.terminal import by_case, counts, worst_units

@@ -25,24 +25,28 @@ _EXPECTED = '''
 def expected(logits, target):
     """Loss and gradient by the definition, in float64, with the ignored positions deleted."""
     axis = 0 if logits.dim() == 1 else 1
+    shape = [n for i, n in enumerate(logits.shape) if i != axis]
     x = torch.atleast_2d(logits.detach().double().movedim(axis, -1)).flatten(0, -2)
-    t = target.reshape(-1).long()
-    valid = ~torch.isin(t, torch.tensor(ignored))
     weight = options.get("weight", torch.ones(x.shape[1])).double()
+    if target.is_floating_point():  # class probabilities
+        q, mass = torch.atleast_2d(target.double().movedim(axis, -1)).flatten(0, -2), torch.ones(len(x)).double()
+        valid = torch.ones(len(x), dtype=torch.bool)
+    else:
+        t = target.reshape(-1).long()
+        valid = ~torch.isin(t, torch.tensor(ignored))
+        q, mass = torch.nn.functional.one_hot(t[valid], x.shape[1]).double(), weight[t[valid]]
     smoothing = options.get("label_smoothing", 0.0)
-    q = torch.full_like(x[valid], smoothing / x.shape[1]).scatter_add(1, t[valid, None], torch.full_like(x[valid, :1], 1 - smoothing))
-    wq = weight * q
+    wq = weight * (smoothing / x.shape[1] + (1 - smoothing) * q)
     lse = x[valid].logsumexp(1, keepdim=True)
-    losses = torch.zeros(len(t), dtype=torch.float64)
+    losses = torch.zeros(len(x), dtype=torch.float64)
     losses[valid] = torch.where(wq != 0, wq * (lse - x[valid]), 0.0).sum(1)
     reduction = options.get("reduction", "mean")
-    divisor = weight[t[valid]].sum() if reduction == "mean" else 1.0
-    loss = losses.reshape(target.shape) if reduction == "none" else losses.sum() / divisor
+    divisor = float(options.get("normalizer", mass.sum())) if reduction == "mean" else 1.0
+    loss = losses.reshape(shape) if reduction == "none" else losses.sum() / divisor
     above = torch.ones(1) if upstream is None else upstream
-    above = above.double().reshape(-1).expand(len(t))[valid, None] / divisor
+    above = above.double().reshape(-1).expand(len(x))[valid, None] / divisor
     gradient = torch.zeros_like(x)
     gradient[valid] = above * (wq.sum(1, keepdim=True) * (x[valid] - lse).exp() - wq)
-    shape = [n for i, n in enumerate(logits.shape) if i != axis]
     return loss, gradient.reshape(*shape, logits.shape[axis]).movedim(-1, axis)
 '''
 
@@ -50,6 +54,31 @@ def expected(logits, target):
 _ABOVE = """
 def above(loss):
     return None if upstream is None else upstream.to(loss.dtype)
+"""
+
+_ACCUMULATED = """
+def accumulated(function):
+    \"\"\"The loss of the batch from those of three micro-batches, a mean by the share of what counts in each.\"\"\"
+    size = len(logits)
+    parts = [slice(0, 1), slice(1, 1 + (size - 1) // 3), slice(1 + (size - 1) // 3, size)]
+    losses = [function(logits[part], target[part], **options) for part in parts if len(logits[part])]
+    if options.get("reduction") == "sum" or "normalizer" in options:
+        return sum(losses)
+    weight = options.get("weight", torch.ones(logits.shape[1])).double()
+    counted = [target[part][~torch.isin(target[part], torch.tensor(ignored))].long() for part in parts if len(logits[part])]
+    masses = [weight[t].sum() for t in counted]
+    return sum(loss.double() * (mass / sum(masses)) for loss, mass in zip(losses, masses)).to(losses[0].dtype)
+"""
+_PADDED = """
+def padded(function):
+    \"\"\"The batch's samples spread among ignored ones, {samples} in all.\"\"\"
+    where = torch.linspace(0, {samples} - 1, len(logits), dtype=torch.float64).round().long()
+    many = torch.zeros(({samples}, *logits.shape[1:]), dtype=logits.dtype)
+    many[where] = logits
+    labels = torch.full(({samples}, *target.shape[1:]), ignored[0], dtype=target.dtype)
+    labels[where] = target
+    loss = function(many, labels, **options)
+    return loss[where] if loss.dim() else loss
 """
 
 # What gets from logits and target to a loss and a gradient; see the modes of ``observe``.
@@ -70,6 +99,26 @@ _MODES = {
         "loss.backward(above(loss))",
         "loss.backward(above(loss), retain_graph=True)\nlogits.grad = None\nloss.backward(above(loss))",
     ),
+    "deterministic": "torch.use_deterministic_algorithms(True)\n" + _GRADED,
+    "two_losses": _GRADED.replace("loss = {call}", "other = {call}\nloss = {call}").replace(
+        "gradient = logits.grad", "other.backward(above(other))\ngradient = logits.grad / 2"
+    ),
+    "edited": _GRADED.replace(
+        "loss = {call}", "edited = logits.clone()\nloss = {function}(edited, target, **options)"
+    ).replace(
+        "loss.backward(above(loss))",
+        """with torch.no_grad():
+    edited.neg_()
+try:
+    loss.backward(above(loss))
+except RuntimeError as error:
+    print("autograd noticed the edit, which is right, too:", error)""",
+    ),
+    "accumulated": _GRADED.replace("loss = {call}", "loss = accumulated({function})"),
+    "padded": _GRADED.replace("loss = {call}", "loss = padded({function})"),
+    "detached": """
+loss = {call}
+""",
     "no_grad": """
 with torch.no_grad():
     loss = {call}
@@ -132,9 +181,11 @@ if not torch.equal(kept.nan_to_num(), logits.detach().nan_to_num()):
 _SCRIPT_NAMES = frozenset(
     [
         "above",
+        "accumulated",
         "call_module",
         "difference",
         "direction",
+        "edited",
         "expected",
         "expected_gradient",
         "expected_loss",
@@ -148,6 +199,8 @@ _SCRIPT_NAMES = frozenset(
         "loss_function",
         "one",
         "options",
+        "other",
+        "padded",
         "pull_back",
         "second",
         "stand_in",
@@ -181,7 +234,8 @@ def script(case: Case, implementation: Implementation, batch: Batch) -> str:
         arrays = implementation.loss_and_gradient is not None
         call = f"{function}(logits, target, upstream, **options)" if arrays else call
         expected = 'expected_loss, expected_gradient = expected(logits, target)\nprint("expected loss", *expected_loss.reshape(-1).tolist()[:20])'
-        answer = _ARRAYS if arrays else _MODES[case.question.mode]
+        mode = case.question.mode if batch.padded_to is None else "padded"
+        answer = _ARRAYS if arrays else _MODES[mode]
         steps = [
             "kept = logits.clone()",
             expected,
@@ -193,6 +247,10 @@ def script(case: Case, implementation: Implementation, batch: Batch) -> str:
         steps += [_SHOW_OVERWRITTEN]
     run = "".join(f"{step.strip()}\n" for step in steps if step).replace("{call}", call).replace("{function}", function)
     functions = [] if case.expects_error else [_EXPECTED.strip(), _ABOVE.strip()]
+    if "accumulated(" in run:
+        functions.append(_ACCUMULATED.strip())
+    if "padded(" in run:
+        functions.append(_PADDED.strip().replace("{samples}", str(batch.padded_to)))
     text = "\n".join(head)
     doc = (
         f'"""{text}\n"""'
