@@ -1,0 +1,123 @@
+"""What the losses take, and the messages for what they do not."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def ignore_values(ignore_index: int | Sequence[int] | None) -> tuple[int, ...]:
+    if ignore_index is None:
+        return (-100,)
+    if type(ignore_index) is int:
+        return (ignore_index,)
+    try:
+        return tuple(map(operator.index, ignore_index if isinstance(ignore_index, Sequence) else (ignore_index,)))
+    except TypeError:
+        raise TypeError(_expected("ignore_index", "an int or a sequence of ints", repr(ignore_index))) from None
+
+
+def is_ignored(target: Tensor, values: tuple[int, ...]) -> Tensor:
+    if len(values) == 1:
+        return target == values[0]
+    return torch.isin(target, torch.tensor(values, dtype=torch.int64, device=target.device))
+
+
+def _expected(what: str, expected: object, found: object) -> str:
+    return f"{what}: expected {expected}, found {found}"
+
+
+def check_options(reduction: str, smoothing: float, normalizer: Tensor | float | None = None) -> None:
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(_expected("reduction", "'none', 'mean' or 'sum'", repr(reduction)))
+    if not 0 <= smoothing <= 1:
+        raise ValueError(_expected("label_smoothing", "a number from 0 to 1", repr(smoothing)))
+    if normalizer is None:
+        return
+    if reduction != "mean":
+        raise ValueError(
+            _expected("normalizer", "reduction='mean', which is what it replaces the divisor of", repr(reduction))
+        )
+    if isinstance(normalizer, Tensor):
+        if normalizer.dim() or normalizer.is_complex() or normalizer.dtype == torch.bool:
+            found = f"{normalizer.dtype} of shape {tuple(normalizer.shape)}"
+            raise ValueError(_expected("normalizer", "a number, or a real tensor of shape ()", found))
+        if normalizer.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                _expected("requires_grad of normalizer", "False, for it gets no gradient (detach it)", "True")
+            )
+    elif isinstance(normalizer, bool) or not isinstance(normalizer, (int, float)):
+        raise TypeError(_expected("normalizer", "an int, a float or a tensor of shape ()", repr(normalizer)))
+    elif not 0 <= normalizer < math.inf:
+        raise ValueError(_expected("normalizer", "a finite number that is not negative", repr(normalizer)))
+
+
+def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: object = None) -> None:
+    shape = input.shape
+    if input.dtype not in _FLOATING:
+        raise TypeError(_expected("dtype of input", "float64, float32, bfloat16 or float16", input.dtype))
+    if not shape or not shape[:2][-1]:
+        raise ValueError(_expected("shape of input", "(C), (N, C) or (N, C, d1, ..., dk) with C > 0", tuple(shape)))
+    if len(shape) == 1:
+        positions, dimension = (), 0
+    else:
+        positions, dimension = (shape[0], *shape[2:]), 1
+    if target.is_floating_point() and target.shape == shape:
+        if target.dtype not in _FLOATING:
+            raise TypeError(
+                _expected("dtype of class probabilities", "float64, float32, bfloat16 or float16", target.dtype)
+            )
+        if ignore_index is not None:
+            raise ValueError(
+                _expected("ignore_index", "none beside class probabilities, which it cannot mark", repr(ignore_index))
+            )
+    elif target.dtype not in (torch.int64, torch.int32, torch.uint8):
+        wanted = f"class indices in int64, int32 or uint8 of shape {tuple(positions)}, or class probabilities"
+        raise TypeError(
+            _expected(
+                "dtype of target", f"{wanted} of shape {tuple(shape)}", f"{target.dtype} of shape {tuple(target.shape)}"
+            )
+        )
+    elif target.shape != torch.Size(positions):
+        wanted = f"{tuple(positions)} for logits of shape {tuple(shape)} with the classes in dimension {dimension}"
+        raise ValueError(_expected("shape of target", wanted, tuple(target.shape)))
+    if target.device != input.device:
+        raise ValueError(_expected("device of target", f"{input.device} as for the input", target.device))
+    if weight is None:
+        return
+    if weight.shape != shape[dimension : dimension + 1]:
+        raise ValueError(
+            _expected("shape of weight", f"({shape[dimension]},), one weight per class", tuple(weight.shape))
+        )
+    if not weight.is_floating_point():
+        raise TypeError(_expected("dtype of weight", "floating point", weight.dtype))
+    if weight.device != input.device:
+        raise ValueError(_expected("device of weight", f"{input.device} as for the input", weight.device))
+    if weight.requires_grad and torch.is_grad_enabled():
+        raise ValueError(_expected("requires_grad of weight", "False, for it gets no gradient (detach it)", "True"))
+
+
+def check_range(target: Tensor, classes: int, values: tuple[int, ...]) -> None:
+    """target: with a class in place of what is ignored."""
+    wrong = ((target < 0) | (target >= classes)).nonzero()
+    if len(wrong):
+        position = tuple(wrong[0].tolist())
+        wanted = f"a class from 0 to {classes - 1}, or {' or '.join(map(str, values)) or 'nothing'} to be ignored"
+        raise IndexError(_expected("target", wanted, f"{int(target[position])} at position {position}"))
+
+
+def check_inplace(input: Tensor) -> None:
+    """Of logits that require a gradient."""
+    if input.is_leaf:
+        wanted = "logits that a model computed, for they are overwritten"
+        raise ValueError(
+            _expected("inplace=True", wanted, "a leaf that requires a gradient, whose values would be lost")
+        )
+    if any(size > 1 and not stride for size, stride in zip(input.shape, input.stride(), strict=True)):
+        raise ValueError(_expected("inplace=True", "logits with memory of their own", "expanded ones (clone them)"))

@@ -1,0 +1,77 @@
+"""The loss of many logits on the CPU, and its gradient on the way, in one buffer of the logits' size or in their place."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .composed import composed_gradient
+from .sweep import scale_in_place, sweep
+from .terms import Question, reduced, scale_of, working_dtype
+
+
+class Blockwise(torch.autograd.Function):
+    """The loss; and, made of the softmax at hand, its gradient for an upstream gradient of 1.
+
+    For another one, the backward pass scales it in place in float32 and float64, and sweeps again in half types, where
+    the rounding has to come last. Of losses of positions nobody knows the upstream gradients yet: there, the gradient is
+    left to the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, question: Question, inplace: bool) -> Tensor:
+        scale = None if question.reduction == "none" else _reciprocal(question.denominator)
+        losses, gradient = sweep(input, question, scale, into=input if inplace else None)
+        is_overwritten = inplace and gradient is not None
+        if is_overwritten:
+            gradient = _moved(gradient, input)
+        ctx.save_for_backward(None if is_overwritten else input, *question[:3], gradient)
+        ctx.options, ctx.inplace = question[3:], inplace
+        return reduced(losses, question).to(question.dtype, copy=True)  # a view could not be changed in place
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        input, target, ignored, weight, gradient = ctx.saved_tensors
+        question = Question(target, ignored, weight, *ctx.options)
+        if torch.is_grad_enabled() or not torch._C._has_storage(upstream):  # create_graph; a wrapper of vmap
+            if ctx.inplace:
+                raise RuntimeError(
+                    "inplace=True: expected a plain backward pass, for the logits are gone; pass inplace=False"
+                )
+            return composed_gradient(input, upstream, question), None, None
+        return _gradient(ctx, input, question, upstream, gradient), None, None
+
+
+def _gradient(ctx: Any, input: Tensor | None, question: Question, upstream: Tensor, gradient: Tensor | None) -> Tensor:
+    may_change = not _is_graph_kept()
+    if gradient is None:
+        room = input.detach() if ctx.inplace and may_change else None
+        scale = scale_of(upstream, question, working_dtype(input))
+        _, gradient = sweep(input if room is None else room, question, scale, wants_losses=False, into=room)
+        return gradient if room is None else _moved(gradient, room)
+    factor, gradient = float(upstream), gradient.detach()
+    if factor == 1:
+        return gradient if may_change else gradient.clone()
+    if input is not None and input.dtype != working_dtype(input):
+        scale = factor * _reciprocal(question.denominator)
+        return sweep(input, question, scale, wants_losses=False, into=gradient if may_change else None)[1]
+    return scale_in_place(gradient if may_change else gradient.clone(), factor, question.ignored)
+
+
+def _moved(gradient: Tensor, logits: Tensor) -> Tensor:
+    """The gradient in the place of the logits, where it is already unless their strides did not allow it."""
+    return logits if gradient.data_ptr() == logits.data_ptr() else logits.copy_(gradient)
+
+
+def _reciprocal(denominator: Tensor | float) -> float:
+    assert not isinstance(denominator, Tensor)  # values have been looked at
+    return 1 / denominator if denominator else math.inf
+
+
+def _is_graph_kept() -> bool:
+    """Whether backward may come again (retain_graph), so that what it has saved must stay."""
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return asked is None or asked()

@@ -1,0 +1,59 @@
+"""Memory to work in."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+
+import torch
+from torch import Tensor
+
+_HUGE_PAGE = 2**21  # bytes
+_WORTH_IT = 2 * _HUGE_PAGE
+_CAN = all(hasattr(mmap, name) for name in ("MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_HUGEPAGE"))  # on Linux
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """As ``torch.empty``, on the CPU.
+
+    Most of what a large result costs is its first touch, a page of 4 KiB at a time. So what is large is asked for in
+    huge pages, which the system gives where it can; it is an anonymous mapping, returned when the tensor is no longer
+    used. Tools that watch torch's own allocator do not see it; what the process holds (its resident set) shows it.
+    """
+    return _mapped(shape, dtype) if _is_large(shape, dtype) else torch.empty(shape, dtype=dtype)
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """As ``torch.zeros``, on the CPU. Where it is large, pages that are never written cost nothing."""
+    return _mapped(shape, dtype) if _is_large(shape, dtype) else torch.zeros(shape, dtype=dtype)
+
+
+def _is_large(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    return _CAN and math.prod(shape) * dtype.itemsize >= _WORTH_IT
+
+
+def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    count = math.prod(shape)
+    try:
+        room = mmap.mmap(-1, count * dtype.itemsize + _HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        return torch.zeros(shape, dtype=dtype)  # or torch's own words for too little memory
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        room.madvise(mmap.MADV_HUGEPAGE)
+    offset = -torch.frombuffer(room, dtype=torch.uint8, count=1).data_ptr() % _HUGE_PAGE
+    return torch.frombuffer(room, dtype=dtype, count=count, offset=offset).view(shape)
+
+
+class Box:
+    """Room for one block at a time, made when it is asked for."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.room = torch.empty(0, dtype=dtype)
+
+    def shaped(self, shape: torch.Size) -> Tensor:
+        size = math.prod(shape)
+        if size > len(self.room):
+            self.room = empty((size,), self.dtype)
+        return self.room[:size].view(shape)

@@ -1,0 +1,166 @@
+"""The loss as a function and as a module, and which way to compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import check_inplace, check_options, check_range, check_tensors, ignore_values
+from .blockwise import Blockwise
+from .composed import composed
+from .guarded import guarded, plainly, torch_is_right
+from .sweep import sweep
+from .terms import Question, dtype_of_loss, reduced
+
+
+def masked_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int | Sequence[int] | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    normalizer: Tensor | float | None = None,
+    inplace: bool = False,
+) -> Tensor:
+    """Cross-entropy between logits and classes, or class probabilities, in which ignored positions count for nothing.
+
+    Agrees with ``torch.nn.functional.cross_entropy`` except that
+
+    - the logits of an ignored position, whatever they hold, reach neither loss nor gradients, and get the gradient 0;
+    - the mean over no position (all ignored, or an empty batch) is 0 with a gradient of zeros, instead of NaN;
+    - ``ignore_index`` may name several values;
+    - float16 and bfloat16 are computed in float32 and rounded once, at the end;
+    - a class of weight or probability 0 adds 0 to the loss even where its logit is -inf, instead of NaN.
+
+    As there, a target whose logit is -inf has the loss +inf and a finite gradient; a valid position that holds NaN or
+    +inf or nothing but -inf has a NaN loss and gradient; a mean over positions whose weights are all 0 is 0 / 0, NaN.
+
+    Args:
+        input: logits, (C), (N, C) or (N, C, d1, ..., dk), with any strides; float64, float32, bfloat16 or float16.
+        target: classes from 0 to C - 1 or values to ignore, (), (N) or (N, d1, ..., dk), in int64, int32 or uint8; or
+            class probabilities, of the input's shape, in a floating point dtype. Any strides. Probabilities are taken as
+            they are, whatever they sum to; they get a gradient if they require one, which takes more memory.
+        weight: a weight per class, (C), in any floating point dtype. It gets no gradient.
+        ignore_index: the value or the values that mark ignored positions, inside or outside the range of classes; -100
+            if left out. To be left out with class probabilities: nothing in them could be marked.
+        reduction: "none", "mean" or "sum". The mean is the sum over the sum of the weights of the valid positions'
+            classes, or over the number of positions if the target holds probabilities.
+        label_smoothing: the share of each target that is spread evenly over all classes, from 0 to 1.
+        normalizer: what "mean" divides the sum by instead: a number, or a tensor of shape (), such as the count of valid
+            positions in all the batches that make one step. It gets no gradient. Where no position is valid, the loss
+            and its gradient are 0 whatever it is.
+        inplace: whether the gradient may overwrite the logits, so that it takes no memory. They must not be used after
+            the call; where the backward pass of another operation needs them, autograd raises an error. Not for logits
+            that are a leaf of the graph, and without second derivatives. Where no gradient is wanted, on other devices
+            than the CPU, and under torch.func and torch.compile, nothing is overwritten.
+
+    Returns:
+        The loss in the dtype of ``input``, under autocast in float32 if that is a half type: a scalar, or of the shape of
+        the positions for "none". It can be differentiated any number of times; the first gradient takes one buffer of
+        the input's size.
+
+    Raises:
+        TypeError: a dtype other than the above.
+        ValueError: shapes or devices that do not match; an unknown reduction; a smoothing outside [0, 1]; a weight or
+            normaliser that requires a gradient; a normaliser that is negative or without reduction="mean"; an ignored
+            value beside class probabilities; ``inplace`` with a leaf or with expanded logits.
+        IndexError: a target that is neither a class nor ignored. Where values cannot be looked at, that is on devices
+            other than the CPU and under torch.func and torch.compile, torch's own check of an index has to do.
+    """
+    may_look = not _values_are_out_of_sight(input)
+    has_options = label_smoothing or inplace or weight is not None or normalizer is not None
+    if may_look and not has_options and type(ignore_index) in (type(None), int) and _is_plain(input, target):
+        loss = plainly(input, target, -100 if ignore_index is None else ignore_index, reduction)
+        if loss is not None:
+            return loss
+    check_options(reduction, label_smoothing, normalizer)
+    values = ignore_values(ignore_index)
+    check_tensors(input, target, weight, ignore_index)
+    if input.dim() == 1:
+        options: dict[str, Any] = {"reduction": reduction, "label_smoothing": label_smoothing, "normalizer": normalizer}
+        if not target.is_floating_point():
+            options["ignore_index"] = values
+        loss = masked_cross_entropy(input.unsqueeze(0), target.unsqueeze(0), weight=weight, inplace=inplace, **options)
+        return loss.squeeze(0) if reduction == "none" else loss
+    wants_gradient = torch.is_grad_enabled() and input.requires_grad
+    overwrites = inplace and wants_gradient and may_look
+    if overwrites:
+        check_inplace(input)
+    small = _is_small(input) and not overwrites
+    if may_look and small and values and torch_is_right(input, target, weight, label_smoothing):
+        loss = guarded(input, target, values, weight, label_smoothing, reduction, normalizer)
+        return loss.to(dtype_of_loss(input))
+    question = Question.ask(input, target, values, weight, label_smoothing, reduction, normalizer, may_look)
+    if may_look and question.is_about_classes:
+        check_range(question.target.squeeze(1), input.shape[1], values)
+    if not may_look or small or (torch.is_grad_enabled() and target.requires_grad):
+        return composed(input, question)
+    if wants_gradient:
+        return Blockwise.apply(input, question, overwrites)
+    return reduced(sweep(input, question, None)[0], question).to(question.dtype)
+
+
+class MaskedCrossEntropyLoss(nn.Module):
+    """``masked_cross_entropy`` as a module: same arguments; ``weight`` is a buffer, as in torch's module."""
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int | Sequence[int] | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__()
+        check_options(reduction, label_smoothing)
+        ignore_values(ignore_index)
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+        self.inplace = inplace
+
+    def forward(self, input: Tensor, target: Tensor, *, normalizer: Tensor | float | None = None) -> Tensor:
+        """The loss of one batch, and of its normaliser if it has one of its own."""
+        return masked_cross_entropy(input, target, weight=self.weight, normalizer=normalizer, **self._options())
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self._options().items())
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("ignore_index", "reduction", "label_smoothing", "inplace")}
+
+
+def _is_small(input: Tensor) -> bool:
+    """Where blocks do not save what they cost, which is Python code and operations on positions instead of logits."""
+    return input.numel() <= 2**20 or input.shape[1] < 8
+
+
+def _is_plain(input: Tensor, target: Tensor) -> bool:
+    """Whether torch's loss may do without further ado: few logits in a working dtype, and classes in int64."""
+    return (
+        input.dtype in (torch.float32, torch.float64)
+        and target.dtype == torch.int64
+        and input.dim() > 1
+        and target.dim() == input.dim() - 1
+        and target.is_cpu
+        and input.numel() > 0
+        and _is_small(input)
+    )
+
+
+def _values_are_out_of_sight(input: Tensor) -> bool:
+    """Whether a branch on a value would fail, break a graph or wait for a device."""
+    return (
+        torch.compiler.is_compiling()
+        or not input.is_cpu
+        or type(input) not in (Tensor, nn.Parameter)
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )

@@ -1,0 +1,223 @@
+"""One sweep over the logits on the CPU, in blocks: the losses and, on the way, the gradient."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import buffers
+from .terms import Question, Shares, losses_of, shares_of, smoothed, weighed, working_dtype
+
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 2**18, 2**22  # logits
+_SMALLEST_GAP = 2**17  # logits of ignored rows between valid ones that are worth leaving out
+
+Block = tuple[slice, ...]
+
+
+def sweep(
+    input: Tensor,
+    question: Question,
+    scale: Tensor | float | None,
+    *,
+    wants_losses: bool = True,
+    into: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The losses, 0 where ignored, and the gradient, if a scale for it is given.
+
+    scale: what the gradient of each position's loss is multiplied with. into: the buffer for the gradient: that of an
+    earlier gradient for the same question, or the logits, which are then overwritten.
+    """
+    as_rows = _classes_lie_together(input)
+    x, target = _arranged(input, as_rows), _arranged(question.target, as_rows)
+    ignored = None if question.ignored is None else _arranged(question.ignored, as_rows)
+    dtype = working_dtype(x)
+    blocks = _blocks(
+        x, ignored, keeps_planes=scale is not None and x.dtype == dtype and x.is_contiguous() and into is not input
+    )
+    shares = shares_of(x, target, question) if question.is_about_classes else None
+    is_plain = shares is not None and shares.classes is None
+    losses = torch.zeros((x.shape[0], 1, *x.shape[2:]), dtype=dtype) if wants_losses else None
+    gradient = factor = None
+    if scale is not None:
+        scale = _arranged(scale, as_rows) if isinstance(scale, Tensor) else scale
+        factor = scale * shares.target if is_plain and question.weight is not None else scale
+        factor = _cleared(factor, ignored, dtype)
+        gradient = _room(x, blocks) if into is None else _arranged(into, as_rows)
+    overwrites = into is input
+    if overwrites:
+        _clear_between(gradient, blocks)
+    box = buffers.Box(dtype)
+
+    for at in blocks:
+        logits, t = x[at], target[at]
+        if overwrites or logits.dtype != dtype or not logits.is_contiguous():
+            logits = box.shaped(logits.shape).copy_(logits)
+        out = None if gradient is None else gradient[at]
+        if out is None or out.dtype != dtype or not out.is_contiguous():
+            out = box.shaped(logits.shape)
+        if is_plain:
+            p = torch.softmax(logits, 1, out=out)
+            p_target = p.gather(1, t)
+            if losses is not None:
+                losses[at] = _nll(p, p_target, x[at] if p.data_ptr() == logits.data_ptr() else logits, t)
+            if gradient is not None:
+                p.scatter_(1, t, p_target.sub_(1))  # w_t is part of the factor
+        else:
+            p = torch.log_softmax(logits, 1, out=out)
+            mine = smoothed(t, question, dtype) if shares is None else _part(shares, at)
+            if losses is not None:
+                losses[at] = _general_losses(p, t, mine)
+            if gradient is not None:
+                _make_difference(p.exp_(), t, mine)
+        if gradient is not None:
+            _multiply(p, factor, at, ignored)
+            if p.data_ptr() != gradient[at].data_ptr():
+                gradient[at] = p
+
+    if losses is not None:
+        losses = weighed(losses, shares.target) if is_plain else losses
+        losses = losses if ignored is None else losses.masked_fill_(ignored, 0)
+        losses = losses.view(input.shape[0], 1, *input.shape[2:])
+    return losses, None if gradient is None else _as_logits(gradient, input.shape)
+
+
+def scale_in_place(gradient: Tensor, factor: float, ignored: Tensor | None) -> Tensor:
+    """Multiplies a gradient with a number, and leaves memory of ignored rows untouched."""
+    if ignored is None:
+        return gradient.mul_(factor)
+    as_rows = _classes_lie_together(gradient)
+    part = _arranged(gradient, as_rows)
+    for at in _blocks(part, _arranged(ignored, as_rows)):
+        part[at].mul_(factor)
+    return gradient if math.isfinite(factor) else gradient.masked_fill_(ignored, 0)
+
+
+# What happens to a block
+
+
+def _nll(p: Tensor, p_target: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+    """-log p_t. What rounding p_t costs its logarithm, rounding lse would cost as well, unless p_t has underflowed."""
+    nll = -p_target.log()
+    if bool((nll > -math.log(torch.finfo(p.dtype).tiny) - 10).any()):
+        logits = logits.to(p.dtype)
+        nll = logits.amax(1, keepdim=True) - logits.gather(1, target) - p.amax(1, keepdim=True).log()
+    return nll
+
+
+def _general_losses(log_p: Tensor, target: Tensor, share: Shares | Tensor) -> Tensor:
+    if isinstance(share, Shares):
+        return losses_of(log_p, target, share)
+    losses = -(share * log_p).sum(1, keepdim=True)
+    return weighed(-log_p, share).sum(1, keepdim=True) if losses.isnan().any() else losses
+
+
+def _make_difference(p: Tensor, target: Tensor, share: Shares | Tensor) -> None:
+    """A p - w q, in the place of p."""
+    if not isinstance(share, Shares):
+        p.mul_(share.sum(1, keepdim=True)).sub_(share)
+        return
+    if share.total.dim():  # otherwise 1
+        p.mul_(share.total)
+    p.scatter_add_(1, target, -share.target.expand(target.shape))
+    if share.classes is not None:
+        p.sub_(share.classes)
+
+
+def _multiply(p: Tensor, factor: Tensor | float, at: Block, ignored: Tensor | None) -> None:
+    if isinstance(factor, Tensor):
+        p.mul_(factor[at] if factor.dim() else factor)
+    elif factor != 1:
+        p.mul_(factor)
+    if ignored is not None:
+        bad = p[:, :1].isnan() & ignored[at]  # else 0 already; a softmax is NaN in all classes or in none
+        if bad.any():
+            p.masked_fill_(bad, 0)
+
+
+# How a tensor is divided
+
+
+def _classes_lie_together(input: Tensor) -> bool:
+    """Whether positions are best worked on as rows, and not as planes."""
+    if input.dim() == 2:
+        return True
+    planes = input.flatten(2)
+    return planes.shape[2] == 1 or planes.stride(1) == 1
+
+
+def _arranged(value: Tensor, as_rows: bool) -> Tensor:
+    """(M, C) or (N, C, S): a view, unless d1, ..., dk cannot be merged without a copy. C may be 1."""
+    if value.dim() <= 2:
+        return value
+    planes = value.flatten(2)
+    return planes.transpose(1, 2).reshape(-1, planes.shape[1]) if as_rows else planes
+
+
+def _as_logits(gradient: Tensor, shape: torch.Size) -> Tensor:
+    if gradient.dim() == 2 and len(shape) > 2:
+        gradient = gradient.view(shape[0], -1, shape[1]).transpose(1, 2)
+    return gradient.view(shape)
+
+
+def _blocks(x: Tensor, ignored: Tensor | None, keeps_planes: bool = True) -> list[Block]:
+    """What to work on together: rows, without long stretches of ignored ones, or planes.
+
+    A block and its softmax should stay in the cache from one operation to the next; but each operation on one starts
+    and joins the threads, which takes long where others want the cores too. So 16 blocks, if not too small or large.
+    A plane is divided only where its parts are copied anyway.
+    """
+    size = min(max(x.numel() // 16, _SMALLEST_BLOCK), _LARGEST_BLOCK)
+    count = max(1, size // math.prod(x.shape[1:]))
+    if x.dim() == 3:
+        width = x.shape[2] if keeps_planes else max(1, size // x.shape[1])
+        return [
+            (slice(n, n + count), slice(None), slice(s, s + width))
+            for n in range(0, x.shape[0], count)
+            for s in range(0, x.shape[2], width)
+        ]
+    stretches = [(0, len(x))] if ignored is None else _stretches(ignored, _SMALLEST_GAP // x.shape[1] + 1)
+    return [(slice(n, min(n + count, stop)),) for start, stop in stretches for n in range(start, stop, count)]
+
+
+def _stretches(ignored: Tensor, gap: int) -> list[tuple[int, int]]:
+    """Where rows are valid, first and last + 1: all of them, and as few ignored ones as gaps of a length allow."""
+    valid = (~ignored).flatten().nonzero().flatten()
+    if not len(valid):
+        return []
+    last = (valid.diff() > gap).nonzero().flatten()
+    starts = torch.cat([valid[:1], valid[last + 1]]).tolist()
+    return list(zip(starts, (torch.cat([valid[last], valid[-1:]]) + 1).tolist(), strict=True))
+
+
+def _room(x: Tensor, blocks: list[Block]) -> Tensor:
+    covered = x.dim() == 3 or sum(at[0].stop - at[0].start for at in blocks) == len(x)
+    return (buffers.empty if covered else buffers.zeros)(tuple(x.shape), x.dtype)
+
+
+def _clear_between(rows: Tensor, blocks: list[Block]) -> None:
+    if rows.dim() == 2:
+        for stop, start in zip(
+            [0, *(at[0].stop for at in blocks)], [*(at[0].start for at in blocks), len(rows)], strict=True
+        ):
+            rows[stop:start].zero_()
+
+
+def _cleared(factor: Tensor | float, ignored: Tensor | None, dtype: torch.dtype) -> Tensor | float:
+    """0 where ignored; a number or of the shape of the positions."""
+    if isinstance(factor, Tensor) and not factor.dim():
+        factor = float(factor)
+    if ignored is None:
+        return factor
+    if isinstance(factor, Tensor):
+        return factor.masked_fill(ignored, 0)
+    return torch.full(ignored.shape, factor, dtype=dtype).masked_fill_(ignored, 0)
+
+
+def _part(shares: Shares, at: Block) -> Shares:
+    return shares._replace(target=_at(shares.target, at), total=_at(shares.total, at))
+
+
+def _at(value: Tensor, at: Block) -> Tensor:
+    return value[at] if value.dim() else value

@@ -1,0 +1,52 @@
+"""The ways through the library loss, and what its tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from xentcheck.losses import cross_entropy, sweep
+
+ROUTES = ("guarded", "blocks", "small blocks", "composed")
+HALF = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float64, torch.float32, *HALF)
+
+
+def take_route(route: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Sends small inputs each way through the library ("guarded" is the way that they go by themselves)."""
+    if route == "composed":
+        monkeypatch.setattr(cross_entropy, "_values_are_out_of_sight", lambda input: True)
+    if "blocks" in route:
+        monkeypatch.setattr(cross_entropy, "_is_small", lambda input: input.numel() == 0)
+    if route == "small blocks":
+        monkeypatch.setattr(sweep, "_SMALLEST_BLOCK", 30)
+        monkeypatch.setattr(sweep, "_LARGEST_BLOCK", 30)
+        monkeypatch.setattr(sweep, "_SMALLEST_GAP", 1)
+    return route
+
+
+def run(
+    loss: Callable[..., Tensor], input: Tensor, target: Tensor, upstream: Tensor | float | None = None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient for an upstream gradient of 1 if none is given."""
+    input = input.detach().requires_grad_()
+    value = loss(input, target, **options)
+    if not isinstance(upstream, Tensor):
+        upstream = torch.full_like(value, 1.0 if upstream is None else upstream)
+    (gradient,) = torch.autograd.grad(value, input, upstream)
+    return value.detach(), gradient
+
+
+def batch(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, ignored: float = 0.0) -> tuple[Tensor, Tensor]:
+    target = torch.randint(shape[1], (shape[0], *shape[2:]))
+    target[torch.rand(target.shape) < ignored] = -100
+    return (2 * torch.randn(shape, dtype=torch.float64)).to(dtype), target
+
+
+def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], **tolerance: float) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other.to(one.dtype), equal_nan=True, **tolerance)
