@@ -412,7 +412,7 @@ def test_a_signature_claims_its_options_and_no_other(function, claimed):
 
 def test_what_no_signature_tells_is_asked_without_blame():
     found = from_callable(lambda input, target: None, "f")
-    assert found.tentative == {"k_dim", "unbatched", "uint8_target", "autocast"}
+    assert found.tentative == {"k_dim", "unbatched", "uint8_target", "autocast", "class_probabilities"}
     assert found.tentative <= found.capabilities
     assert "ignore_index_in_range" in from_callable(torch.nn.functional.cross_entropy, "f").tentative
 
