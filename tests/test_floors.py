@@ -10,12 +10,12 @@ import xentcheck
 LIBRARY = Path(xentcheck.__file__).parent
 FLOORS = [
     {"losses"},
-    {"claims", "naming", "yamltext", "global_state"},
+    {"claims", "naming", "yamltext", "global_state", "wire"},
     {"case"},
     {"casefile", "implementation"},
     {"batch"},
     {"capture", "reference", "observe"},
-    {"judge"},
+    {"judge", "isolate", "worker"},
     {"examine", "record"},
     {"terminal", "repro", "lint", "plot"},
     {"answers"},

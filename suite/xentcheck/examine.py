@@ -10,16 +10,20 @@ from xentcheck.batch import Batch, build, capabilities_needed
 from xentcheck.case import Aspect, Case
 from xentcheck.implementation import Implementation
 from xentcheck.judge import Exam, Verdict, judge
-from xentcheck.observe import Observation, observe
+from xentcheck.observe import Failure, Observation, Observe, observe
 from xentcheck.reference import Truth, relevant_conventions, truth
 
 KEPT = 8  # batches, truths and observations of the last few cases; a whole run's would not fit in memory
 
 
 class Examiner:
-    """Examines cases one after another. Only the latest few are remembered, so ask for the aspects of a case together."""
+    """Examines cases one after another. Only the latest few are remembered, so ask for the aspects of a case together.
 
-    def __init__(self) -> None:
+    observe: where implementations run; see ``isolate`` for another place than this process.
+    """
+
+    def __init__(self, observe: Observe = observe) -> None:
+        self._observe = observe
         self._memory: OrderedDict[Any, Any] = OrderedDict()
         self.observations = 0
 
@@ -39,11 +43,11 @@ class Examiner:
     def truth(self, case: Case, answers: Mapping[str, str]) -> Truth:
         return self._once(("truth", case.id, *sorted(answers.items())), lambda: truth(self.batch(case), answers))
 
-    def observation(self, case: Case, implementation: Implementation) -> Observation:
-        def make() -> Observation:
+    def observation(self, case: Case, implementation: Implementation) -> Observation | Failure:
+        def make() -> Observation | Failure:
             self.observations += 1
             error = case.question.expect.error
-            return observe(
+            return self._observe(
                 implementation, self.batch(case), case.has_gradient or (error is not None and error.phase == "backward")
             )
 

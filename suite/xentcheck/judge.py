@@ -19,7 +19,7 @@ from xentcheck.batch import DTYPES, Batch
 from xentcheck.case import Aspect, Case
 from xentcheck.claims import CONVENTIONS, OPTIONS
 from xentcheck.implementation import Implementation
-from xentcheck.observe import Observation
+from xentcheck.observe import Failure, Observation
 from xentcheck.reference import Array, Truth
 
 # How many units of rounding error an answer may have; DESIGN: calibrated on correct implementations written in different ways.
@@ -95,7 +95,7 @@ class Exam:
 Finding = tuple[Fault | None, float | None, Mapping[str, str]]
 
 
-def judge(exam: Exam, aspect: Aspect, implementation: Implementation, seen: Observation | None) -> Verdict:
+def judge(exam: Exam, aspect: Aspect, implementation: Implementation, seen: Observation | Failure | None) -> Verdict:
     """The verdict on one aspect. seen: None where the implementation was not asked."""
     case = exam.case
 
@@ -128,6 +128,8 @@ def judge(exam: Exam, aspect: Aspect, implementation: Implementation, seen: Obse
     if missing and not refusal:
         return verdict("unsupported", f"not claimed: {', '.join(sorted(missing))}")
     assert seen is not None
+    if isinstance(seen, Failure):
+        return verdict(seen.status, seen.message)
     raised = seen.first.raised
     tentative = (
         raised
