@@ -10,13 +10,13 @@ import xentcheck
 LIBRARY = Path(xentcheck.__file__).parent
 FLOORS = [
     {"losses"},
-    {"claims", "naming", "yamltext", "global_state"},
+    {"claims", "naming", "yamltext", "global_state", "wire"},
     {"case"},
     {"casefile", "implementation"},
     {"batch"},
     {"capture", "reference", "observe", "compare"},
     {"relations"},
-    {"judge"},
+    {"judge", "isolate", "worker"},
     {"examine", "record"},
     {"terminal", "repro", "lint", "plot"},
     {"answers"},

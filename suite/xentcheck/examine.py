@@ -10,7 +10,7 @@ from xentcheck.batch import Batch, build, capabilities_needed
 from xentcheck.case import Aspect, Case
 from xentcheck.implementation import Implementation
 from xentcheck.judge import Exam, Verdict, judge
-from xentcheck.observe import Observation, observe
+from xentcheck.observe import Answer, Failure, Observation, Observe, observe
 from xentcheck.reference import Truth, relevant_conventions, truth
 from xentcheck.relations import NEEDS, applying
 
@@ -18,9 +18,13 @@ KEPT = 8  # batches, truths and observations of the last few cases; a whole run'
 
 
 class Examiner:
-    """Examines cases one after another. Only the latest few are remembered, so ask for the aspects of a case together."""
+    """Examines cases one after another. Only the latest few are remembered, so ask for the aspects of a case together.
 
-    def __init__(self) -> None:
+    observe: where implementations run; see ``isolate`` for another place than this process.
+    """
+
+    def __init__(self, observe: Observe = observe) -> None:
+        self._observe = observe
         self._memory: OrderedDict[Any, Any] = OrderedDict()
         self.observations = 0
 
@@ -40,13 +44,12 @@ class Examiner:
     def truth(self, case: Case, answers: Mapping[str, str]) -> Truth:
         return self._once(("truth", case.id, *sorted(answers.items())), lambda: truth(self.batch(case), answers))
 
-    def observation(self, case: Case, implementation: Implementation) -> Observation:
-        def make() -> Observation:
+    def observation(self, case: Case, implementation: Implementation) -> Observation | Failure:
+        def make() -> Observation | Failure:
             self.observations += 1
             error = case.question.expect.error
-            return observe(
-                implementation, self.batch(case), case.has_gradient or (error is not None and error.phase == "backward")
-            )
+            wants_gradient = case.has_gradient or (error is not None and error.phase == "backward")
+            return self._observe(implementation, self.batch(case), wants_gradient, 2)
 
         return self._once(("observation", case.id, implementation.name), make)
 
@@ -62,9 +65,12 @@ class Examiner:
     def examine(self, case: Case, aspect: Aspect, implementation: Implementation) -> Verdict:
         exam = self.exam(case)
         seen = self.observation(case, implementation) if exam.must_be_put_to(implementation) else None
-        return judge(
-            exam, aspect, implementation, seen, lambda batch: observe(implementation, batch, True, calls=1).first
-        )
+
+        def ask(batch: Batch) -> Answer | Failure:
+            other = self._observe(implementation, batch, True, 1)
+            return other if isinstance(other, Failure) else other.first
+
+        return judge(exam, aspect, implementation, seen, ask)
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key in self._memory:

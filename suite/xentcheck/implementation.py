@@ -190,13 +190,15 @@ def from_callable(function: Callable[..., Any], name: str, source: str = "") -> 
     )
 
 
-def find(specification: str, folder: Path = FOLDER) -> list[Implementation]:
+def find(
+    specification: str, folder: Path = FOLDER, find_one: Callable[[str], list[Implementation]] | None = None
+) -> list[Implementation]:
     """The implementations that ``--impl`` names, in its order: names from ``implementations/``, ``all``, ``package.module:attribute``,
-    ``path/to/file.py:attribute`` and ``path/to/file.py:*``, separated by commas."""
+    ``path/to/file.py:attribute`` and ``path/to/file.py:*``, separated by commas. find_one: what finds those of one of them elsewhere."""
     found: list[Implementation] = []
     for part in (p.strip() for p in specification.split(",")):
         if part:
-            found += _find_one(part, folder)
+            found += find_one(part) if find_one else _find_one(part, folder)
     if not found:
         raise ImplementationError("--impl names no implementation; expected for instance --impl native,maskedce")
     taken: set[str] = set()

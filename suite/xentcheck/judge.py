@@ -20,7 +20,7 @@ from xentcheck.case import RELATIONS, Aspect, Case
 from xentcheck.claims import CONVENTIONS, OPTIONS
 from xentcheck.compare import ALLOWED_UNITS, Fault, compare, first, place
 from xentcheck.implementation import Implementation
-from xentcheck.observe import Answer, Observation
+from xentcheck.observe import Answer, Failure, Observation
 from xentcheck.reference import Array, Truth
 
 STATUSES = ("pass", "fail", "deviates", "unexpected-pass", "unsupported", "unavailable", "error", "crash", "timeout")
@@ -92,8 +92,8 @@ def judge(
     exam: Exam,
     aspect: Aspect,
     implementation: Implementation,
-    seen: Observation | None,
-    ask: Callable[[Batch], Answer] | None = None,
+    seen: Observation | Failure | None,
+    ask: Callable[[Batch], Answer | Failure] | None = None,
 ) -> Verdict:
     """The verdict on one aspect. seen: None where the implementation was not asked. ask: its answer to another batch, for relations."""
     case = exam.case
@@ -127,6 +127,8 @@ def judge(
     if missing and not refusal:
         return verdict("unsupported", f"not claimed: {', '.join(sorted(missing))}")
     assert seen is not None
+    if isinstance(seen, Failure):
+        return verdict(seen.status, seen.message)
     raised = seen.first.raised
     tentative = (
         raised
@@ -163,7 +165,8 @@ def judge(
             fault.units,
             fault.kind,
         )
-    return verdict("error" if fault.kind == "raised" else "fail", fault.message, fault.units, fault.kind)
+    status = {"raised": "error", "crash": "crash", "timeout": "timeout"}.get(fault.kind, "fail")
+    return verdict(status, fault.message, fault.units, fault.kind)
 
 
 def case_status(statuses: Iterable[str]) -> str:

@@ -47,7 +47,8 @@ class Answer:
     second: Array | None = None
     raised: Raised | None = None
     padding: str = ""  # what is not zero at the samples that were added to the batch (padded_to)
-    tensor: Tensor | None = None  # the loss itself, whose memory is the caller's
+    # the loss itself, whose memory is the caller's; it means nothing in another process
+    tensor: Tensor | None = field(default=None, metadata={"sent": False})
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,17 @@ class Observation:
     warnings: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class Failure:
+    """No observation, since the process that was to make it did not live to tell. status: ``crash`` or ``timeout``."""
+
+    status: str
+    message: str
+
+
 Function = Callable[..., Any]
+# How an implementation is put to a batch, in this process (``observe``) or in another one.
+Observe = Callable[[Implementation, Batch, bool, int], Observation | Failure]
 
 
 def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, calls: int = 2) -> Observation:

@@ -16,6 +16,7 @@ from xentcheck import casefile, record, terminal
 from xentcheck.case import ASPECTS, Aspect, Case
 from xentcheck.examine import Examiner
 from xentcheck.implementation import ImplementationError, find
+from xentcheck.isolate import Workers
 from xentcheck.judge import GOOD, Verdict
 from xentcheck.naming import nearest
 
@@ -39,6 +40,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--huge", action="store_true", help="also ask the cases of more than 2^31 logits, which take many gigabytes"
     )
     group.addoption("--resume", action="store_true", help="go on with the truncated run in --results")
+    group.addoption(
+        "--isolate",
+        action="store_true",
+        help="call every implementation in a process of its own: one that dies, hangs, runs out of memory or leaves threads behind is a crash or timeout of that case, and the run goes on (Linux only)",
+    )
+    group.addoption(
+        "--case-timeout",
+        metavar="SECONDS",
+        type=float,
+        help="with --isolate: how long one case may take, compilation included (default: 60)",
+    )
+    group.addoption(
+        "--memory-limit",
+        metavar="GIB",
+        type=float,
+        help="with --isolate: how much data a worker process may hold, of which torch takes 0.3 (default: no limit)",
+    )
 
 
 class Session:
@@ -46,15 +64,18 @@ class Session:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
+        self.workers: Workers | None = None
         try:
-            self.implementations = find(config.getoption("impl"))
+            self.workers = _workers(config)
+            self.implementations = (self.workers.find if self.workers else find)(config.getoption("impl"))
             self.specification = casefile.telling_first(casefile.load_all())
             self.cases = self._selected(config.getoption("cases"))
-            self.examiner = Examiner()
+            self.examiner = Examiner(self.workers.observe) if self.workers else Examiner()
             self.aspects = {
                 (i.name, case.id): self.examiner.aspects(case, i) for case in self.cases for i in self.implementations
             }
         except (ImplementationError, casefile.CaseFileError) as error:
+            self.close()
             raise pytest.UsageError(str(error)) from error
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(
@@ -68,6 +89,10 @@ class Session:
         self.stale = [(i, d) for i in self.implementations for d in i.stale_deviations(ids)]
         if config.getoption("resume") and not config.getoption("results"):
             raise pytest.UsageError("--resume goes on with the run in --results DIR; give that folder, too")
+
+    def close(self) -> None:
+        if self.workers:
+            self.workers.close()
 
     def _selected(self, patterns: str | None) -> list[Case]:
         huge = self.config.getoption("huge")
@@ -131,8 +156,15 @@ def pytest_configure(config: pytest.Config) -> None:
         session.resumed = {tuple(k) for k in keys}
         return
     session.open_results()
+    if getattr(config.option, "numprocesses", None):
+        session.close()  # from here on it is for xdist's workers to ask
     if getattr(config.option, "numprocesses", None) and config.option.maxworkerrestart is None:
         config.option.maxworkerrestart = "1000000"  # a loss that crashes in every case is a result
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if SESSION in config.stash:
+        config.stash[SESSION].close()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -187,7 +219,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         for i in session.implementations
     )
     return [
-        f"xentcheck: torch {torch.__version__}, {torch.get_num_threads()} threads, {len(session.cases)} cases",
+        f"xentcheck: torch {torch.__version__}, {torch.get_num_threads()} threads, {len(session.cases)} cases{', isolated' if session.workers else ''}",
         f"implementations: {implementations}",
     ]
 
@@ -342,6 +374,19 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
 def _key(node_id: str) -> record.Key | None:
     match = NODE_ID.search(node_id)
     return (match["implementation"], match["case"], match["aspect"]) if match else None
+
+
+def _workers(config: pytest.Config) -> Workers | None:
+    limit, memory = config.getoption("case_timeout"), config.getoption("memory_limit")
+    if not config.getoption("isolate"):
+        if limit is not None or memory is not None:
+            raise pytest.UsageError("--case-timeout and --memory-limit are for worker processes; give --isolate, too")
+        return None
+    if not (limit is None or 0 < limit < float("inf")):
+        raise pytest.UsageError(f"--case-timeout: expected a number of seconds above 0; found {limit:g}")
+    if not (memory is None or 0 < memory < 2**30):
+        raise pytest.UsageError(f"--memory-limit: expected a number of GiB above 0; found {memory:g}")
+    return Workers(60.0 if limit is None else limit, None if memory is None else round(memory * 2**30))
 
 
 def _is_worker(config: pytest.Config) -> bool:

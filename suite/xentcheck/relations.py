@@ -17,7 +17,7 @@ from torch import Tensor
 from xentcheck.batch import Batch
 from xentcheck.case import Case, Relation
 from xentcheck.compare import Array, Fault, compare
-from xentcheck.observe import Answer
+from xentcheck.observe import Answer, Failure
 from xentcheck.reference import Truth, relevant_conventions, truth
 
 # What an implementation must offer to be asked about a relation, beyond what the case itself needs.
@@ -36,7 +36,7 @@ class Asked:
     answer: Answer
     truth: Truth
     dtype: str
-    ask: Callable[[Batch], Answer]
+    ask: Callable[[Batch], Answer | Failure]
 
     @property
     def loss(self) -> Array:
@@ -52,6 +52,8 @@ class Asked:
     def another(self, batch: Batch) -> Asked:
         """The answer to another batch. Raises Broken if there is none."""
         answer = self.ask(batch)
+        if isinstance(answer, Failure):
+            raise Broken(Fault(answer.status, answer.message))
         if answer.raised:
             raise Broken(Fault("raised", f"expected an answer, too; found {answer.raised}"))
         if answer.loss is None or answer.gradient is None:

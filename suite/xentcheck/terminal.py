@@ -30,7 +30,7 @@ def failure(case: Case, verdict: Verdict, implementation: Implementation) -> str
         f"{verdict.case}   {verdict.aspect}   {implementation.name} {implementation.version}".rstrip(),
         f"  clause     {case.clause.requirement}",
         f"  case       {_relative(case.path)}:{case.line}" + (f": {case.why}" if case.why else ""),
-        f"  {verdict.status:<10} {verdict.message}",
+        f"  {verdict.status:<10} " + verdict.message.replace("\n", "\n" + " " * 13),
         f"  reproduce  {repro_command(case, implementation)}",
     ]
     return "\n".join(lines)

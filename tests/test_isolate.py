@@ -1,0 +1,451 @@
+"""Whatever a loss does to its process is a verdict of one case, and the run goes on; otherwise all is as it is without ``--isolate``."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import fakes
+import faults
+import xentcheck
+from xentcheck import casefile, record
+from xentcheck.examine import Examiner
+from xentcheck.implementation import Implementation, ImplementationError, find
+from xentcheck.isolate import Workers
+from xentcheck.observe import observe
+
+SUITE = Path(xentcheck.__file__).resolve().parents[1]
+HERE = Path(__file__).parent
+FAULTS, FAKES = HERE / "faults.py", HERE / "fakes.py"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="--isolate is for Linux")
+
+
+@pytest.fixture(scope="module")
+def workers():
+    """One fork server for all tests. The limits are far away, except where a test sets one."""
+    made = Workers(limit=300.0, memory=4 * 2**30)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def put(workers):
+    """``put(case, implementation)``: the verdict on each aspect, from a worker."""
+    examiner = Examiner(workers.observe)
+    return lambda case, implementation: {a: examiner.examine(case, a, implementation) for a in case.aspects}
+
+
+@pytest.fixture
+def five(cases):
+    """The first, a middle one and the last have five classes."""
+    return cases(*(f"id: c{n}, logits: {{shape: [3, {5 - n % 2}]}}" for n in range(5)))
+
+
+def statuses(verdicts):
+    return {v.status for v in verdicts.values()}
+
+
+# --- faults
+
+
+PLACES = ("forward", "backward")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("fault", faults.CRASHES, ids=lambda f: f.__name__)
+def test_a_worker_that_crashes(workers, put, five, fault, place):
+    name = f"{fault.__name__}_in_{place}"
+    implementation = workers.find(f"{FAULTS}:{name}")[0]
+    for number, case in enumerate(five):
+        verdicts = put(case, implementation)
+        assert len(verdicts) == 4
+        assert statuses(verdicts) == {"pass" if number % 2 else "crash"}, verdicts
+        if not number % 2:
+            assert f"the worker process {faults.CRASHES[fault]}" in verdicts["loss"].message
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("fault", faults.TIMEOUTS, ids=lambda f: f.__name__)
+def test_a_worker_that_hangs(workers, put, five, monkeypatch, fault, place):
+    implementation = workers.find(f"{FAULTS}:{fault.__name__}_in_{place}")[0]
+    for number, case in enumerate(five[:2] if place == "forward" else five[3:]):
+        hangs = number == (0 if place == "forward" else 1)
+        monkeypatch.setattr(workers, "limit", 0.3 if hangs else 300.0)
+        verdicts = put(case, implementation)
+        assert statuses(verdicts) == {"timeout" if hangs else "pass"}, verdicts
+        if hangs:
+            assert "the worker process gave no answer within 0.3 s (--case-timeout)" in verdicts["loss"].message
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("fault", faults.HARMLESS, ids=lambda f: f.__name__)
+def test_what_does_no_harm_to_others_is_no_fault(workers, put, five, capfd, fault, place):
+    implementation = workers.find(f"{FAULTS}:{fault.__name__}_in_{place}")[0]
+    for case in five:
+        assert statuses(put(case, implementation)) == {"pass"}
+    printed = {"print_a_line": "printed", "write_to_stdout": "written", "print_in_c": "put"}.get(fault.__name__, "")
+    assert capfd.readouterr().out == 6 * f"{printed}\n" * bool(printed)  # three cases, two calls
+
+
+def test_a_crash_tells_what_was_printed_and_where_it_was(workers, put, five):
+    implementation = workers.find(f"{FAULTS}:print_and_leave_in_forward")[0]
+    message = put(five[0], implementation)["loss"].message
+    assert message.splitlines()[1:] == ["that, too"] * 6
+    implementation = workers.find(f"{FAULTS}:segfault_in_forward")[0]
+    message = put(five[0], implementation)["loss"].message
+    assert "Fatal Python error: Segmentation fault" in message
+    assert f'File "{FAULTS}", line' in message
+    assert "in segfault" in message
+    assert "observe.py" not in message
+
+
+def test_a_timeout_tells_where_it_was(workers, put, five, monkeypatch):
+    implementation = workers.find(f"{FAULTS}:hang_in_c_in_backward")[0]
+    monkeypatch.setattr(workers, "limit", 0.3)
+    message = put(five[0], implementation)["loss"].message
+    assert "in hang_in_c\n" in message
+    assert "in backward\n" in message
+
+
+def test_a_result_that_kills_whoever_looks_at_it(workers, put, five):
+    implementation = workers.find(f"{FAULTS}:looked_at")[0]
+    assert implementation.loss_and_gradient is not None
+    assert statuses(put(five[0], implementation)) == {"crash"}
+
+
+def test_what_was_not_asked_is_unsupported_and_not_a_crash(workers, case, put):
+    implementation = workers.find(f"{FAULTS}:segfault_in_forward")[0]
+    unable = replace(implementation, capabilities=implementation.capabilities - {"weight"})
+    asked = case("logits: {shape: [3, 5]}, weight: random")
+    assert statuses(put(asked, unable)) == {"unsupported"}
+    assert statuses(put(asked, implementation)) == {"crash"}
+
+
+@pytest.mark.parametrize("name", ["exits", "interrupts"])
+def test_what_is_raised_past_everything_is_raised_here(workers, case, name):
+    implementation = workers.find(f"{FAULTS}:{name}")[0]
+    examiner = Examiner(workers.observe)
+    raised = {"exits": (SystemExit, "enough of this"), "interrupts": (RuntimeError, "KeyboardInterrupt")}[name]
+    with pytest.raises(raised[0], match=raised[1]):
+        examiner.examine(case("logits: {shape: [3, 4]}"), "loss", implementation)
+
+
+# --- loading
+
+
+@pytest.mark.parametrize("name", ["always_segfaults", "always_hangs"])
+def test_a_loss_that_dies_of_the_question_whether_it_takes_lists_does_not_take_them(
+    workers, put, five, monkeypatch, name
+):
+    monkeypatch.setattr(workers, "limit", 0.3)
+    implementation = workers.find(f"{FAULTS}:{name}")[0]
+    assert "ignore_index" in implementation.capabilities
+    assert "ignore_index_list" not in implementation.capabilities
+    assert len(statuses(put(five[1], implementation)) & {"crash", "timeout"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [(f, says.split(";")[0]) for f, says in faults.CRASHES.items() if not f.__name__.startswith(("hog", "leave_a_thread", "leave_a_daemon", "leave_while"))]
+    + [(faults.hang, "did not finish within 0.5 s"), (faults.stop, "did not finish within 0.5 s")],
+    ids=lambda v: getattr(v, "__name__", ""),
+)  # fmt: skip
+def test_a_loss_that_cannot_be_imported_is_a_message_at_the_start(workers, tmp_path, monkeypatch, fault, says):
+    path = tmp_path / "dies.py"
+    path.write_text(f"import sys\nsys.path.append({str(HERE)!r})\nimport faults\nfaults.{fault.__name__}()\n")
+    monkeypatch.setattr(workers, "_loading", 0.5 if "finish" in says else 300.0)
+    with pytest.raises(ImplementationError) as error:
+        workers.find(f"{path}:loss")
+    assert f"--impl {path}:loss: cannot be loaded: the worker that imported it {says}" in str(error.value)
+    monkeypatch.undo()
+    assert workers.find("native")[0].name == "native", "it goes on"
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("raise ValueError('no')", "dies.py:1: the file cannot be imported: ValueError: no"),
+        ("import sys; sys.exit(3)", "dies.py:1: the file cannot be imported: SystemExit: 3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("los = 1", "no attribute 'loss'"),
+    ],
+)
+def test_an_error_at_import_is_the_one_that_it_is_without_workers(workers, tmp_path, code, says):
+    path = tmp_path / "dies.py"
+    path.write_text(code)
+    with pytest.raises(ImplementationError) as error:
+        workers.find(f"{path}:loss")
+    assert says in str(error.value)
+
+
+def test_a_module_that_prints_or_keeps_threads_from_its_import_on(workers, put, tmp_path, capfd, five):
+    path = tmp_path / "prints.py"
+    path.write_text(
+        f"import sys, threading, time\nprint('hello')\nsys.path.append({str(HERE)!r})\n"
+        "threading.Thread(target=time.sleep, args=(1000,)).start()\nfrom fakes import right as loss\n"
+    )
+    implementation = workers.find(f"{path}:loss")[0]
+    assert capfd.readouterr().out == "hello\n"
+    assert statuses(put(five[0], implementation)) == {"pass"}
+
+
+def test_a_loss_that_can_be_imported_only_once_is_a_crash_from_then_on(workers, put, tmp_path, five):
+    path = tmp_path / "once.py"
+    path.write_text(
+        f"import sys, pathlib\nsys.path.append({str(HERE)!r})\nfrom faults import segfault_in_forward as loss\n"
+        f"pathlib.Path({str(tmp_path / 'loaded')!r}).touch(exist_ok=False)\n"
+    )
+    implementation = workers.find(f"{path}:loss")[0]
+    assert "SIGSEGV" in put(five[0], implementation)["loss"].message
+    verdict = put(five[1], implementation)["loss"]
+    assert verdict.status == "crash"
+    assert "no worker process could be started again: the new one says: " in verdict.message
+    assert "FileExistsError" in verdict.message
+
+
+SOURCES = ["native,maskedce", "native,native", "masked_mean", "torch.nn.functional:cross_entropy", f"{FAKES}:arrays",
+           f"{HERE / 'mutants' / 'state.py'}:*", f"{FAULTS}:looked_at"]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.rpartition("/")[2])
+def test_what_is_found_is_what_is_found_without_workers(workers, source):
+    here, there = find(source), workers.find(source)
+    for one, two in zip(here, there, strict=True):
+        forms = ("cross_entropy", "loss_and_gradient", "linear_cross_entropy")
+        assert [getattr(one, f) is None for f in forms] == [getattr(two, f) is None for f in forms]
+        for name in set(vars(one)) - set(forms):
+            assert getattr(one, name) == getattr(two, name), name
+    assert record.run_header(here, "", "")["implementations"] == record.run_header(there, "", "")["implementations"]
+
+
+def test_a_memory_limit_below_what_torch_takes_is_a_message_at_the_start(workers, monkeypatch):
+    monkeypatch.setattr(workers, "_memory", 2**24)
+    with pytest.raises(
+        ImplementationError, match=r"--memory-limit 0\.015625: expected more than the 0\.\d+ GiB that torch"
+    ):
+        workers.find("native")
+
+
+def test_an_implementation_without_a_source_cannot_be_isolated(workers, case):
+    made = Implementation(name="made", cross_entropy=fakes.right)
+    with pytest.raises(ImplementationError, match="implementation made: --isolate loads an implementation anew, so it"):
+        Examiner(workers.observe).examine(case("logits: {shape: [3, 4]}"), "loss", made)
+
+
+def test_nothing_of_an_implementation_is_called_in_this_process(workers):
+    with pytest.raises(ImplementationError, match="an implementation is called in its worker only"):
+        workers.find("native")[0].cross_entropy(torch.zeros(1, 2), torch.zeros(1))
+
+
+# --- otherwise nothing changes
+
+
+ALIKE = {"native": 4, "maskedce": 6} | {
+    f"{HERE / 'mutants' / file}.py:{name}": 25
+    for file, name in (
+        ("global_state", "changes_the_default_dtype"),
+        ("global_state", "changes_the_number_of_threads"),
+        ("global_state", "seeds_the_random_numbers_of_torch"),
+        ("state", "*"),
+        ("layouts", "*"),
+        ("acceptance", "target_equal_to_the_class_count_is_accepted"),
+    )
+}
+EAGER = [case for case in casefile.load_all() if case.question.mode != "compile"]
+
+
+@pytest.mark.parametrize("source", ALIKE, ids=lambda s: s.rpartition("/")[2])
+def test_verdicts_are_the_same_either_way(workers, source):
+    def either(implementation, *question):
+        return (observe if implementation.name == "here" else workers.observe)(implementation, *question)
+
+    examiner = Examiner(either)
+    for here, there in zip(find(source), workers.find(source), strict=True):
+        for case in EAGER[:: ALIKE[source]]:
+            for aspect in case.aspects:
+                one = examiner.examine(case, aspect, replace(here, name="here"))
+                two = examiner.examine(case, aspect, there)
+                # the same to the last bit, and NaN equals NaN
+                assert repr(replace(one, implementation=there.name)) == repr(two)
+
+
+def test_the_compilers_threads_are_not_the_implementations(workers, put, cases):
+    asked = cases("id: c, logits: {shape: [3, 5]}, mode: compile")[0]
+    assert statuses(put(asked, workers.find("maskedce")[0])) == {"pass"}
+
+
+def test_a_worker_that_died_between_two_cases_is_replaced(workers, put, five):
+    implementation = workers.find(f"{FAKES}:right")[0]
+    put(five[0], implementation)
+    worker = workers._serving["right"]
+    worker.server.signal(worker.number, signal.SIGKILL)
+    worker.server.listen(60, worker.number)
+    assert statuses(put(five[1], implementation)) == {"pass"}
+    assert workers._serving["right"] is not worker
+
+
+def test_a_server_that_died_is_a_crash_of_one_case(five):
+    workers = Workers()
+    implementation = workers.find(f"{FAULTS}:kill_in_forward")[0]
+    examiner = Examiner(workers.observe)
+    os.killpg(workers._server._process.pid, signal.SIGKILL)
+    workers._server._process.wait()
+    assert examiner.examine(five[1], "loss", implementation).status == "pass"
+    assert examiner.examine(five[0], "loss", implementation).status == "crash"
+    workers.close()
+
+
+# --- runs
+
+
+@pytest.fixture
+def start(tmp_path):
+    """``start(option, ...)``: ``python -m pytest suite/ --isolate`` as a process, with the specification unread."""
+    running = []
+    (tmp_path / "quick.py").write_text("from xentcheck import casefile\ncasefile.load_all = lambda: []\n")
+
+    def popen(*options, **environment):
+        command = [sys.executable, "-m", "pytest", "suite/", "-p", "quick", "-p", "no:cacheprovider", "--isolate"]
+        path = os.pathsep.join([str(SUITE), str(tmp_path)])
+        process = subprocess.Popen(
+            [*command, *map(str, options)],
+            cwd=SUITE.parent,
+            env={**os.environ, "PYTHONPATH": path, "COLUMNS": "110", "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield popen
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run(start, monkeypatch):
+    """``run(option, ...)``: screen and exit status; in this process, which saves importing torch once more, unless it is spread."""
+
+    def main(*options):
+        if "-n" in options:
+            process = start(*options)
+            return process.communicate(timeout=300)[0], process.returncode
+        monkeypatch.chdir(SUITE.parent)
+        monkeypatch.setenv("COLUMNS", "110")
+        monkeypatch.setattr(casefile, "load_all", lambda: [])
+        off = [f"no:{name}" for name in ("cacheprovider", "faulthandler", "benchmark", "unraisableexception")]
+        screen = io.StringIO()
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+            arguments = [str(SUITE), "--isolate", "--capture=no", *(o for name in off for o in ("-p", name))]
+            status = pytest.main([*arguments, *map(str, options)])
+        return screen.getvalue(), int(status)
+
+    return main
+
+
+@pytest.fixture
+def path(write):
+    return write(*(f"id: c{n}, logits: {{shape: [3, {5 - n % 2}]}}" for n in range(5)))
+
+
+def outcome(folder):
+    return {(v.implementation, v.case, v.aspect): v.status for v in record.load(folder).verdicts}
+
+
+@pytest.mark.parametrize("spread", [(), ("-n", "2")], ids=["alone", "spread"])
+def test_a_run_full_of_faults_ends_with_a_complete_record(run, path, tmp_path, spread):
+    dying = [f"{f.__name__}_in_{p}" for f, p in zip(faults.CRASHES, PLACES * 99, strict=False)][:: 5 if spread else 1]
+    names = [*dying, "print_a_line_in_forward", "always_segfaults", "exits", "wrong_and_talkative"]
+    folder = tmp_path / "results"
+    screen, status = run(
+        "--impl", ",".join(f"{FAULTS}:{n}" for n in names), "--cases", path, "--results", folder, "--memory-limit", "4", *spread
+    )  # fmt: skip
+    assert status == 1, screen
+    results = record.load(folder)
+    assert results.complete
+    assert len(results.verdicts) == len(outcome(folder)) == len(names) * 5 * 4
+    for (name, case, _), status in outcome(folder).items():
+        dies = {"always_segfaults": "crash", "exits": "error", "wrong_and_talkative": status}.get(name)
+        assert status == (dies or ("crash" if name in dying and int(case[-1]) % 2 == 0 else "pass")), (name, case)
+    assert "cases, isolated" in screen
+    assert "crash      the worker process was killed by signal 11 (SIGSEGV); it wrote last:\n   " in screen
+    assert f"reproduce  xentcheck repro small/c0 --impl {FAULTS}:segfault_in_forward" in screen.replace("\n", "")
+    assert "it is printed where the failure is" in screen
+    assert "INTERNALERROR" not in screen
+
+
+def is_gone(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+def wait_for(condition, what):
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"a minute went by, and {what}")
+
+
+@pytest.mark.parametrize(
+    ("ending", "spread"),
+    [(signal.SIGINT, ()), (signal.SIGKILL, ()), (signal.SIGINT, ("-n", "2"))],
+    ids=["interrupted", "killed", "spread and interrupted"],
+)
+def test_a_run_that_was_cut_off_leaves_no_process_behind_and_can_be_finished(start, path, tmp_path, ending, spread):
+    hanging, folder = tmp_path / "hanging", tmp_path / "results"
+    options = ("--impl", f"{FAULTS}:hangs_once", "--cases", path, "--results", folder, *spread)
+    process = start(*options, XENTCHECK_CALLS=str(hanging))
+    wait_for(lambda: hanging.exists() and len(hanging.read_text().split()) == 2, "nobody hangs")
+    process.send_signal(ending)
+    screen, _ = process.communicate(timeout=60)
+    assert process.returncode == (2 if ending == signal.SIGINT else -signal.SIGKILL), screen
+    for pid in map(int, hanging.read_text().split()):
+        wait_for(lambda pid=pid: is_gone(pid), f"process {pid} is still there")
+    assert not record.load(folder).complete
+    if ending == signal.SIGINT and not spread:
+        process = start(*options, "--resume", XENTCHECK_CALLS=str(hanging))
+        screen, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, screen
+        assert record.load(folder).complete
+        assert set(outcome(folder).values()) == {"pass"}
+        lines = [json.loads(line) for line in (folder / record.NAME).read_text().splitlines()]
+        assert sum(line["kind"] == "verdict" for line in lines) == 5 * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--case-timeout", "0"), "--case-timeout: expected a number of seconds above 0; found 0"),
+        (("--case-timeout", "nan"), "--case-timeout: expected a number of seconds above 0; found nan"),
+        (("--memory-limit", "-1"), "--memory-limit: expected a number of GiB above 0; found -1"),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_on_the_command_line_is_explained(run, options, says):
+    screen, status = run("--impl", "native", *options)
+    assert status == 4
+    assert says in screen
+    assert "Traceback" not in screen
+
+
+def test_the_limits_are_for_workers_only(capsys, monkeypatch):
+    monkeypatch.setattr(casefile, "load_all", lambda: [])
+    assert (
+        pytest.main([str(SUITE), "--capture=no", "-p", "no:cacheprovider", "--impl", "native", "--case-timeout", "5"])
+        == 4
+    )
+    assert "--case-timeout and --memory-limit are for worker processes; give --isolate, too" in capsys.readouterr().err
