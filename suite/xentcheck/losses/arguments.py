@@ -105,9 +105,11 @@ def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None, ignore_i
 
 def check_range(target: Tensor, classes: int, values: tuple[int, ...]) -> None:
     """target: with a class in place of what is ignored."""
-    wrong = ((target < 0) | (target >= classes)).nonzero()
-    if len(wrong):
-        position = tuple(wrong[0].tolist())
+    if not target.numel():
+        return
+    least, largest = torch.aminmax(target)
+    if least < 0 or largest >= classes:
+        position = tuple(((target < 0) | (target >= classes)).nonzero()[0].tolist())
         wanted = f"a class from 0 to {classes - 1}, or {' or '.join(map(str, values)) or 'nothing'} to be ignored"
         raise IndexError(_expected("target", wanted, f"{int(target[position])} at position {position}"))
 

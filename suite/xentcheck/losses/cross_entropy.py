@@ -138,8 +138,14 @@ class MaskedCrossEntropyLoss(nn.Module):
 
 
 def _is_small(input: Tensor) -> bool:
-    """Where blocks do not save what they cost, which is Python code and operations on positions instead of logits."""
-    return input.numel() <= 2**20 or input.shape[1] < 8
+    """Where blocks do not save what they cost, which is Python code and operations on positions instead of logits.
+
+    They save memory that is new to the process and the backward pass, and in half types the copy in float32.
+    """
+    if input.dtype not in (torch.float32, torch.float64):
+        return input.numel() <= 2**18 or input.shape[1] < 8
+    wants_gradient = torch.is_grad_enabled() and input.requires_grad
+    return input.numel() * input.itemsize < (2**23 if wants_gradient else 2**25) or input.shape[1] < 8
 
 
 def _is_plain(input: Tensor, target: Tensor) -> bool:
