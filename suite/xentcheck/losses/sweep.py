@@ -28,7 +28,7 @@ def sweep(
     scale: what the gradient of each position's loss is multiplied with. into: the buffer for the gradient: that of an
     earlier gradient for the same question, or the logits, which are then overwritten.
     """
-    as_rows = _classes_lie_together(input)
+    as_rows = classes_lie_together(input)
     x, target = _arranged(input, as_rows), _arranged(question.target, as_rows)
     ignored = None if question.ignored is None else _arranged(question.ignored, as_rows)
     dtype = working_dtype(x)
@@ -83,16 +83,17 @@ def sweep(
 
 def scale_in_place(gradient: Tensor, factor: float, ignored: Tensor | None) -> Tensor:
     """Multiplies a gradient with a number, and leaves memory of ignored rows untouched."""
-    if ignored is None:
-        return gradient.mul_(factor)
-    as_rows = _classes_lie_together(gradient)
+    as_rows = classes_lie_together(gradient)
     part = _arranged(gradient, as_rows)
-    for at in _blocks(part, _arranged(ignored, as_rows), needs_box=False):
-        if isinstance(at, Tensor):
-            part[at] = part[at] * factor
-        else:
-            part[at].mul_(factor)
-    return gradient if math.isfinite(factor) else gradient.masked_fill_(ignored, 0)
+    if ignored is None or part.data_ptr() != gradient.data_ptr():
+        gradient.mul_(factor)
+    else:
+        for at in _blocks(part, _arranged(ignored, as_rows), needs_box=False):
+            if isinstance(at, Tensor):
+                part[at] = part[at] * factor
+            else:
+                part[at].mul_(factor)
+    return gradient if ignored is None or math.isfinite(factor) else gradient.masked_fill_(ignored, 0)
 
 
 # What happens to a block
@@ -149,7 +150,7 @@ def _multiply(p: Tensor, factor: Tensor | float, at: Block, ignored: Tensor | No
 # How a tensor is divided
 
 
-def _classes_lie_together(input: Tensor) -> bool:
+def classes_lie_together(input: Tensor) -> bool:
     """Whether positions are best worked on as rows, and not as planes."""
     if input.dim() == 2:
         return True
