@@ -25,7 +25,6 @@ def take_route(route: str, monkeypatch: pytest.MonkeyPatch) -> str:
     if route == "small blocks":
         monkeypatch.setattr(sweep, "_SMALLEST_BLOCK", 30)
         monkeypatch.setattr(sweep, "_LARGEST_BLOCK", 30)
-        monkeypatch.setattr(sweep, "_SMALLEST_GAP", 1)
     return route
 
 

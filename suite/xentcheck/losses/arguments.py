@@ -58,7 +58,9 @@ def check_options(reduction: str, smoothing: float, normalizer: Tensor | float |
         raise ValueError(_expected("normalizer", "a finite number that is not negative", repr(normalizer)))
 
 
-def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: object = None) -> None:
+def check_tensors(
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: object = None, inplace: bool = False
+) -> None:
     shape = input.shape
     if input.dtype not in _FLOATING:
         raise TypeError(_expected("dtype of input", "float64, float32, bfloat16 or float16", input.dtype))
@@ -87,6 +89,9 @@ def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None, ignore_i
     elif target.shape != torch.Size(positions):
         wanted = f"{tuple(positions)} for logits of shape {tuple(shape)} with the classes in dimension {dimension}"
         raise ValueError(_expected("shape of target", wanted, tuple(target.shape)))
+    if inplace and input.is_leaf and input.requires_grad and torch.is_grad_enabled():
+        found = "a leaf that requires a gradient, whose values would be lost"
+        raise ValueError(_expected("inplace=True", "logits that something computed, for they are overwritten", found))
     if target.device != input.device:
         raise ValueError(_expected("device of target", f"{input.device} as for the input", target.device))
     if weight is None:
@@ -105,19 +110,10 @@ def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None, ignore_i
 
 def check_range(target: Tensor, classes: int, values: tuple[int, ...]) -> None:
     """target: with a class in place of what is ignored."""
-    wrong = ((target < 0) | (target >= classes)).nonzero()
-    if len(wrong):
-        position = tuple(wrong[0].tolist())
+    if not target.numel():
+        return
+    least, largest = torch.aminmax(target)
+    if least < 0 or largest >= classes:
+        position = tuple(((target < 0) | (target >= classes)).nonzero()[0].tolist())
         wanted = f"a class from 0 to {classes - 1}, or {' or '.join(map(str, values)) or 'nothing'} to be ignored"
         raise IndexError(_expected("target", wanted, f"{int(target[position])} at position {position}"))
-
-
-def check_inplace(input: Tensor) -> None:
-    """Of logits that require a gradient."""
-    if input.is_leaf:
-        wanted = "logits that a model computed, for they are overwritten"
-        raise ValueError(
-            _expected("inplace=True", wanted, "a leaf that requires a gradient, whose values would be lost")
-        )
-    if any(size > 1 and not stride for size, stride in zip(input.shape, input.stride(), strict=True)):
-        raise ValueError(_expected("inplace=True", "logits with memory of their own", "expanded ones (clone them)"))

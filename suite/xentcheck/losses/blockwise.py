@@ -24,8 +24,8 @@ class Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, question: Question, inplace: bool) -> Tensor:
         scale = None if question.reduction == "none" else _reciprocal(question.denominator)
-        losses, gradient = sweep(input, question, scale, into=input if inplace else None)
-        is_overwritten = inplace and gradient is not None
+        is_overwritten = inplace and scale is not None
+        losses, gradient = sweep(input, question, scale, into=input if is_overwritten else None)
         if is_overwritten:
             gradient = _moved(gradient, input)
         ctx.save_for_backward(None if is_overwritten else input, *question[:3], gradient)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _HUGE_PAGE = 2**21  # bytes
-_WORTH_IT = 2 * _HUGE_PAGE
+_WORTH_IT = 2**25  # bytes; what is smaller, malloc keeps for the next who asks, with its pages
 _CAN = all(hasattr(mmap, name) for name in ("MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_HUGEPAGE"))  # on Linux
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_inplace, check_options, check_range, check_tensors, ignore_values
+from .arguments import check_options, check_range, check_tensors, ignore_values
 from .blockwise import Blockwise
+from .compiled import loss_of_many_logits
 from .composed import composed
 from .guarded import guarded, plainly, torch_is_right
 from .sweep import sweep
@@ -56,8 +57,8 @@ def masked_cross_entropy(
             and its gradient are 0 whatever it is.
         inplace: whether the gradient may overwrite the logits, so that it takes no memory. They must not be used after
             the call; where the backward pass of another operation needs them, autograd raises an error. Not for logits
-            that are a leaf of the graph, and without second derivatives. Where no gradient is wanted, on other devices
-            than the CPU, and under torch.func and torch.compile, nothing is overwritten.
+            that are a leaf of the graph, and without second derivatives. Nothing is overwritten where no gradient is
+            wanted, where logits are expanded, on other devices than the CPU, and under torch.func and torch.compile.
 
     Returns:
         The loss in the dtype of ``input``, under autocast in float32 if that is a half type: a scalar, or of the shape of
@@ -68,7 +69,7 @@ def masked_cross_entropy(
         TypeError: a dtype other than the above.
         ValueError: shapes or devices that do not match; an unknown reduction; a smoothing outside [0, 1]; a weight or
             normaliser that requires a gradient; a normaliser that is negative or without reduction="mean"; an ignored
-            value beside class probabilities; ``inplace`` with a leaf or with expanded logits.
+            value beside class probabilities; ``inplace`` with a leaf.
         IndexError: a target that is neither a class nor ignored. Where values cannot be looked at, that is on devices
             other than the CPU and under torch.func and torch.compile, torch's own check of an index has to do.
     """
@@ -80,7 +81,7 @@ def masked_cross_entropy(
             return loss
     check_options(reduction, label_smoothing, normalizer)
     values = ignore_values(ignore_index)
-    check_tensors(input, target, weight, ignore_index)
+    check_tensors(input, target, weight, ignore_index, inplace)
     if input.dim() == 1:
         options: dict[str, Any] = {"reduction": reduction, "label_smoothing": label_smoothing, "normalizer": normalizer}
         if not target.is_floating_point():
@@ -88,17 +89,19 @@ def masked_cross_entropy(
         loss = masked_cross_entropy(input.unsqueeze(0), target.unsqueeze(0), weight=weight, inplace=inplace, **options)
         return loss.squeeze(0) if reduction == "none" else loss
     wants_gradient = torch.is_grad_enabled() and input.requires_grad
-    overwrites = inplace and wants_gradient and may_look
-    if overwrites:
-        check_inplace(input)
+    overwrites = inplace and wants_gradient and may_look and not _is_expanded(input)
     small = _is_small(input) and not overwrites
     if may_look and small and values and torch_is_right(input, target, weight, label_smoothing):
         loss = guarded(input, target, values, weight, label_smoothing, reduction, normalizer)
         return loss.to(dtype_of_loss(input))
+    learns_target = torch.is_grad_enabled() and target.requires_grad
+    if _can_use_operator(input) and not small and not learns_target:
+        dtype = dtype_of_loss(input)
+        return loss_of_many_logits(input, target, values, weight, label_smoothing, reduction, normalizer, dtype)
     question = Question.ask(input, target, values, weight, label_smoothing, reduction, normalizer, may_look)
     if may_look and question.is_about_classes:
         check_range(question.target.squeeze(1), input.shape[1], values)
-    if not may_look or small or (torch.is_grad_enabled() and target.requires_grad):
+    if not may_look or small or learns_target:
         return composed(input, question)
     if wants_gradient:
         return Blockwise.apply(input, question, overwrites)
@@ -138,8 +141,19 @@ class MaskedCrossEntropyLoss(nn.Module):
 
 
 def _is_small(input: Tensor) -> bool:
-    """Where blocks do not save what they cost, which is Python code and operations on positions instead of logits."""
-    return input.numel() <= 2**20 or input.shape[1] < 8
+    """Where blocks do not save what they cost, which is Python code and operations on positions instead of logits.
+
+    They save memory that is new to the process and the backward pass, and in half types the copy in float32.
+    """
+    if input.dtype not in (torch.float32, torch.float64):
+        return input.numel() <= 2**18 or input.shape[1] < 8
+    wants_gradient = torch.is_grad_enabled() and input.requires_grad
+    return input.numel() * input.itemsize < (2**23 if wants_gradient else 2**25) or input.shape[1] < 8
+
+
+def _is_expanded(input: Tensor) -> bool:
+    """Whether there is nothing to overwrite, or several logits in one place."""
+    return not input.numel() or any(n > 1 and not s for n, s in zip(input.shape, input.stride(), strict=True))
 
 
 def _is_plain(input: Tensor, target: Tensor) -> bool:
@@ -153,6 +167,10 @@ def _is_plain(input: Tensor, target: Tensor) -> bool:
         and input.numel() > 0
         and _is_small(input)
     )
+
+
+def _can_use_operator(input: Tensor) -> bool:
+    return torch.compiler.is_compiling() and input.is_cpu and not torch._C._are_functorch_transforms_active()
 
 
 def _values_are_out_of_sight(input: Tensor) -> bool:

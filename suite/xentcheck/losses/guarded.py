@@ -14,13 +14,17 @@ from .terms import working_dtype
 def plainly(input: Tensor, target: Tensor, ignore_index: int, reduction: str) -> Tensor | None:
     """torch's loss of logits (N, C, ...) and classes in int64, if two numbers show that it is right and it raised nothing.
 
-    Only logits that are not finite, and a mean over nothing, need more care.
+    Only a mean over nothing needs more care; and, for the gradient, positions whose softmax is NaN, which it is in all
+    classes or in none: the backward pass multiplies it with 0 where they are ignored.
     """
-    wants_gradient = input.requires_grad and torch.is_grad_enabled()
     try:
-        if wants_gradient and not math.isfinite(input.detach().sum().item()):
-            return None
-        loss = nn.functional.cross_entropy(input, target, ignore_index=ignore_index, reduction=reduction)
+        if input.requires_grad and torch.is_grad_enabled():
+            log_p = torch.log_softmax(input, 1)
+            if math.isnan(log_p.detach().select(1, 0).sum().item()):
+                return None
+            loss = nn.functional.nll_loss(log_p, target, ignore_index=ignore_index, reduction=reduction)
+        else:
+            loss = nn.functional.cross_entropy(input, target, ignore_index=ignore_index, reduction=reduction)
     except (RuntimeError, ValueError, IndexError):  # to be said in our own words
         return None
     return loss if reduction == "none" or math.isfinite(loss.item()) else None

@@ -10,10 +10,9 @@ from torch import Tensor
 from . import buffers
 from .terms import Question, Shares, losses_of, shares_of, smoothed, weighed, working_dtype
 
-_SMALLEST_BLOCK, _LARGEST_BLOCK = 2**18, 2**22  # logits
-_SMALLEST_GAP = 2**17  # logits of ignored rows between valid ones that are worth leaving out
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 2**20, 2**23  # logits
 
-Block = tuple[slice, ...]
+Block = tuple[slice, ...] | Tensor  # slices, or the numbers of rows
 
 
 def sweep(
@@ -29,13 +28,13 @@ def sweep(
     scale: what the gradient of each position's loss is multiplied with. into: the buffer for the gradient: that of an
     earlier gradient for the same question, or the logits, which are then overwritten.
     """
-    as_rows = _classes_lie_together(input)
+    as_rows = classes_lie_together(input)
     x, target = _arranged(input, as_rows), _arranged(question.target, as_rows)
     ignored = None if question.ignored is None else _arranged(question.ignored, as_rows)
     dtype = working_dtype(x)
-    blocks = _blocks(
-        x, ignored, keeps_planes=scale is not None and x.dtype == dtype and x.is_contiguous() and into is not input
-    )
+    overwrites = into is input
+    needs_box = scale is None or overwrites or x.dtype != dtype or not x.is_contiguous()
+    blocks = _blocks(x, ignored, needs_box)
     shares = shares_of(x, target, question) if question.is_about_classes else None
     is_plain = shares is not None and shares.classes is None
     losses = torch.zeros((x.shape[0], 1, *x.shape[2:]), dtype=dtype) if wants_losses else None
@@ -45,18 +44,17 @@ def sweep(
         factor = scale * shares.target if is_plain and question.weight is not None else scale
         factor = _cleared(factor, ignored, dtype)
         gradient = _room(x, blocks) if into is None else _arranged(into, as_rows)
-    overwrites = into is input
-    if overwrites:
-        _clear_between(gradient, blocks)
+    if overwrites and ignored is not None and x.dim() == 2:
+        gradient.index_fill_(0, ignored.flatten().nonzero().flatten(), 0)
     box = buffers.Box(dtype)
 
     for at in blocks:
-        logits, t = x[at], target[at]
-        if overwrites or logits.dtype != dtype or not logits.is_contiguous():
-            logits = box.shaped(logits.shape).copy_(logits)
-        out = None if gradient is None else gradient[at]
-        if out is None or out.dtype != dtype or not out.is_contiguous():
-            out = box.shaped(logits.shape)
+        t = target[at]
+        logits = _load(x, at, box, overwrites)
+        in_box = (
+            gradient is None or gradient.dtype != dtype or isinstance(at, Tensor) or not gradient[at].is_contiguous()
+        )
+        out = box.shaped(logits.shape) if in_box else gradient[at]
         if is_plain:
             p = torch.softmax(logits, 1, out=out)
             p_target = p.gather(1, t)
@@ -73,11 +71,11 @@ def sweep(
                 _make_difference(p.exp_(), t, mine)
         if gradient is not None:
             _multiply(p, factor, at, ignored)
-            if p.data_ptr() != gradient[at].data_ptr():
-                gradient[at] = p
+            if in_box:
+                gradient[at] = p.to(gradient.dtype) if isinstance(at, Tensor) else p
 
     if losses is not None:
-        losses = weighed(losses, shares.target) if is_plain else losses
+        losses = weighed(losses, shares.target) if is_plain and question.weight is not None else losses
         losses = losses if ignored is None else losses.masked_fill_(ignored, 0)
         losses = losses.view(input.shape[0], 1, *input.shape[2:])
     return losses, None if gradient is None else _as_logits(gradient, input.shape)
@@ -85,25 +83,38 @@ def sweep(
 
 def scale_in_place(gradient: Tensor, factor: float, ignored: Tensor | None) -> Tensor:
     """Multiplies a gradient with a number, and leaves memory of ignored rows untouched."""
-    if ignored is None:
-        return gradient.mul_(factor)
-    as_rows = _classes_lie_together(gradient)
+    as_rows = classes_lie_together(gradient)
     part = _arranged(gradient, as_rows)
-    for at in _blocks(part, _arranged(ignored, as_rows)):
-        part[at].mul_(factor)
-    return gradient if math.isfinite(factor) else gradient.masked_fill_(ignored, 0)
+    if ignored is None or part.data_ptr() != gradient.data_ptr():
+        gradient.mul_(factor)
+    else:
+        for at in _blocks(part, _arranged(ignored, as_rows), needs_box=False):
+            if isinstance(at, Tensor):
+                part[at] = part[at] * factor
+            else:
+                part[at].mul_(factor)
+    return gradient if ignored is None or math.isfinite(factor) else gradient.masked_fill_(ignored, 0)
 
 
 # What happens to a block
 
 
+def _load(x: Tensor, at: Block, box: buffers.Box, copies: bool) -> Tensor:
+    """The logits, contiguous and in the box's dtype: where they are, or in the box."""
+    if isinstance(at, Tensor) and x.dtype == box.dtype:
+        return torch.index_select(x, 0, at, out=box.shaped(torch.Size((len(at), x.shape[1]))))
+    block = x[at]
+    if copies or block.dtype != box.dtype or not block.is_contiguous():
+        return box.shaped(block.shape).copy_(block)
+    return block
+
+
 def _nll(p: Tensor, p_target: Tensor, logits: Tensor, target: Tensor) -> Tensor:
     """-log p_t. What rounding p_t costs its logarithm, rounding lse would cost as well, unless p_t has underflowed."""
-    nll = -p_target.log()
-    if bool((nll > -math.log(torch.finfo(p.dtype).tiny) - 10).any()):
-        logits = logits.to(p.dtype)
-        nll = logits.amax(1, keepdim=True) - logits.gather(1, target) - p.amax(1, keepdim=True).log()
-    return nll
+    if p_target.amin() >= torch.finfo(p.dtype).tiny * 2**14:
+        return p_target.log().neg_()
+    logits = logits.to(p.dtype)
+    return logits.amax(1, keepdim=True) - logits.gather(1, target) - p.amax(1, keepdim=True).log()
 
 
 def _general_losses(log_p: Tensor, target: Tensor, share: Shares | Tensor) -> Tensor:
@@ -139,7 +150,7 @@ def _multiply(p: Tensor, factor: Tensor | float, at: Block, ignored: Tensor | No
 # How a tensor is divided
 
 
-def _classes_lie_together(input: Tensor) -> bool:
+def classes_lie_together(input: Tensor) -> bool:
     """Whether positions are best worked on as rows, and not as planes."""
     if input.dim() == 2:
         return True
@@ -161,47 +172,43 @@ def _as_logits(gradient: Tensor, shape: torch.Size) -> Tensor:
     return gradient.view(shape)
 
 
-def _blocks(x: Tensor, ignored: Tensor | None, keeps_planes: bool = True) -> list[Block]:
-    """What to work on together: rows, without long stretches of ignored ones, or planes.
+def _blocks(x: Tensor, ignored: Tensor | None, needs_box: bool) -> list[Block]:
+    """What to work on together: rows, without long stretches of ignored ones, or planes; in parts if they are copied.
 
-    A block and its softmax should stay in the cache from one operation to the next; but each operation on one starts
-    and joins the threads, which takes long where others want the cores too. So 16 blocks, if not too small or large.
-    A plane is divided only where its parts are copied anyway.
+    Each operation on a block starts and joins the threads, which takes long where others want the cores too. That costs
+    more than what a block that stays in the cache between two operations saves. So there are as few as possible.
     """
-    size = min(max(x.numel() // 16, _SMALLEST_BLOCK), _LARGEST_BLOCK)
+    size = min(max(x.numel() // 8, _SMALLEST_BLOCK), _LARGEST_BLOCK) if needs_box else x.numel()
     count = max(1, size // math.prod(x.shape[1:]))
     if x.dim() == 3:
-        width = x.shape[2] if keeps_planes else max(1, size // x.shape[1])
+        width = max(1, size // x.shape[1])
         return [
             (slice(n, n + count), slice(None), slice(s, s + width))
             for n in range(0, x.shape[0], count)
             for s in range(0, x.shape[2], width)
         ]
-    stretches = [(0, len(x))] if ignored is None else _stretches(ignored, _SMALLEST_GAP // x.shape[1] + 1)
+    if ignored is None:
+        return [(slice(n, n + count),) for n in range(0, len(x), count)]
+    valid = (~ignored).flatten().nonzero().flatten()
+    stretches = _stretches(valid, len(x) // 32 + 1) if len(valid) else []
+    if len(valid) < 0.4 * sum(stop - start for start, stop in stretches):  # else copying takes longer than it saves
+        size = min(max(x.numel() // 8, _SMALLEST_BLOCK), _LARGEST_BLOCK)
+        return list(valid.split(max(1, size // x.shape[1])))
     return [(slice(n, min(n + count, stop)),) for start, stop in stretches for n in range(start, stop, count)]
 
 
-def _stretches(ignored: Tensor, gap: int) -> list[tuple[int, int]]:
-    """Where rows are valid, first and last + 1: all of them, and as few ignored ones as gaps of a length allow."""
-    valid = (~ignored).flatten().nonzero().flatten()
-    if not len(valid):
-        return []
+def _stretches(valid: Tensor, gap: int) -> list[tuple[int, int]]:
+    """Where the valid rows are, first and last + 1, with no more than so many ignored ones in between."""
     last = (valid.diff() > gap).nonzero().flatten()
-    starts = torch.cat([valid[:1], valid[last + 1]]).tolist()
-    return list(zip(starts, (torch.cat([valid[last], valid[-1:]]) + 1).tolist(), strict=True))
+    starts = torch.cat([valid[:1], valid[last + 1]])
+    stops = torch.cat([valid[last], valid[-1:]]) + 1
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
 
 
 def _room(x: Tensor, blocks: list[Block]) -> Tensor:
-    covered = x.dim() == 3 or sum(at[0].stop - at[0].start for at in blocks) == len(x)
-    return (buffers.empty if covered else buffers.zeros)(tuple(x.shape), x.dtype)
-
-
-def _clear_between(rows: Tensor, blocks: list[Block]) -> None:
-    if rows.dim() == 2:
-        for stop, start in zip(
-            [0, *(at[0].stop for at in blocks)], [*(at[0].start for at in blocks), len(rows)], strict=True
-        ):
-            rows[stop:start].zero_()
+    rows = sum(len(at) if isinstance(at, Tensor) else len(range(*at[0].indices(len(x)))) for at in blocks)
+    make = buffers.empty if x.dim() == 3 or rows == len(x) else buffers.zeros
+    return make(tuple(x.shape), x.dtype)
 
 
 def _cleared(factor: Tensor | float, ignored: Tensor | None, dtype: torch.dtype) -> Tensor | float:

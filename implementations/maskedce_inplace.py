@@ -1,0 +1,31 @@
+"""maskedce with ``inplace=True``: the gradient takes no memory, because it overwrites the logits, as a fused kernel's does."""
+
+from xentcheck.implementation import EVERYTHING, Deviation, Implementation
+from xentcheck.losses import masked_cross_entropy
+
+
+def cross_entropy(input, target, **options):
+    """A batch of the suite is a leaf, which the loss refuses to overwrite; a view of it is not."""
+    return masked_cross_entropy(input.view_as(input), target, inplace=True, **options)
+
+
+implementation = Implementation(
+    name="maskedce_inplace",
+    cross_entropy=cross_entropy,
+    # The logits are gone when a second derivative, or a second backward pass with losses of positions, asks for them.
+    capabilities=EVERYTHING - {"double_backward"},
+    empty_mean="zero",
+    zero_times_infinity="zero",
+    int32_target="taken",
+    deviations=(
+        Deviation(
+            "*",
+            aspect="purity",
+            fault="changed",
+            observed="logits that hold the gradient afterwards",
+            reason="That is what it is for. Autograd raises an error where another operation's backward pass needs the logits.",
+            link="https://github.com/linkedin/Liger-Kernel/issues/272",
+            certain=False,  # where no gradient is wanted, nothing is overwritten
+        ),
+    ),
+)
