@@ -69,8 +69,8 @@ class Failure:
 
 
 Function = Callable[..., Any]
-# How an implementation is put to a batch, in this process (``observe``) or in another one.
-Observe = Callable[[Implementation, Batch, bool], Observation | Failure]
+# What puts an implementation to a batch, with the parameters of ``observe``: in this process it is ``observe`` itself.
+Observe = Callable[..., Observation | Failure]
 
 
 def observe(implementation: Implementation, batch: Batch, wants_gradient: bool) -> Observation:

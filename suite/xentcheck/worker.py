@@ -210,13 +210,20 @@ def _described(implementation: Implementation) -> dict[str, Any]:
     return {"form": next(form for form in FORMS if getattr(implementation, form) is not None), "told": told}
 
 
-def _answer(implementation: Implementation, memory: int | None, batch: Any, wants_gradient: bool, threads: int) -> Any:
+def _answer(
+    implementation: Implementation,
+    memory: int | None,
+    batch: Any,
+    wants_gradient: bool,
+    options: dict[str, Any],
+    threads: int,
+) -> Any:
     """An Observation, a Failure after which this worker is of no use, or what was raised past everything."""
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     before = set(threading.enumerate())
     try:
-        seen = observe(implementation, batch, wants_gradient)
+        seen = observe(implementation, batch, wants_gradient, **options)
     except BaseException as error:
         if memory and isinstance(error, MemoryError):
             return _exhausted(memory, f"MemoryError: {error}")
