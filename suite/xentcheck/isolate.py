@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import math
 import os
 import re
 import select
@@ -193,7 +194,7 @@ class _Worker:
         """Whether it died since it gave its last answer; no case is to blame for that."""
         if self.requests >= 0:
             self.server.listen(0)
-            stray = select.select([self.answers], [], [], 0)[0]  # the pipe's end, or what somebody else wrote to it
+            stray = _ready(0, [self.answers])  # the pipe's end, or what somebody else wrote to it
             if stray or self.number in self.server.ended or not self.server.lives:
                 self.end()
         return self.requests < 0
@@ -232,14 +233,13 @@ class _Worker:
         filling = reading(self.token)
         memory = next(filling)
         while True:
-            writing = [self.requests] if sending else []
-            patience = max(0.0, deadline - time.monotonic())
-            listening = [self.answers, self.server.control, *([] if self._mute else [self.output])]
-            ready, writable, _ = select.select(listening, writing, [], patience)
+            control = self.server.control.fileno()
+            listening = [self.answers, control, *([] if self._mute else [self.output])]
+            ready = _ready(deadline - time.monotonic(), listening, [self.requests] if sending else [])
             if self.output in ready:
                 self._drain()
             try:
-                if writable:
+                if self.requests in ready:
                     sending[0] = sending[0][os.write(self.requests, sending[0]) :]
                     sending = sending if sending[0] else sending[1:]
                 if self.answers in ready:
@@ -262,16 +262,15 @@ class _Worker:
                 raise self._death() from error
             if self.answers in ready:
                 continue  # whatever else happened, what was answered counts
-            if self.server.control in ready:
+            if control in ready:
                 self.server.listen(0)
             if self.number in self.server.ended or not self.server.lives:
-                if not select.select([self.answers], [], [], 0)[0]:
+                if not _ready(0, [self.answers]):
                     raise self._death()
             elif time.monotonic() > deadline:
                 self.server.signal(self.number, signal.SIGUSR1)  # where is it? faulthandler tells even if it is in C
-                with suppress(OSError):
-                    select.select([self.output], [], [], 0.3)
-                    time.sleep(0.01)
+                _ready(0.3, [self.output])
+                time.sleep(0.01)
                 self.end()
                 raise _DiedError("timeout", late + _story(self.printed()))
 
@@ -345,7 +344,7 @@ class _Server:
         """Takes note of the workers that ended; waits for the end of one."""
         until = time.monotonic() + patience
         while self.lives and worker not in self.ended:
-            if not select.select([self.control], [], [], max(0.0, until - time.monotonic()))[0]:
+            if not _ready(until - time.monotonic(), [self.control.fileno()]):
                 break
             try:
                 message = json.loads(self.control.recv(1 << 12) or b"null")
@@ -370,6 +369,16 @@ class _Server:
             self._process.kill()
             self._process.wait()
         self._complaints.close()
+
+
+def _ready(patience: float, listening: list[int], writing: list[int] | None = None) -> set[int]:
+    """The file descriptors that can be read or written at once, or are at their end; waits for one."""
+    poll = select.poll()  # select itself knows a thousand descriptors only
+    for descriptor in listening:
+        poll.register(descriptor, select.POLLIN)
+    for descriptor in writing or ():
+        poll.register(descriptor, select.POLLOUT)
+    return {descriptor for descriptor, _ in poll.poll(math.ceil(1000 * max(0.0, patience)))}
 
 
 def _raise_here(answer: dict[str, str]) -> None:
