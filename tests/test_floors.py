@@ -15,6 +15,7 @@ FLOORS = [
     {"case"},
     {"casefile", "implementation"},
     {"batch"},
+    {"linear"},
     {"capture", "reference", "observe"},
     {"judge"},
     {"examine", "record"},

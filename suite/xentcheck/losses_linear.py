@@ -224,9 +224,11 @@ def _sweep(
             losses[slice(at.start + few.start, at.start + few.stop) if mine.rows is None else mine.rows] = found
             if scale is not None:
                 u = scale[at][few]
-                torch.mul(d, u.unsqueeze(1), out=product.place(few))
-                if of_bias is not None:
-                    of_bias.addmv_(d.T, u)
+                if of_bias is None:
+                    torch.mul(d, u.unsqueeze(1), out=product.place(few))
+                else:
+                    product.place(few).copy_(d.mul_(u.unsqueeze(1)))
+                    of_bias += d.sum(0)  # not a product with ones, which adds naively
         if of_hidden is not None:
             if rows is None:
                 product.times_matrix(len(h), out=of_hidden[at])

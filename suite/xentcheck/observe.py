@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +45,9 @@ class Answer:
     gradient: Array | None = None
     gradient_type: str = ""
     second: Array | None = None
+    others: Mapping[str, tuple[Array, str]] = field(
+        default_factory=dict
+    )  # further gradients, by argument, with their dtypes
     raised: Raised | None = None
     tensor: Tensor | None = None  # the loss itself, whose memory is the caller's
 
@@ -71,7 +74,7 @@ def observe(implementation: Implementation, batch: Batch, wants_gradient: bool) 
         before = GlobalState()
         _unusual_random_states()  # so that a seed set by the implementation is a change, whichever it is
         state = GlobalState()
-        function = _callable(implementation, batch.mode)
+        function = _callable(implementation, batch)
         for _ in range(2):
             mine = batch.fresh()
             try:
@@ -96,11 +99,12 @@ def _unusual_random_states() -> None:
     random.seed(0x5EED_0F_A_CA5E)
 
 
-def _callable(implementation: Implementation, mode: str) -> Function:
+def _callable(implementation: Implementation, batch: Batch) -> Function:
     if implementation.loss_and_gradient is not None:
         return implementation.loss_and_gradient
-    function = implementation.cross_entropy or _through_identity(implementation.linear_cross_entropy)
-    if mode == "compile":
+    through = _with_matrix if batch.is_linear else _through_identity
+    function = implementation.cross_entropy or through(implementation.linear_cross_entropy)
+    if batch.mode == "compile":
         torch.compiler.reset()
         return torch.compile(function)
     return function
@@ -118,6 +122,9 @@ def _answer(implementation: Implementation, function: Function, batch: Batch, wa
 
 def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
     x = batch.input.requires_grad_() if batch.mode != "inference_mode" else batch.input
+    others = {n: batch.options[n] for n in ("linear_weight", "linear_bias") if n in batch.options and x.requires_grad}
+    for tensor in others.values():
+        tensor.requires_grad_()
     contexts: dict[str, Callable[[], Any]] = {
         "no_grad": torch.no_grad,
         "inference_mode": torch.inference_mode,
@@ -140,12 +147,15 @@ def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
             return _twice_differentiated(loss, x, upstream, batch.direction, value, dtype)
         if batch.mode == "twice":
             loss.backward(upstream, retain_graph=True)
-            x.grad = None
+            for tensor in (x, *others.values()):
+                tensor.grad = None
         loss.backward(upstream)
     except Exception as error:
         return Answer(value, dtype, raised=_raised("backward", error))
     gradient = None if x.grad is None else _array(x.grad)
-    return Answer(value, dtype, gradient, "" if x.grad is None else _dtype(x.grad), tensor=loss.detach())
+    found = {n: (_array(t.grad), _dtype(t.grad)) for n, t in others.items() if t.grad is not None}
+    gradient_type = "" if x.grad is None else _dtype(x.grad)
+    return Answer(value, dtype, gradient, gradient_type, others=found, tensor=loss.detach())
 
 
 def _twice_differentiated(
@@ -202,11 +212,19 @@ def _numbers(value: Any) -> Array | None:
 
 
 def _through_identity(function: Function | None) -> Function:
-    """A fused linear loss as a loss of logits: hidden states times the identity matrix."""
+    """A fused linear loss as a loss of logits: hidden states, whose features stand last, times the identity matrix."""
     assert function is not None
-    return lambda input, target, **options: function(
-        input, torch.eye(input.shape[-1], dtype=input.dtype), target, **options
-    )
+
+    def call(input: Tensor, target: Tensor, **options: Any) -> Any:
+        hidden = input.movedim(1, -1) if input.dim() > 2 else input
+        return function(hidden, torch.eye(hidden.shape[-1], dtype=input.dtype), target, **options)
+
+    return call
+
+
+def _with_matrix(function: Function | None) -> Function:
+    assert function is not None
+    return lambda input, target, *, linear_weight, **options: function(input, linear_weight, target, **options)
 
 
 def _touched(before: Batch, after: Batch) -> list[str]:

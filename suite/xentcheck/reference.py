@@ -16,9 +16,9 @@ Beside each value stands its unit: the error that rounding alone can cause in a 
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mpmath
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from xentcheck.batch import Batch
+from xentcheck.linear import Parts
 
 Array = np.ndarray
 
@@ -44,6 +45,9 @@ class Truth:
     second: Array | None
     second_unit: Array | None
     ignored: Array
+    others: Mapping[str, tuple[Array, Array]] = field(
+        default_factory=dict
+    )  # further gradients and their units, by argument
 
 
 def longdouble_is_extended() -> bool:
@@ -71,6 +75,8 @@ def truth(batch: Batch, answers: Mapping[str, str]) -> Truth:
     logits, target = _positions(batch)
     valid = ~np.isin(target, batch.ignore_values)
     x, t = number.convert(logits[valid]), target[valid].astype(np.int64)
+    parts = Parts(batch, valid, number.convert) if batch.is_linear else None
+    x = x if parts is None else parts.logits()
     count, classes = x.shape
     w = number.convert(_weight(batch, classes))
     s = number.convert(np.asarray(batch.options.get("label_smoothing", 0.0)))[()]
@@ -97,6 +103,10 @@ def truth(batch: Batch, answers: Mapping[str, str]) -> Truth:
         u = number.convert(_upstream(batch, target.size))[valid][:, None] / D
         gradient = u * (A * p - wq)
         position_unit, gradient_unit = _units(number, x, lse, p, q, w, A, losses, u)
+        if parts is not None:
+            gradient_unit = _units(number.unrounded(), x, lse, p, q, w, A, losses, u)[1]
+            more = parts.units(number.compute_eps, p, A, wq)
+            position_unit, gradient_unit = position_unit + more[0], gradient_unit + abs(u) * more[1]
         second = second_unit = None
         if batch.direction is not None:
             v = number.convert(np.moveaxis(batch.direction, _class_axis(batch), -1).reshape(logits.shape)[valid])
@@ -114,6 +124,11 @@ def truth(batch: Batch, answers: Mapping[str, str]) -> Truth:
     def back(rows: Array | None) -> Array | None:
         return None if rows is None else _to_input(_scatter(rows, valid, logits.shape), batch)
 
+    if parts is not None:
+        others = parts.gradients(gradient, gradient_unit, number.eps, number.compute_eps, number.tiny)
+        gradient, gradient_unit = (_scatter(rows, valid, batch.input.shape) for rows in others.pop("input"))
+        ignored = np.repeat(~valid[:, None], batch.input.shape[1], axis=1)
+        return Truth(loss, loss_unit, gradient, gradient_unit, None, None, ignored, others)
     ignored = _to_input(np.repeat(~valid[:, None], classes, axis=1), batch)
     return Truth(loss, loss_unit, back(gradient), back(gradient_unit), back(second), back(second_unit), ignored)  # type: ignore[arg-type]
 
@@ -148,9 +163,7 @@ def _second(number: _Precision, x: Array, lse: Array, p: Array, A: Array, u: Arr
 
 def _positions(batch: Batch) -> tuple[Array, Array]:
     """Logits as (positions, classes) in float64, which holds every dtype exactly, and the flat target."""
-    logits = np.moveaxis(batch.input.detach().double().cpu().numpy(), _class_axis(batch), -1)
-    rows = logits.reshape(math.prod(logits.shape[:-1]), logits.shape[-1])
-    return rows, batch.target.cpu().numpy().reshape(-1)
+    return batch.logits, batch.target.cpu().numpy().reshape(-1)
 
 
 def _class_axis(batch: Batch) -> int:
@@ -220,3 +233,9 @@ class _Precision:
 
             self.convert = convert
             self.exp, self.log = np.frompyfunc(context.exp, 1, 1), np.frompyfunc(context.log, 1, 1)
+
+    def unrounded(self) -> _Precision:
+        """For values that are computed and not yet rounded to the case's dtype."""
+        other = copy.copy(self)
+        other.eps, other.tiny = self.compute_eps, min(self.tiny, torch.finfo(torch.float32).smallest_normal)
+        return other
