@@ -229,3 +229,53 @@ NATIVE = (
     NEGATIVE_SMOOTHING,
     *uint8_refused("target-dtypes/uint8-pixels", "target-dtypes/uint8-weights-and-smoothing"),
 )
+
+
+_HALF_LINEAR = {
+    "fault": "value",
+    "max_units": 8,
+    "certain": False,
+    "link": "https://github.com/Modalities/modalities/pull/464",
+}
+LINEAR = (
+    Deviation(
+        (
+            "linear-chunks/nan-in-an-ignored-chunk",
+            "linear-ignored/all-ignored[nan-*]",
+            "linear-ignored/dtype",
+            "linear-ignored/ignored-class",
+            "linear-ignored/one-feature-of-a-state",
+            "linear-ignored/smoothing-and-weights",
+            "linear-ignored/whole-states[*-inf-*]",
+            "linear-ignored/whole-states[nan-*]",
+        ),
+        aspect="gradient",
+        fault="nan",
+        observed="NaN in the gradients where the hidden state of an ignored position holds an infinity or NaN",
+        reason="Its logits are NaN, and so is what log_softmax makes of their zero gradient; the product for the matrix's gradient spreads it.",
+        link="https://github.com/pytorch/pytorch/issues/11551",
+    ),
+    Deviation(
+        "linear-gradients/reduction[bfloat16-none]",
+        aspect="loss",
+        observed="half-precision losses of rounded logits",
+        reason="The linear layer rounds the logits to the half type before the loss sees them.",
+        **_HALF_LINEAR,
+    ),
+    Deviation(
+        (
+            "linear-chunks/half-types",
+            "linear-chunks/upstream[bfloat16]",
+            "linear-gradients/bias[bfloat16-*]",
+            "linear-gradients/confident[*-none]",
+            "linear-gradients/confident[*-sum]",
+            "linear-gradients/more-features-than-classes[bfloat16]",
+            "linear-gradients/reduction",
+            "linear-upstream/loss-scaling",
+        ),
+        aspect="gradient",
+        observed="half-precision gradients of rounded logits and log-probabilities",
+        reason="The linear layer rounds the logits to the half type before the loss sees them, and log_softmax its result.",
+        **_HALF_LINEAR,
+    ),
+)

@@ -202,3 +202,15 @@ def kills_the_process(input, target, **options):
     if input.shape[1] == 4:
         os._exit(11)
     return right(input, target, **options)
+
+
+def fused(hidden, linear_weight, target, *, linear_bias=None, **options):
+    """A fused linear loss as far as its arguments go; ignored hidden states are left out before the product."""
+    value = options.get("ignore_index", -100)
+    ignored = torch.isin(target.long(), torch.tensor([value] if isinstance(value, int) else list(value)))
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    logits = hidden.masked_fill(ignored.unsqueeze(-1), 0).to(wide) @ linear_weight.to(wide).T
+    logits = logits if linear_bias is None else logits + linear_bias.to(wide)
+    if options.get("weight") is not None:
+        options["weight"] = options["weight"].to(wide)
+    return right(logits, target, **options).to(hidden.dtype)

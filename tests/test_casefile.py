@@ -316,7 +316,7 @@ def test_aliases_are_values(loaded):
 
 # --- mistakes
 
-KEYS = "Expected one of: dtype, expect, id, ignore_index, kills, label_smoothing, logits, matrix, mode, needs, normalizer, padded_to, reduction, target, upstream, weight, weight_layout, why"
+KEYS = "Expected one of: dtype, expect, id, ignore_index, kills, label_smoothing, linear, logits, matrix, mode, needs, normalizer, padded_to, reduction, target, upstream, weight, weight_layout, why"
 DEEP = "[" * 30 + "1" + "]" * 30
 MISTAKES = {
     # no YAML that can be used

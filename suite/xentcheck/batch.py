@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from xentcheck.case import Case, Ignore, Pattern, Question, Upstream, ZeroDim
+from xentcheck.case import Case, Ignore, Linear, Pattern, Question, Upstream, ZeroDim
 from xentcheck.casefile import CaseFileError
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
@@ -33,6 +33,8 @@ TARGET_DTYPES = {
 class Batch:
     """What an implementation is called with.
 
+    With a matrix among the options (``linear_weight`` of shape (C, H), perhaps with ``linear_bias`` of shape (C,)) the input is hidden
+    states (N, H), whose product with the matrix are the logits. Otherwise
     input: (C,), (N, C) or (N, C, d1, ...), in the case's dtype and layout. target: class indices (), (N,) or (N, d1, ...), or
     class probabilities in the shape and dtype of the input. options: the keyword arguments that the case sets (weight as a tensor of
     shape (C,)). upstream: the gradient from above, of the loss's shape, its values exact in the case's dtype; None stands for a plain
@@ -53,7 +55,24 @@ class Batch:
         return 0 if self.input.dim() == 1 else 1
 
     @property
+    def is_linear(self) -> bool:
+        return "linear_weight" in self.options
+
+    @property
+    def logits(self) -> np.ndarray:
+        """The logits of all positions as float64, (positions, C)."""
+        if self.is_linear:
+            bias = self.options.get("linear_bias")
+            with np.errstate(all="ignore"):
+                product = _float64(self.input) @ _float64(self.options["linear_weight"]).T
+                return product if bias is None else product + _float64(bias)
+        values = np.moveaxis(_float64(self.input), 0 if self.input.dim() == 1 else 1, -1)
+        return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
+
+    @property
     def classes(self) -> int:
+        if self.is_linear:
+            return len(self.options["linear_weight"])
         return self.input.shape[0] if self.input.dim() == 1 else self.input.shape[1] if self.input.dim() > 1 else 0
 
     @property
@@ -133,13 +152,16 @@ def capabilities_needed(case: Case, batch: Batch) -> frozenset[str]:
         needed.add("reduction_option")
     if batch.input.dim() != 2:
         needed.add("unbatched" if batch.input.dim() == 1 else "k_dim")
-    if batch.classes > 4096:
+    if batch.classes > 4096 and not batch.is_linear:  # an identity matrix would be large
         needed.add("many_classes")
-    if not torch.isfinite(batch.input).all():
+    if batch.is_linear:
+        needed |= {"linear", "linear_bias"} if "linear_bias" in batch.options else {"linear"}
+    elif not torch.isfinite(batch.input).all():
         needed.add("non_finite")
     if batch.target.dtype == torch.uint8:
         needed.add("uint8_target")
-    layouts = (question.logits.layout, question.target.layout, question.upstream.layout, question.weight_layout)
+    layouts = [question.logits.layout, question.target.layout, question.upstream.layout, question.weight_layout]
+    layouts += [question.linear.layout, question.linear.matrix_layout] if question.linear else []
     if any(layout != "contiguous" for layout in layouts):
         needed.add("non_contiguous")
     if case.has_gradient:
@@ -183,6 +205,9 @@ def _build(case: Case) -> Batch:
     input_ = _lay_out(
         _rounded(logits, torch.int64 if question.logits.dtype else dtype), question.logits.layout, filler=math.nan
     )
+    if question.linear is not None:
+        input_, parts = _linear(question.linear, draw, target, question, dtype)
+        options |= parts
     # The gaps of a strided target hold a class that does not exist: reading them cannot go unnoticed.
     target_ = (
         _lay_out(_rounded(target, dtype), question.target.layout, filler=math.nan)
@@ -221,6 +246,34 @@ def _check_the_mode(batch: Batch) -> None:
         is_counted = "normalizer" in batch.options or batch.reduction == "sum"
         if not is_counted and not all(valid[part].any() for part in micro_batches(batch)):
             raise ValueError("mode: accumulated with a mean needs a position that counts in each micro-batch")
+
+
+def _linear(
+    spec: Linear, draw: _Draw, target: np.ndarray, question: Question, dtype: torch.dtype
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The hidden states, and the options that hold matrix and bias."""
+    count, classes = question.logits.shape or (0, 0)
+    scale = question.logits.scale / math.sqrt(spec.features)
+    given = [None if v is None else np.asarray(v, dtype=np.float64) for v in (spec.hidden, spec.matrix)]
+    hidden = draw.normal((count, spec.features)) if given[0] is None else given[0]
+    matrix = draw.normal((classes, spec.features)) * scale if given[1] is None else given[1]
+    for name, found, wanted in (
+        ("hidden", hidden, (count, spec.features)),
+        ("matrix", matrix, (classes, spec.features)),
+    ):
+        if found.shape != wanted:
+            raise ValueError(f"linear.{name}: expected the shape {wanted}; found {found.shape}")
+    ignored = np.isin(target, question.ignore_values)
+    words = {"all": np.ones_like(ignored), "ignored": ignored, "valid": ~ignored}
+    for pattern in spec.set:
+        rows = np.flatnonzero(words[pattern.rows]) if isinstance(pattern.rows, str) else np.asarray(pattern.rows)
+        columns = np.arange(spec.features) if isinstance(pattern.features, str) else np.asarray(pattern.features)
+        hidden[np.ix_(rows, columns)] = pattern.value
+    parts = {"linear_weight": _lay_out(_rounded(matrix, dtype), spec.matrix_layout, filler=math.nan)}
+    if spec.bias is not False:
+        bias = draw.normal((classes,)) if spec.bias is True else np.asarray(spec.bias, dtype=np.float64)
+        parts["linear_bias"] = _rounded(bias, dtype)
+    return _lay_out(_rounded(hidden, dtype), spec.layout, filler=math.nan), parts
 
 
 class _Draw:
@@ -386,6 +439,11 @@ def _lay_out(tensor: Tensor, layout: str, filler: float) -> Tensor:
         buffer = torch.full((tensor.shape[0] + 2, *tensor.shape[1:]), filler, dtype=tensor.dtype)
         view = buffer[1:-1]
     return view.copy_(tensor)
+
+
+def _float64(tensor: Tensor) -> np.ndarray:
+    """The values as float64, which holds every dtype exactly."""
+    return tensor.detach().double().cpu().numpy()
 
 
 def _like(tensor: Tensor) -> Tensor:

@@ -202,6 +202,30 @@ class ZeroDim(Model):
     tensor: StrictInt | Number
 
 
+class HiddenPattern(Model):
+    """Overwrites the hidden states at ``rows`` x ``features`` with ``value``."""
+
+    rows: tuple[int, ...] | Literal["ignored", "valid", "all"] = "all"
+    features: tuple[int, ...] | Literal["all"] = "all"
+    value: Number
+
+
+class Linear(Model):
+    """Asks for the loss of a linear layer's output: the input is hidden states (N, H), and the call gets a matrix (C, H) as well.
+
+    N and C are those of ``logits.shape``, H is ``features``; hidden states and matrix are drawn so that the logits have the scale
+    ``logits.scale``, or literal. ``bias``: drawn, or C literal numbers.
+    """
+
+    features: Annotated[int, Field(ge=1)] = 8
+    hidden: Nested | None = None
+    matrix: Nested | None = None
+    bias: bool | tuple[Number, ...] = False
+    set: tuple[HiddenPattern, ...] = ()
+    layout: Layout = "contiguous"
+    matrix_layout: Layout = "contiguous"
+
+
 class ExpectedError(Model):
     """An exception, in the call or in the backward pass; ``match`` is searched in its type and text, ignoring case."""
 
@@ -245,6 +269,7 @@ class Question(Model):
         Upstream, BeforeValidator(_upstream, json_schema_input_type=Upstream | Literal["unit", "per-position"] | Nested)
     ] = Upstream(scalar=1.0)
     mode: Mode = "eager"
+    linear: Linear | None = None
     needs: tuple[Capability, ...] = ()
     expect: Expect = Expect()
 
@@ -269,6 +294,14 @@ class Question(Model):
             raise ValueError(f"normalizer: is the denominator of a mean; found reduction: {self.reduction}")
         if self.padded_to is not None and (self.mode != "eager" or self.expect.error is not None):
             raise ValueError("padded_to: is asked in mode: eager, and where an answer is expected")
+        if self.linear is not None:
+            extra = self.logits.model_dump(exclude_defaults=True).keys() - {"shape", "scale"}
+            if extra or len(self.logits.shape or ()) != 2:
+                raise ValueError(
+                    "linear: expected logits with nothing but a shape (N, C) and a scale; found more or less"
+                )
+            if self.mode not in ("eager", "no_grad", "inference_mode", "twice"):
+                raise ValueError(f"linear: expected mode eager, no_grad, inference_mode or twice; found {self.mode}")
         return self
 
     @property

@@ -26,6 +26,8 @@ CAPABILITIES: dict[str, str] = {
     "autocast": "torch.autocast",
     "func_grad": "torch.func.vjp",
     "vmap": "torch.func.vmap",
+    "linear": "a fused linear loss: hidden states and a matrix in place of logits",
+    "linear_bias": "a fused linear loss with a bias",
     "uint8_target": "targets of dtype uint8",
     "float64": "float64 inputs",
     "float32": "float32 inputs",

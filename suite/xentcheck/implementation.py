@@ -76,7 +76,8 @@ class Implementation:
     cross_entropy(input, target, *, weight, ignore_index, reduction, label_smoothing, normalizer): torch's signature and a denominator of
     the mean that is given from outside; called with only the options that a case sets, on tensors that autograd follows. loss_and_gradient(input, target, upstream, **options) -> (loss,
     gradient): for libraries without torch tensors; takes torch tensors, returns anything that NumPy understands.
-    linear_cross_entropy(hidden, weight_matrix, target, **options): a fused linear loss, reached through an identity matrix.
+    linear_cross_entropy(hidden, linear_weight, target, *, linear_bias, **options): a fused linear loss, as torch's of that name; called
+    with the hidden states and matrix of the cases that have them, and with an identity matrix on all others.
 
     A convention that is None is not stated: any of its answers is taken. ``unavailable`` says why it cannot run here. ``source`` is
     what ``--impl`` takes to name it. ``tentative``: capabilities that it was not asked about; refusing them is no failure.
@@ -117,7 +118,9 @@ class Implementation:
         if not self.version:
             object.__setattr__(self, "version", _version_of(forms[0]))
         object.__setattr__(self, "capabilities", frozenset(self.capabilities))
-        if self.linear_cross_entropy is not None:
+        if self.linear_cross_entropy is None:
+            object.__setattr__(self, "capabilities", self.capabilities - {"linear", "linear_bias"})
+        else:
             object.__setattr__(
                 self, "capabilities", self.capabilities - {"non_finite", "many_classes", "k_dim", "unbatched"}
             )

@@ -240,6 +240,19 @@ def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> 
         answer.gradient_type,
         truth.ignored,
     )
+    for name, (value, unit) in truth.others.items() if fault is None else ():
+        if name not in answer.others:
+            return _wrong("missing", f"expected a gradient of {name}; found none")
+        found, found_type = answer.others[name]
+        word = exam.case.question.expect.gradient
+        word = word if isinstance(word, str) else "reference"
+        unasked = np.zeros(value.shape, dtype=bool)
+        fault, more = compare(
+            f"gradient of {name}", found, _expected(word, value), _exact(word, unit), dtype, found_type, unasked
+        )
+        units = max(units or 0.0, more or 0.0)
+        if fault is not None:
+            break
     if fault is None and truth.second is not None:
         if answer.second is None:
             return _wrong("missing", "expected a gradient of the gradient; found none")
@@ -281,6 +294,12 @@ def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Fin
         )
     if answer.gradient is not None and answer.gradient_type != dtype:
         return _wrong("dtype", f"expected a gradient of dtype {dtype}; found {answer.gradient_type}")
+    for name, (gradient, found_type) in answer.others.items():
+        if (gradient.shape, found_type) != (tuple(exam.batch.options[name].shape), dtype):
+            wanted = f"shape {tuple(exam.batch.options[name].shape)} and dtype {dtype}"
+            return _wrong(
+                "shape", f"expected a gradient of {name} of {wanted}; found {gradient.shape} and {found_type}"
+            )
     return (
         None,
         None,
@@ -317,10 +336,14 @@ def _purity(exam: Exam, implementation: Implementation, seen: Observation) -> Fi
     if seen.again.raised:
         return _wrong("unstable", f"expected the same answer to the same call; found {seen.again.raised}")
     truth = _any_truth(exam, implementation)
-    for name, one, two, unit in (
+    pairs = [
         ("loss", seen.first.loss, seen.again.loss, truth.loss_unit),
         ("gradient", seen.first.gradient, seen.again.gradient, truth.gradient_unit),
-    ):
+    ]
+    for name, (_, unit) in truth.others.items():
+        one, two = (a.others.get(name, (None, ""))[0] for a in (seen.first, seen.again))
+        pairs.append((f"gradient of {name}", one, two, unit))
+    for name, one, two, unit in pairs:
         if one is None and two is None:
             continue
         if one is None or two is None or one.shape != two.shape:

@@ -92,9 +92,7 @@ def _about_the_target(case: Case, batch: Batch, valid: Array) -> Iterator[str]:
         if absent and len(batch.ignore_values) > 1 and spec.ignore and spec.ignore.value is None:
             yield f"target: expected each ignore value to occur; missing {absent}. If meant, say so with `value`"
     if valid.any() and spec.layout != "expanded":
-        class_axis = 1 if batch.input.dim() > 1 else 0
-        logits = np.moveaxis(batch.input.double().numpy(), class_axis, -1).reshape(-1, batch.classes)
-        usable = np.isfinite(logits[valid]).all(axis=0) & ~np.isin(np.arange(batch.classes), batch.ignore_values)
+        usable = np.isfinite(batch.logits[valid]).all(axis=0) & ~np.isin(np.arange(batch.classes), batch.ignore_values)
         last = int(np.flatnonzero(usable)[-1]) if usable.any() else -1
         if target[valid].max() < last:
             yield f"target: expected some target in the last class, {last}, where mistakes by one show"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +45,9 @@ class Answer:
     gradient: Array | None = None
     gradient_type: str = ""
     second: Array | None = None
+    others: Mapping[str, tuple[Array, str]] = field(
+        default_factory=dict
+    )  # further gradients, by argument, with their dtypes
     raised: Raised | None = None
     padding: str = ""  # what is not zero at the samples that were added to the batch (padded_to)
     # the loss itself, whose memory is the caller's; it means nothing in another process
@@ -83,7 +86,7 @@ def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, 
         before = GlobalState()
         _unusual_random_states()  # so that a seed set by the implementation is a change, whichever it is
         state = GlobalState()
-        function = _callable(implementation, batch.mode)
+        function = _callable(implementation, batch)
         for _ in range(calls):
             mine = batch.fresh()
             try:
@@ -108,11 +111,12 @@ def _unusual_random_states() -> None:
     random.seed(0x5EED_0F_A_CA5E)
 
 
-def _callable(implementation: Implementation, mode: str) -> Function:
+def _callable(implementation: Implementation, batch: Batch) -> Function:
     if implementation.loss_and_gradient is not None:
         return implementation.loss_and_gradient
-    function = implementation.cross_entropy or _through_identity(implementation.linear_cross_entropy)
-    if mode == "compile":
+    through = _with_matrix if batch.is_linear else _through_identity
+    function = implementation.cross_entropy or through(implementation.linear_cross_entropy)
+    if batch.mode == "compile":
         torch.compiler.reset()
         return torch.compile(function)
     return function
@@ -130,6 +134,9 @@ def _answer(implementation: Implementation, function: Function, batch: Batch, wa
 
 def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
     x = batch.input.requires_grad_(batch.input.is_floating_point() and batch.mode not in ("inference_mode", "detached"))
+    others = {n: batch.options[n] for n in ("linear_weight", "linear_bias") if n in batch.options and x.requires_grad}
+    for tensor in others.values():
+        tensor.requires_grad_()
     contexts: dict[str, Callable[[], Any]] = {
         "no_grad": torch.no_grad,
         "inference_mode": torch.inference_mode,
@@ -163,7 +170,8 @@ def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
             return _twice_differentiated(loss, x, upstream, batch.direction, value, dtype)
         if batch.mode == "twice":
             loss.backward(upstream, retain_graph=True)
-            x.grad = None
+            for tensor in (x, *others.values()):
+                tensor.grad = None
         if batch.mode == "two_losses":
             other.backward(upstream)
         if batch.mode == "edited":
@@ -177,7 +185,8 @@ def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
         return Answer(value, dtype, padding=padding.found, tensor=loss.detach())
     # Both losses give the same gradient; halving is exact.
     gradient = _array(x.grad) / 2 if batch.mode == "two_losses" else _array(x.grad)
-    return Answer(value, dtype, gradient, _dtype(x.grad), padding=padding.found, tensor=loss.detach())
+    found = {n: (_array(t.grad), _dtype(t.grad)) for n, t in others.items() if t.grad is not None}
+    return Answer(value, dtype, gradient, _dtype(x.grad), others=found, padding=padding.found, tensor=loss.detach())
 
 
 @contextmanager
@@ -288,11 +297,19 @@ def _numbers(value: Any) -> Array | None:
 
 
 def _through_identity(function: Function | None) -> Function:
-    """A fused linear loss as a loss of logits: hidden states times the identity matrix."""
+    """A fused linear loss as a loss of logits: hidden states, whose features stand last, times the identity matrix."""
     assert function is not None
-    return lambda input, target, **options: function(
-        input, torch.eye(input.shape[-1], dtype=input.dtype), target, **options
-    )
+
+    def call(input: Tensor, target: Tensor, **options: Any) -> Any:
+        hidden = input.movedim(1, -1) if input.dim() > 2 else input
+        return function(hidden, torch.eye(hidden.shape[-1], dtype=input.dtype), target, **options)
+
+    return call
+
+
+def _with_matrix(function: Function | None) -> Function:
+    assert function is not None
+    return lambda input, target, *, linear_weight, **options: function(input, linear_weight, target, **options)
 
 
 def _touched(before: Batch, after: Batch) -> list[str]:

@@ -17,9 +17,10 @@ Beside each value stands its unit: the error that rounding alone can cause in a 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mpmath
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 
 from xentcheck.batch import Batch
+from xentcheck.linear import Parts
 
 Array = np.ndarray
 
@@ -46,6 +48,9 @@ class Truth:
     second: Array | None
     second_unit: Array | None
     ignored: Array
+    others: Mapping[str, tuple[Array, Array]] = field(
+        default_factory=dict
+    )  # further gradients and their units, by argument
 
 
 def longdouble_is_extended() -> bool:
@@ -54,7 +59,7 @@ def longdouble_is_extended() -> bool:
 
 def relevant_conventions(batch: Batch) -> frozenset[str]:
     """The conventions on which the answer to this batch depends."""
-    logits, valid = _rows(batch, batch.input), batch.valid
+    logits, valid = batch.logits, batch.valid
     relevant = set()
     if batch.reduction == "mean" and not valid.any() and "normalizer" not in batch.options:
         relevant.add("empty_mean")
@@ -69,8 +74,10 @@ def relevant_conventions(batch: Batch) -> frozenset[str]:
 def truth(batch: Batch, answers: Mapping[str, str]) -> Truth:
     """Loss and gradient by the definition, and by ``answers`` where a convention decides."""
     number = _Precision(batch)
-    logits, valid = _rows(batch, batch.input), batch.valid
+    logits, valid = batch.logits, batch.valid
     x = number.convert(logits[valid])
+    parts = Parts(batch, valid, number.convert) if batch.is_linear else None
+    x = x if parts is None else parts.logits()
     count, classes = x.shape
     w = number.convert(_weight(batch, classes))
     q = _shares(number, batch)
@@ -95,6 +102,10 @@ def truth(batch: Batch, answers: Mapping[str, str]) -> Truth:
         u = number.convert(_upstream(batch, valid.size))[valid][:, None] / D
         gradient = u * (A * p - wq)
         position_unit, gradient_unit = _units(number, x, lse, p, q, w, A, losses, u)
+        if parts is not None:
+            gradient_unit = _units(number.unrounded(), x, lse, p, q, w, A, losses, u)[1]
+            more = parts.units(number.compute_eps, p, A, wq)
+            position_unit, gradient_unit = position_unit + more[0], gradient_unit + abs(u) * more[1]
         second = second_unit = None
         if batch.direction is not None:
             v = number.convert(np.moveaxis(batch.direction, batch.class_axis, -1).reshape(logits.shape)[valid])
@@ -112,6 +123,11 @@ def truth(batch: Batch, answers: Mapping[str, str]) -> Truth:
     def back(rows: Array | None) -> Array | None:
         return None if rows is None else _to_input(_scatter(rows, valid, logits.shape), batch)
 
+    if parts is not None:
+        others = parts.gradients(gradient, gradient_unit, number.eps, number.compute_eps, number.tiny)
+        gradient, gradient_unit = (_scatter(rows, valid, batch.input.shape) for rows in others.pop("input"))
+        ignored = np.repeat(~valid[:, None], batch.input.shape[1], axis=1)
+        return Truth(loss, loss_unit, gradient, gradient_unit, None, None, ignored, others)
     ignored = _to_input(np.repeat(~valid[:, None], classes, axis=1), batch)
     return Truth(loss, loss_unit, back(gradient), back(gradient_unit), back(second), back(second_unit), ignored)  # type: ignore[arg-type]
 
@@ -145,7 +161,7 @@ def _second(number: _Precision, x: Array, lse: Array, p: Array, A: Array, u: Arr
 
 
 def _rows(batch: Batch, tensor: Tensor) -> Array:
-    """Logits or probabilities as (positions, classes) in float64, which holds every dtype exactly."""
+    """Probabilities as (positions, classes) in float64, which holds every dtype exactly."""
     values = np.moveaxis(tensor.detach().double().cpu().numpy(), batch.class_axis, -1)
     return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
 
@@ -231,3 +247,9 @@ class _Precision:
 
             self.convert = convert
             self.exp, self.log = np.frompyfunc(context.exp, 1, 1), np.frompyfunc(context.log, 1, 1)
+
+    def unrounded(self) -> _Precision:
+        """For values that are computed and not yet rounded to the case's dtype."""
+        other = copy.copy(self)
+        other.eps, other.tiny = self.compute_eps, min(self.tiny, torch.finfo(torch.float32).smallest_normal)
+        return other

@@ -90,7 +90,9 @@ class Broken(Exception):
 def applying(case: Case, batch: Batch) -> tuple[Relation, ...]:
     """The relations that say something about this batch."""
     question = case.question
-    if question.mode != "eager" or not case.has_gradient or question.padded_to or "unspecified" in _words(case):
+    if question.mode != "eager" or not case.has_gradient or question.padded_to or question.linear is not None:
+        return ()
+    if "unspecified" in _words(case):
         return ()
     if not batch.input.numel() or relevant_conventions(batch) - {"empty_mean"}:
         return ()  # where a convention decides, it may decide differently for each batch

@@ -50,6 +50,29 @@ def expected(logits, target):
     return loss, gradient.reshape(*shape, logits.shape[axis]).movedim(-1, axis)
 '''
 
+_EXPECTED_LINEAR = '''
+def expected(hidden, target):
+    """Loss and gradients of a linear layer and a loss by the definition, in float64, with the ignored positions deleted."""
+    valid = ~torch.isin(target.long(), torch.tensor(ignored))
+    h, t = hidden.detach().double()[valid], target[valid].long()
+    matrix = options["linear_weight"].detach().double()
+    x = h @ matrix.T + options.get("linear_bias", torch.zeros(len(matrix))).detach().double()
+    weight = options.get("weight", torch.ones(len(matrix))).double()
+    smoothing = options.get("label_smoothing", 0.0)
+    wq = weight * torch.full_like(x, smoothing / len(matrix)).scatter_add(1, t[:, None], torch.full_like(x[:, :1], 1 - smoothing))
+    lse = x.logsumexp(1, keepdim=True)
+    losses = torch.zeros(len(target), dtype=torch.float64)
+    losses[valid] = torch.where(wq != 0, wq * (lse - x), 0.0).sum(1)
+    reduction = options.get("reduction", "mean")
+    divisor = weight[t].sum() if reduction == "mean" else 1.0
+    above = torch.ones(1) if upstream is None else upstream
+    d = above.double().expand(len(target))[valid, None] / divisor * (wq.sum(1, keepdim=True) * (x - lse).exp() - wq)
+    of_hidden = torch.zeros(hidden.shape, dtype=torch.float64)
+    of_hidden[valid] = d @ matrix
+    gradients = {"hidden": of_hidden, "linear_weight": d.T @ h, "linear_bias": d.sum(0)}
+    return losses if reduction == "none" else losses.sum() / divisor, gradients
+'''
+
 
 _ABOVE = """
 def above(loss):
@@ -171,6 +194,16 @@ else:
         where = tuple(n.item() for n in torch.unravel_index(i, difference.shape))
         print("gradient at", list(where), "expected", expected_gradient[where].item(), "found", gradient[where].item())
 """
+_SHOW_LINEAR_GRADIENTS = """
+for name, tensor in leaves.items():
+    if tensor.grad is None:
+        print("found no gradient of", name)
+        continue
+    difference = (tensor.grad.double() - expected_gradient[name]).abs().nan_to_num(torch.inf)
+    for i in difference.reshape(-1).topk(min(5, difference.numel())).indices:
+        where = tuple(n.item() for n in torch.unravel_index(i, difference.shape))
+        print("gradient of", name, "at", list(where), "expected", expected_gradient[name][where].item(), "found", tensor.grad[where].item())
+"""
 _SHOW_OVERWRITTEN = """
 if not torch.equal(kept.nan_to_num(), logits.detach().nan_to_num()):
     print("the logits were overwritten")
@@ -193,9 +226,13 @@ _SCRIPT_NAMES = frozenset(
         "i",
         "ignored",
         "kept",
+        "leaves",
         "load",
         "logits",
         "loss",
+        "name",
+        "tensor",
+        "with_matrix",
         "loss_function",
         "one",
         "options",
@@ -214,7 +251,7 @@ _SCRIPT_NAMES = frozenset(
 
 def script(case: Case, implementation: Implementation, batch: Batch) -> str:
     """The script's text. Printed values show the same difference that the suite found."""
-    function, definition = _function(implementation)
+    function, definition = _function(implementation, batch.is_linear)
     head = [f"{case.id}, {implementation.name} {implementation.version}".rstrip(), "", case.clause.requirement]
     head += [f"({case.why})"] if case.why else []
     head += [*case.clause.sources, "", "With --anomaly autograd names the operation whose backward pass returned NaN."]
@@ -236,6 +273,9 @@ def script(case: Case, implementation: Implementation, batch: Batch) -> str:
         expected = 'expected_loss, expected_gradient = expected(logits, target)\nprint("expected loss", *expected_loss.reshape(-1).tolist()[:20])'
         mode = case.question.mode if batch.padded_to is None else "padded"
         answer = _ARRAYS if arrays else _MODES[mode]
+        if batch.is_linear:
+            answer = answer.replace("logits.grad = None", "for tensor in leaves.values():\n    tensor.grad = None")
+            data.append(_leaves(batch, case.has_gradient))
         steps = [
             "kept = logits.clone()",
             expected,
@@ -243,10 +283,12 @@ def script(case: Case, implementation: Implementation, batch: Batch) -> str:
             "" if _PRINT_LOSS.strip() in answer else _PRINT_LOSS,
             _SHOW_LOSS,
         ]
-        steps += [_SHOW_GRADIENT] if case.has_gradient else []
+        shown = _SHOW_LINEAR_GRADIENTS if batch.is_linear else _SHOW_GRADIENT
+        steps += [shown] if case.has_gradient else []
         steps += [_SHOW_OVERWRITTEN]
     run = "".join(f"{step.strip()}\n" for step in steps if step).replace("{call}", call).replace("{function}", function)
-    functions = [] if case.expects_error else [_EXPECTED.strip(), _ABOVE.strip()]
+    definition_of_the_loss = _EXPECTED_LINEAR if batch.is_linear else _EXPECTED
+    functions = [] if case.expects_error else [definition_of_the_loss.strip(), _ABOVE.strip()]
     if "accumulated(" in run:
         functions.append(_ACCUMULATED.strip())
     if "padded(" in run:
@@ -268,7 +310,17 @@ def script(case: Case, implementation: Implementation, batch: Batch) -> str:
     )
 
 
-def _function(implementation: Implementation) -> tuple[str, str]:
+def _leaves(batch: Batch, wants_gradient: bool) -> str:
+    """The logits are hidden states here, and they are not all that gets a gradient."""
+    names = [name for name in ("linear_weight", "linear_bias") if name in batch.options]
+    leaves = ", ".join(['"hidden": logits', *(f'"{name}": {name}' for name in names)])
+    lines = [f"leaves = {{{leaves}}}"]
+    if wants_gradient:
+        lines += ["for tensor in leaves.values():", "    tensor.requires_grad_()"]
+    return "\n".join(lines)
+
+
+def _function(implementation: Implementation, is_linear: bool) -> tuple[str, str]:
     """The expression to call, and the lines that define it."""
     form = next(
         f
@@ -277,12 +329,14 @@ def _function(implementation: Implementation) -> tuple[str, str]:
     )
     function: Any = getattr(implementation, form)
     expression, definition = _defined(function, form, implementation.source)
+    if is_linear:
+        call = f"{expression}(input, options.pop('linear_weight'), target, **options)"
+        return "with_matrix", _wrapper(definition, "with_matrix", call)
     if form == "linear_cross_entropy":
-        return "through_identity", _wrapper(
-            definition,
-            "through_identity",
-            f"{expression}(input, torch.eye(input.shape[-1], dtype=input.dtype), target, **options)",
-        )
+        hidden = "(input.movedim(1, -1) if input.dim() > 2 else input)"
+        classes = "input.shape[min(1, input.dim() - 1)]"
+        call = f"{expression}({hidden}, torch.eye({classes}, dtype=input.dtype), target, **options)"
+        return "through_identity", _wrapper(definition, "through_identity", call)
     return expression, definition
 
 

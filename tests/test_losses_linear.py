@@ -1,0 +1,326 @@
+"""The fused linear loss against the definition in float64, in one chunk and in many."""
+
+import itertools
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from xentcheck import losses_linear
+from xentcheck.losses_linear import linear_masked_cross_entropy
+
+N, C, H = 13, 11, 7
+OPTIONS = [
+    {},
+    {"reduction": "sum"},
+    {"reduction": "none"},
+    {"label_smoothing": 0.1},
+    {"label_smoothing": 1.0, "reduction": "none"},
+    {"normalizer": 5},
+    {"normalizer": torch.tensor(2.5), "label_smoothing": 0.3},
+    {"ignore_index": [3, -1]},
+]
+
+
+@pytest.fixture(params=["one chunk", "many chunks"])
+def chunks(request, monkeypatch):
+    """So few positions at a time that every chunk but the last is full, and chunks consist of several parts."""
+    if request.param == "many chunks":
+        monkeypatch.setattr(losses_linear, "_SMALLEST_CHUNK", 3 * C)
+        monkeypatch.setattr(losses_linear, "_LARGEST_CHUNK", 3 * C)
+        monkeypatch.setattr(losses_linear, "_CACHED", 2 * C)
+    return request.param
+
+
+def batch(dtype=torch.float64, bias=True, ignore=(0, 5, 6, 12), value=-100, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    target = torch.randint(C, (N,), generator=generator)
+    target[list(ignore)] = value
+    weight = torch.rand(C, generator=generator, dtype=torch.float64).to(dtype) + 0.5
+    return [draw(N, H), draw(C, H), draw(C) if bias else None], target, weight
+
+
+def definition(
+    tensors, target, upstream, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, normalizer=None
+):
+    """Loss and gradients in float64: the ignored positions deleted, then matrix product and log-sum-exp as they are written."""
+    values = [ignore_index] if isinstance(ignore_index, int) else ignore_index
+    valid = ~torch.isin(target, torch.tensor(values))
+    hidden, matrix, bias = (None if t is None else t.detach().double() for t in tensors)
+    w = torch.ones(len(matrix), dtype=torch.float64) if weight is None else weight.double()
+    h, t = hidden[valid], target[valid]
+    x = h @ matrix.T + (0 if bias is None else bias)
+    lse = x.logsumexp(1, keepdim=True)
+    wq = w * (F.one_hot(t, len(matrix)).double() * (1 - label_smoothing) + label_smoothing / len(matrix))
+    losses = torch.zeros(len(target), dtype=torch.float64)
+    losses[valid] = (wq * (lse - x)).sum(1)
+    divisor = 1 if reduction != "mean" else w[t].sum() if normalizer is None else normalizer
+    above = torch.as_tensor(upstream, dtype=torch.float64).expand(len(target))[valid, None] / divisor
+    d = above * (wq.sum(1, keepdim=True) * (x - lse).exp() - wq)
+    of_hidden = torch.zeros_like(hidden)
+    of_hidden[valid] = d @ matrix
+    loss = losses if reduction == "none" else losses.sum() / divisor
+    return loss, [of_hidden, d.T @ h, None if bias is None else d.sum(0)]
+
+
+def check(tensors, target, upstream=1.0, tolerance=1e-12, **options):
+    loss = linear_masked_cross_entropy(tensors[0], tensors[1], target, linear_bias=tensors[2], **options)
+    given = [t for t in tensors if t is not None]
+    gradients = torch.autograd.grad(loss, given, torch.as_tensor(upstream, dtype=loss.dtype).expand(loss.shape))
+    expected, truths = definition(tensors, target, upstream, **options)
+    torch.testing.assert_close(loss.double(), expected, rtol=tolerance, atol=tolerance)
+    for found, truth, given_as in zip(gradients, [t for t in truths if t is not None], given, strict=True):
+        assert (found.dtype, found.shape) == (given_as.dtype, given_as.shape)
+        torch.testing.assert_close(found.double(), truth, rtol=tolerance, atol=tolerance * float(truth.abs().max()))
+    return loss, gradients
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("upstream", [1.0, -3.0])
+def test_it_is_the_definition(chunks, options, weighted, bias, upstream):
+    tensors, target, weight = batch(bias=bias, value=3 if "ignore_index" in options else -100)
+    check(tensors, target, upstream, **options, **({"weight": weight} if weighted else {}))
+
+
+def test_positions_in_several_dimensions(chunks):
+    tensors, target, _ = batch(ignore=(1, 2))
+    hidden, target = tensors[0][:12].reshape(3, 4, H), target[:12].reshape(3, 4)
+    loss = linear_masked_cross_entropy(hidden, tensors[1], target, reduction="none")
+    flat = linear_masked_cross_entropy(hidden.flatten(0, 1), tensors[1], target.flatten(), reduction="none")
+    assert loss.shape == (3, 4)
+    assert torch.equal(loss.flatten(), flat)
+    one = linear_masked_cross_entropy(hidden[0, 0], tensors[1], target[0, 0], reduction="none")
+    assert one.shape == ()
+    torch.testing.assert_close(one, loss[0, 0])
+
+
+@pytest.mark.parametrize("ignore", [(0, 5, 6, 12), ()], ids=["some ignored", "none ignored"])
+def test_every_position_has_its_own_upstream_gradient(chunks, ignore):
+    tensors, target, weight = batch(ignore=ignore)
+    upstream = torch.linspace(-2, 3, N, dtype=torch.float64)
+    upstream[4] = 0
+    check(tensors, target, upstream, reduction="none", weight=weight)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_nothing_leaks_from_ignored_positions(chunks, value, dtype, reduction):
+    tensors, target, _ = batch(dtype)
+    plain = linear_masked_cross_entropy(tensors[0], tensors[1], target, linear_bias=tensors[2], reduction=reduction)
+    upstream = torch.linspace(1, 2, N).to(dtype) if reduction == "none" else None
+    expected = torch.autograd.grad(plain, tensors, upstream)
+    with torch.no_grad():
+        tensors[0][[0, 5, 6]] = value
+        tensors[0][12, 0] = value
+    loss = linear_masked_cross_entropy(tensors[0], tensors[1], target, linear_bias=tensors[2], reduction=reduction)
+    if upstream is not None:
+        upstream[0] = torch.nan  # what arrives for an ignored position is of no account either
+    found = torch.autograd.grad(loss, tensors, upstream)
+    assert torch.equal(loss, plain)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not found[0][[0, 5, 6, 12]].any()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_nothing_to_learn(reduction):
+    for count in (N, 0):
+        tensors, target, _ = batch(ignore=range(N))
+        hidden, target = tensors[0][:count], target[:count]
+        loss = linear_masked_cross_entropy(hidden, tensors[1], target, linear_bias=tensors[2], reduction=reduction)
+        gradients = torch.autograd.grad(loss.sum(), [hidden, tensors[1], tensors[2]])
+        assert not loss.any()
+        assert not any(g.any() for g in gradients)
+        assert gradients[0].shape == hidden.shape
+
+
+@pytest.mark.parametrize("where", [(0, 1, 2), (3, 4, 5), (10, 11, 12)], ids=["first", "second", "last"])
+def test_a_stretch_of_ignored_positions(chunks, where):
+    tensors, target, _ = batch(ignore=where)
+    check(tensors, target)
+
+
+def test_a_gradient_that_nobody_wants_is_not_made(chunks):
+    tensors, target, _ = batch()
+    _, everything = check(tensors, target)
+    for kept in itertools.product([True, False], repeat=3):
+        some = [t.detach().requires_grad_(k) for t, k in zip(tensors, kept, strict=True)]
+        loss = linear_masked_cross_entropy(some[0], some[1], target, linear_bias=some[2])
+        assert loss.requires_grad == any(kept)
+        if any(kept):
+            loss.backward()
+        for tensor, k, gradient in zip(some, kept, everything, strict=True):
+            assert tensor.grad is None if not k else torch.allclose(tensor.grad, gradient)
+
+
+def test_backward_again(chunks):
+    tensors, target, _ = batch()
+    loss, once = check(tensors, target)
+    for upstream in (1.0, 2.0):
+        loss = linear_masked_cross_entropy(tensors[0], tensors[1], target, linear_bias=tensors[2])
+        for factor in (upstream, 1.0, upstream):
+            above = torch.tensor(factor, dtype=torch.float64)
+            found = torch.autograd.grad(loss, tensors, above, retain_graph=True)
+            assert all(torch.allclose(f, factor * o) for f, o in zip(found, once, strict=True))
+
+
+def test_a_gradient_belongs_to_its_owner():
+    """An optimiser may change a gradient in place while the graph lives on."""
+    tensors, target, _ = batch()
+    loss = linear_masked_cross_entropy(*tensors[:2], target, linear_bias=tensors[2])
+    first = torch.autograd.grad(loss, tensors, retain_graph=True)
+    kept = [g.clone() for g in first]
+    for g in first:
+        g.zero_()
+    second = torch.autograd.grad(loss, tensors)
+    assert all(torch.equal(a, b) for a, b in zip(second, kept, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"label_smoothing": 0.2, "normalizer": 4}], ids=str)
+def test_derivatives_of_all_orders(chunks, options):
+    tensors, target, weight = batch()
+    target, weight = target[:6], weight[:5]
+    target[target >= 5] = 4
+    given = [tensors[0][:6].detach(), tensors[1][:5].detach(), tensors[2][:5].detach()]
+    given = [g.requires_grad_() for g in given]
+
+    def loss(hidden, matrix, bias):
+        return linear_masked_cross_entropy(hidden, matrix, target, linear_bias=bias, weight=weight, **options)
+
+    assert torch.autograd.gradcheck(loss, given)
+    assert torch.autograd.gradgradcheck(loss, given)
+
+
+def test_functional_transforms():
+    tensors, target, _ = batch()
+    _, expected = check(tensors, target)
+    given = [t.detach() for t in tensors]
+
+    def loss(hidden, matrix, bias):
+        return linear_masked_cross_entropy(hidden, matrix, target, linear_bias=bias)
+
+    found = torch.func.grad(loss, argnums=(0, 1, 2))(*given)
+    assert all(torch.allclose(f, e) for f, e in zip(found, expected, strict=True))
+    each = torch.func.vmap(lambda h, t: linear_masked_cross_entropy(h, given[1], t, reduction="none"))(given[0], target)
+    together = linear_masked_cross_entropy(given[0], given[1], target, reduction="none")
+    torch.testing.assert_close(each, together)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda h: linear_masked_cross_entropy(h, given[1], target, reduction="none"), given[0], vectorize=True
+    )
+    _, rows = definition([given[0], given[1], None], target, 1.0, reduction="none")
+    torch.testing.assert_close(jacobian.sum(0), rows[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("upstream", [1.0, 3.0])
+@pytest.mark.parametrize("way", ["_Split", "_Widened"])
+def test_half_types_are_rounded_once(chunks, dtype, upstream, way, monkeypatch):
+    """The error of the loss is the rounding of the result: what is lost before it would show in a confident loss."""
+    if way == "_Widened":
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    tensors, target, _ = batch(dtype)
+    with torch.no_grad():
+        tensors[0] *= 4
+        rows = [i for i in range(N) if target[i] >= 0]
+        for i in rows:
+            tensors[1][target[i]] += tensors[0][i] / 4
+    eps = torch.finfo(dtype).eps
+    loss = linear_masked_cross_entropy(*tensors[:2], target, linear_bias=tensors[2], reduction="none")
+    expected, _ = definition(tensors, target, 1.0, reduction="none")
+    rounding = eps * expected.abs() + 4 * torch.finfo(torch.float32).eps * 300 + torch.finfo(dtype).smallest_normal
+    assert (expected[rows] < 0.1).any()
+    assert ((loss.double() - expected).abs() <= rounding).all()
+    loss = linear_masked_cross_entropy(*tensors[:2], target, linear_bias=tensors[2], reduction="sum")
+    found = torch.autograd.grad(loss, tensors, torch.tensor(upstream, dtype=dtype))
+    _, truths = definition(tensors, target, upstream, reduction="sum")
+    for gradient, truth in zip(found, truths, strict=True):
+        assert gradient.dtype == dtype
+        torch.testing.assert_close(gradient.double(), truth, rtol=2 * eps, atol=2 * eps * float(truth.abs().max()))
+
+
+def test_products_beyond_the_range_of_bfloat16():
+    """-inf + inf in the two parts of a logit would be NaN."""
+    hidden = torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16)
+    matrix = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-torch.inf, 1.0]], dtype=torch.bfloat16)
+    loss = linear_masked_cross_entropy(hidden, matrix, torch.tensor([1]))
+    assert float(loss) == pytest.approx(0.3133, rel=2**-8)
+
+
+def test_autocast_takes_the_dtype_of_the_hidden_states():
+    tensors, target, _ = batch(torch.float32)
+    half = tensors[0].detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = linear_masked_cross_entropy(half, tensors[1], target)
+        full = linear_masked_cross_entropy(tensors[0], tensors[1], target)
+    assert mixed.dtype == torch.bfloat16
+    mixed.backward()
+    assert tensors[1].grad.dtype == torch.float32
+    assert torch.equal(full, linear_masked_cross_entropy(tensors[0], tensors[1], target))
+
+
+class _Largest(TorchDispatchMode):
+    """The most elements that a tensor made by any operation has."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, torch.Tensor):
+                self.count = max(self.count, value.untyped_storage().nbytes() // value.element_size())
+        return result
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_logits_are_never_held(chunks, reduction, dtype, monkeypatch):
+    monkeypatch.setattr(losses_linear, "_SMALLEST_CHUNK", 1)
+    count = 400
+    hidden = torch.randn(count, 8).to(dtype).requires_grad_()
+    matrix = torch.randn(1000, 8).to(dtype).requires_grad_()
+    target = torch.randint(1000, (count,))
+    with _Largest() as largest:
+        loss = linear_masked_cross_entropy(hidden, matrix, target, reduction=reduction)
+        loss.sum().backward()
+    assert matrix.grad is not None
+    assert 8000 <= largest.count <= 2 * count * 1000 // 8
+
+
+BAD = [
+    (lambda a: a.update(reduction="avg"), ValueError, "reduction: expected"),
+    (lambda a: a.update(label_smoothing=1.5), ValueError, "label_smoothing: expected a number from 0 to 1, found 1.5"),
+    (lambda a: a.update(ignore_index="x"), TypeError, "ignore_index: expected"),
+    (lambda a: a.update(normalizer=3, reduction="sum"), ValueError, "normalizer: expected None"),
+    (lambda a: a.update(normalizer=torch.ones(1)), ValueError, "normalizer: expected a number or a tensor of shape"),
+    (lambda a: a.update(normalizer="3"), TypeError, "normalizer: expected a number"),
+    (lambda a: a.update(target=a["target"][:-1]), ValueError, r"shape of target: expected \(13,\)"),
+    (lambda a: a.update(target=a["target"].double()), TypeError, "class probabilities are not supported"),
+    (lambda a: a["target"].__setitem__(4, C), IndexError, f"found {C} at position 4"),
+    (lambda a: a.update(hidden=a["hidden"].long()), TypeError, "dtype of hidden"),
+    (lambda a: a.update(hidden=torch.tensor(1.0)), ValueError, "shape of hidden"),
+    (lambda a: a.update(linear_weight=a["linear_weight"].T), ValueError, r"shape of linear_weight: expected \(C, 7\)"),
+    (lambda a: a.update(linear_weight=torch.empty(0, H)), ValueError, "with C > 0"),
+    (lambda a: a.update(linear_weight=a["linear_weight"].float()), ValueError, "dtype of linear_weight"),
+    (lambda a: a.update(linear_bias=torch.zeros(3)), ValueError, r"shape of linear_bias: expected \(11,\)"),
+    (lambda a: a.update(weight=torch.ones(C, dtype=torch.int64)), TypeError, "dtype of weight"),
+    (lambda a: a.update(weight=torch.ones(C, requires_grad=True)), ValueError, "requires_grad of weight"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "error", "text"), BAD)
+def test_bad_arguments(spoil, error, text):
+    tensors, target, _ = batch(bias=False)
+    arguments = {"hidden": tensors[0].detach(), "linear_weight": tensors[1].detach(), "target": target}
+    with nullcontext():
+        linear_masked_cross_entropy(**arguments)
+    spoil(arguments)
+    with pytest.raises(error, match=text):
+        linear_masked_cross_entropy(**arguments)
