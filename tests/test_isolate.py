@@ -27,6 +27,8 @@ SUITE = Path(xentcheck.__file__).resolve().parents[1]
 HERE = Path(__file__).parent
 FAULTS, FAKES = HERE / "faults.py", HERE / "fakes.py"
 
+ASPECTS = ["-k", "not relations"]  # those of the case's own batch: loss, gradient, shape, purity
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="--isolate is for Linux")
 
 
@@ -316,6 +318,7 @@ def start(tmp_path):
 
     def popen(*options, **environment):
         command = [sys.executable, "-m", "pytest", "suite/", "-p", "quick", "-p", "no:cacheprovider", "--isolate"]
+        command += ASPECTS
         path = os.pathsep.join([str(SUITE), str(tmp_path)])
         process = subprocess.Popen(
             [*command, *map(str, options)],
@@ -348,7 +351,7 @@ def run(start, monkeypatch):
         off = [f"no:{name}" for name in ("cacheprovider", "faulthandler", "benchmark", "unraisableexception")]
         screen = io.StringIO()
         with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
-            arguments = [str(SUITE), "--isolate", "--capture=no", *(o for name in off for o in ("-p", name))]
+            arguments = [str(SUITE), "--isolate", "--capture=no", *ASPECTS, *(o for name in off for o in ("-p", name))]
             status = pytest.main([*arguments, *map(str, options)])
         return screen.getvalue(), int(status)
 
