@@ -141,7 +141,7 @@ def test_the_bits_of_a_nan():
 
 
 def test_every_batch_of_the_specification():
-    cases = load_all()
+    cases = [case for case in load_all() if not case.is_huge]
     for case in cases:
         batch = build(case)
         same(batch, passed(batch))
