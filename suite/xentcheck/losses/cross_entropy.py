@@ -57,8 +57,9 @@ def masked_cross_entropy(
             and its gradient are 0 whatever it is.
         inplace: whether the gradient may overwrite the logits, so that it takes no memory. They must not be used after
             the call; where the backward pass of another operation needs them, autograd raises an error. Not for logits
-            that are a leaf of the graph, and without second derivatives. Nothing is overwritten where no gradient is
-            wanted, where logits are expanded, on other devices than the CPU, and under torch.func and torch.compile.
+            that are a leaf of the graph, and without second derivatives; of logits that are a view, the gradient reaches
+            what they were made of, but cannot be asked for itself. Nothing is overwritten where no gradient is wanted,
+            where logits are expanded, on other devices than the CPU, and under torch.func and torch.compile.
 
     Returns:
         The loss in the dtype of ``input``, under autocast in float32 if that is a half type: a scalar, or of the shape of
@@ -81,7 +82,7 @@ def masked_cross_entropy(
             return loss
     check_options(reduction, label_smoothing, normalizer)
     values = ignore_values(ignore_index)
-    check_tensors(input, target, weight, ignore_index, inplace)
+    check_tensors(input, target, weight, ignore_index, inplace and may_look)
     if input.dim() == 1:
         options: dict[str, Any] = {"reduction": reduction, "label_smoothing": label_smoothing, "normalizer": normalizer}
         if not target.is_floating_point():

@@ -1,0 +1,146 @@
+"""The library loss under torch.compile and autocast, and the operator behind it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from routes import DTYPES, assert_same, batch, run
+from xentcheck.losses import cross_entropy, masked_cross_entropy
+
+BACKEND = "aot_eager"  # traces all that inductor would compile, forward and backward
+
+
+@pytest.fixture(params=["composed", "operator"])
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
+    """The loss compiled as one graph: few logits as plain operations, many as an operator."""
+    torch.compiler.reset()
+    monkeypatch.setattr(cross_entropy, "_is_small", lambda input: request.param == "composed")
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return torch._dynamo.lookup_backend(BACKEND)(graph, inputs)
+
+    def checked(*arguments: Any, **options: Any) -> Tensor:
+        torch.compiler.reset()
+        seen.clear()
+        loss = torch.compile(functools.partial(masked_cross_entropy, **options), backend=backend, fullgraph=True)(
+            *arguments
+        )
+        assert any("xentcheck" in name for name in seen) == (request.param == "operator")
+        return loss
+
+    return checked
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"reduction": "none"},
+        {"reduction": "sum", "ignore_index": [-100, 2]},
+        {"label_smoothing": 0.1, "weight": torch.tensor([1.0, 0, 2, 0.5, 1])},
+        {"normalizer": 7},
+        {"normalizer": torch.tensor(2.5)},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_gives_what_it_gives_uncompiled(
+    compiled: Callable[..., Tensor], options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    for shape in ((6, 5), (2, 5, 3)):
+        input, target = batch(shape, dtype, ignored=0.3)
+        found = run(compiled, input, target, 3.0, **options)
+        expected = run(masked_cross_entropy, input, target, 3.0, **options)
+        assert [f.dtype for f in found] == [dtype, dtype]
+        assert_same(found, expected, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
+
+
+def test_class_probabilities(compiled: Callable[..., Tensor]) -> None:
+    for shape in ((6, 5), (2, 5, 3)):
+        input, target = batch(shape)[0], torch.rand(shape, dtype=torch.float64)
+        assert_same(run(compiled, input, target), run(F.cross_entropy, input, target))
+
+
+def test_all_ignored_and_bad_logits(compiled: Callable[..., Tensor]) -> None:
+    input, target = batch((4, 3))
+    loss, gradient = run(compiled, torch.full_like(input, torch.nan), torch.full_like(target, -100))
+    assert loss == 0
+    assert (gradient == 0).all()
+
+
+def test_other_layouts(compiled: Callable[..., Tensor]) -> None:
+    input, target = batch((2, 5, 3, 4), ignored=0.3)
+    expected = run(masked_cross_entropy, input, target)
+    for x in (input.contiguous(memory_format=torch.channels_last), input.transpose(2, 3).contiguous().transpose(2, 3)):
+        assert_same(run(compiled, x, target), expected)
+
+
+def test_autocast(compiled: Callable[..., Tensor]) -> None:
+    input, target = batch((6, 5), torch.bfloat16, ignored=0.3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = compiled(input, target), F.cross_entropy(input, target)
+    assert found.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(found, F.cross_entropy(input.float(), target))
+
+
+def test_transforms_inside() -> None:
+    input, target = batch((3, 4, 5), ignored=0.3)
+    target = target[:, :4]
+    each = functools.partial(masked_cross_entropy, reduction="none")
+    expected = torch.stack([each(x, t) for x, t in zip(input, target, strict=True)])
+    for transform, result in (
+        (torch.func.vmap(each), expected),
+        (
+            torch.func.grad(lambda x, t: torch.func.vmap(each)(x, t).sum()),
+            run(lambda x, t: torch.func.vmap(each)(x, t).sum(), input, target)[1],
+        ),
+    ):
+        torch.compiler.reset()
+        torch.testing.assert_close(torch.compile(transform, backend=BACKEND, fullgraph=True)(input, target), result)
+
+
+def test_inplace_leaves_compiled_logits_alone(compiled: Callable[..., Tensor]) -> None:
+    input, target = batch((6, 5))
+    input.requires_grad_()
+    logits = input * 1
+    before = logits.detach().clone()
+    compiled(logits, target, inplace=True).backward()
+    assert torch.equal(logits, before)
+    torch.testing.assert_close(input.grad, run(masked_cross_entropy, input, target)[1])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (None, [-100], 0.0, "mean", None, False),
+        (None, [-100, 2], 0.1, "sum", None, False),
+        (torch.tensor([1.0, 0, 2, 0.5, 1]), [-100], 0.1, "none", None, False),
+        (None, [-100], 0.0, "mean", torch.tensor(7.0), True),
+    ],
+    ids=["plain", "sum", "none", "widened"],
+)
+def test_opcheck(arguments: tuple[Any, ...]) -> None:
+    dtype = torch.bfloat16 if arguments[-1] else torch.float32
+    for shape in ((6, 5), (2, 5, 3, 4)):
+        input, target = batch(shape, dtype, ignored=0.3)
+        for x in (input, input.movedim(1, -1).contiguous().movedim(-1, 1)):
+            for t in (target, torch.rand(shape)):
+                done = torch.library.opcheck(
+                    torch.ops.xentcheck.masked_cross_entropy, (x.detach().requires_grad_(), t, *arguments)
+                )
+                assert set(done.values()) == {"SUCCESS"}
+                assert len(done) == 4

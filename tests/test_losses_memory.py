@@ -1,0 +1,58 @@
+"""What the library loss takes in memory, as the system sees it: the most that the process held at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import sys, torch
+from xentcheck.losses import masked_cross_entropy
+torch.set_num_threads(1)
+dtype, mode, reduction = getattr(torch, sys.argv[1]), sys.argv[2], sys.argv[3]
+
+def held(what):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(what))
+
+def step(logits):
+    loss = masked_cross_entropy(logits, target, reduction=reduction, inplace=mode == "inplace")
+    if mode != "forward":
+        torch.autograd.grad(loss.sum(), source)
+
+for rows in (300, 1024):  # once on a small batch, so that libraries are loaded
+    target = torch.randint(32_000, (rows,))
+    target[::5] = -100
+    source = torch.randn(rows, 32_000).to(dtype).requires_grad_(mode != "forward")
+    logits = source.clone()
+    before = held("VmRSS")
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # resets the highest mark
+    step(logits)
+    more = held("VmHWM") - before
+print(more / logits.nbytes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the highest mark can be reset on Linux only")
+@pytest.mark.parametrize(
+    ("dtype", "mode", "reduction", "most"),
+    [
+        ("float32", "backward", "mean", 1.2),
+        ("float32", "backward", "none", 1.2),
+        ("float32", "forward", "mean", 0.2),
+        ("float32", "inplace", "mean", 0.2),
+        ("float32", "inplace", "none", 0.2),
+        ("bfloat16", "backward", "mean", 1.4),
+        ("bfloat16", "forward", "mean", 0.4),
+        ("bfloat16", "inplace", "mean", 0.4),
+    ],
+)
+def test_one_buffer_of_the_logits_size_or_none(dtype: str, mode: str, reduction: str, most: float) -> None:
+    """Beside it, a block of an eighth of the logits in the working dtype."""
+    command = [sys.executable, "-c", PROGRAM, dtype, mode, reduction]
+    found = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert found < most
+    assert (found > 0.9) == (mode == "backward"), "a mark that does not see the buffer shows nothing"
