@@ -1,0 +1,311 @@
+"""The loss of logits on a CUDA device, by two Triton kernels: one pass that gives loss and log-sum-exp, one more for the gradient.
+
+Together they read the logits twice and write the gradient once; nothing else of the logits' size is made or read. Logits of ignored
+positions are not read at all. Sums are in float32 (float64 for float64), addresses in 64 bits, strides whatever they are. Formulas and
+names are those of ``losses``.
+
+A tile of positions x classes belongs to each step of a program; a program goes along the classes of its positions. With
+``TRITON_INTERPRET=1`` in the environment the same kernels run on the CPU, slowly, as a check of their arithmetic.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xentcheck.losses import masked_cross_entropy
+from xentcheck.losses_linear import (
+    _check_options,
+    _expected,
+    _ignore_values,
+    _is_ignored,
+    _needs_plain_operations,
+    _working_dtype,
+)
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+__all__ = ["UNAVAILABLE", "triton_masked_cross_entropy"]
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _why_not() -> str:
+    if triton is None:
+        return "triton is not installed (pip install triton)"
+    if not INTERPRETED and not torch.cuda.is_available():
+        return "there is no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU)"
+    return ""
+
+
+UNAVAILABLE = _why_not()  # why the kernels cannot run here; empty if they can
+
+
+def triton_masked_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int | Sequence[int] = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """``masked_cross_entropy``, with the same arguments and results, for logits on a CUDA device (interpreted: on the CPU).
+
+    No value is waited for: a target out of range is a device-side assertion, as in torch's own loss. From the second derivative
+    on, and under torch.func and torch.compile, it is ``masked_cross_entropy`` itself.
+
+    Raises: what ``masked_cross_entropy`` does; RuntimeError where the kernels cannot run (see ``UNAVAILABLE``).
+    """
+    if UNAVAILABLE:
+        raise RuntimeError(UNAVAILABLE)
+    options: dict[str, Any] = {
+        "weight": weight,
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "label_smoothing": label_smoothing,
+    }
+    if _needs_plain_operations(input, target, weight) or input.dim() < 2 or not input.numel():
+        return masked_cross_entropy(input, target, **options)
+    _check_options(reduction, label_smoothing, None)
+    _check_tensors(input, target, weight)
+    target = target.long()
+    ignored = _is_ignored(target, _ignore_values(ignore_index))
+    valid = target.masked_fill(ignored, -1)
+    _check_range(target, ignored, input.shape[1])
+    losses = _Kernels.apply(input, target, valid, options)
+    if reduction == "none":
+        return losses.to(input.dtype)
+    if reduction == "mean":
+        weights = None if weight is None else weight.to(losses.dtype)[valid.clamp(min=0)]
+        counted = (~ignored).to(losses.dtype) if weights is None else weights.masked_fill(ignored, 0)
+        # Over no position the mean is 0; over positions that all weigh 0 it is 0 / 0.
+        return (losses.sum() / torch.where(ignored.all(), 1, counted.sum())).to(input.dtype)
+    return losses.sum().to(input.dtype)
+
+
+class _Kernels(torch.autograd.Function):
+    """The losses of all positions in the working dtype, 0 where ignored."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor, valid: Tensor, options: dict[str, Any]) -> Tensor:
+        work = _Work(input, valid, options)
+        losses = torch.zeros(valid.shape, dtype=work.dtype, device=input.device)
+        top, log_sum = torch.empty(2, valid.numel(), dtype=work.dtype, device=input.device)
+        work.launch(_losses_kernel, losses.view(-1), top, log_sum)
+        ctx.save_for_backward(input, target, valid, top, log_sum, work.weight)
+        ctx.options = {**options, "weight": None}
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        input, target, valid, top, log_sum, weight = ctx.saved_tensors
+        options = {**ctx.options, "weight": weight}
+        if torch.is_grad_enabled() or not torch._C._has_storage(upstream):  # create_graph; a wrapper of vmap
+            with torch.enable_grad():
+                losses = masked_cross_entropy(input, target, **{**options, "reduction": "none"})
+                (gradient,) = torch.autograd.grad(losses, input, upstream.to(losses.dtype), create_graph=True)
+            return gradient, None, None, None
+        work = _Work(input, valid, options)
+        gradient = torch.empty_like(work.x)
+        upstream = upstream.reshape(-1)  # its stride may be 0
+        work.launch(_gradient_kernel, gradient, *gradient.stride(), top, log_sum, upstream, upstream.stride(0))
+        return gradient.view(input.shape), None, None, None
+
+
+class _Work:
+    """Logits as (N, C, S), S being all positions of a sample, and what the kernels share."""
+
+    def __init__(self, input: Tensor, valid: Tensor, options: dict[str, Any]) -> None:
+        self.dtype = _working_dtype(input)
+        self.x = input.unsqueeze(2) if input.dim() == 2 else input.flatten(2)
+        self.valid = valid.reshape(-1)
+        weight = options["weight"]
+        self.weight = None if weight is None else weight.to(self.dtype).contiguous()
+        self.smoothing = s = options["label_smoothing"]
+        mean = torch.ones((), dtype=self.dtype, device=input.device) if weight is None else self.weight.mean()
+        # As a tensor, for a number would reach the kernel in float32: 1 - s, s / C, and what smoothing adds to A.
+        self.shares = torch.stack([torch.full_like(mean, 1 - s), torch.full_like(mean, s / input.shape[1]), mean * s])
+
+    def launch(self, kernel: Any, *arguments: Any) -> None:
+        """The kernel, with its own arguments behind those of both."""
+        x, classes = self.x, self.x.shape[1]
+        along_classes = x.stride(1) == 1 or x.shape[2] == 1
+        block = min(triton.next_power_of_2(classes), 4096 if along_classes else 64)
+        together = max(1, 4096 // block)
+        kernel[(triton.cdiv(self.valid.numel(), together),)](
+            x,
+            *x.stride(),
+            self.valid,
+            self.weight,
+            self.shares,
+            self.valid.numel(),
+            x.shape[2],
+            classes,
+            *arguments,
+            ACCURATE=tl.float64 if self.dtype == torch.float64 else tl.float32,
+            SMOOTH=self.smoothing > 0,
+            TOGETHER=together,
+            BLOCK=block,
+        )
+
+
+def _check_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> None:
+    shape = input.shape
+    if input.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise TypeError(_expected("dtype of input", "float64, float32, bfloat16 or float16", input.dtype))
+    if target.dtype not in (torch.int64, torch.int32, torch.uint8):
+        hint = " (class probabilities are not supported)" if target.is_floating_point() else ""
+        raise TypeError(_expected("dtype of target", "class indices in int64, int32 or uint8", f"{target.dtype}{hint}"))
+    if target.shape != shape[:1] + shape[2:]:
+        wanted = f"{(shape[0], *shape[2:])} for logits of shape {tuple(shape)} with the classes in dimension 1"
+        raise ValueError(_expected("shape of target", wanted, tuple(target.shape)))
+    if weight is not None and (weight.shape != shape[1:2] or not weight.is_floating_point()):
+        raise ValueError(
+            _expected("weight", f"({shape[1]},) in floating point", f"{tuple(weight.shape)}, {weight.dtype}")
+        )
+    if weight is not None and weight.requires_grad and torch.is_grad_enabled():
+        raise ValueError(_expected("requires_grad of weight", "False, for it gets no gradient (detach it)", "True"))
+    for name, tensor in (("target", target), ("weight", weight)):
+        if tensor is not None and tensor.device != input.device:
+            raise ValueError(_expected(f"device of {name}", f"{input.device} as for the input", tensor.device))
+    if not INTERPRETED and not input.is_cuda:
+        raise ValueError(_expected("device of input", "a CUDA device", input.device))
+
+
+def _check_range(target: Tensor, ignored: Tensor, classes: int) -> None:
+    fine = (ignored | ((target >= 0) & (target < classes))).all()
+    if target.is_cuda:
+        torch._assert_async(fine)
+    elif not fine:
+        raise IndexError(_expected("target", f"classes from 0 to {classes - 1} or values to be ignored", "others"))
+
+
+if triton is not None:
+
+    @triton.jit
+    def _positions(valid_ptr, count, spread, TOGETHER: tl.constexpr):
+        """The positions of this program: their numbers, targets (-1: ignored, or beyond the end), sample and place in it."""
+        at = tl.program_id(0).to(tl.int64) * TOGETHER + tl.arange(0, TOGETHER)
+        inside = at < count
+        target = tl.load(valid_ptr + at, mask=inside, other=-1)
+        return at, inside, target, at // spread, at % spread
+
+    @triton.jit
+    def _shares(target, weight_ptr, shares_ptr, ACCURATE: tl.constexpr):
+        """w_t (1 - s) and A."""
+        if weight_ptr is None:
+            w = tl.full(target.shape, 1.0, ACCURATE)
+        else:
+            w = tl.load(weight_ptr + target, mask=target >= 0, other=0.0)
+        of_target = w * tl.load(shares_ptr)
+        return of_target, of_target + tl.load(shares_ptr + 2)
+
+    @triton.jit
+    def _losses_kernel(
+        x_ptr,
+        stride_n,
+        stride_c,
+        stride_s,
+        valid_ptr,
+        weight_ptr,
+        shares_ptr,
+        count,
+        spread,
+        classes,
+        losses_ptr,
+        top_ptr,
+        log_sum_ptr,
+        ACCURATE: tl.constexpr,
+        SMOOTH: tl.constexpr,
+        TOGETHER: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        at, _, target, n, s = _positions(valid_ptr, count, spread, TOGETHER)
+        counts = target >= 0
+        if tl.max(counts.to(tl.int32), 0) > 0:
+            start = x_ptr + n * stride_n + s * stride_s
+            top = tl.full((TOGETHER,), float("-inf"), ACCURATE)
+            total = tl.zeros((TOGETHER,), ACCURATE)
+            weighed = tl.zeros((TOGETHER,), ACCURATE)  # sum_c w_c x_c
+            for first in range(0, classes, BLOCK):
+                c = first + tl.arange(0, BLOCK).to(tl.int64)
+                read = counts[:, None] & (c < classes)[None, :]
+                x = tl.load(start[:, None] + (c * stride_c)[None, :], mask=read, other=float("-inf")).to(ACCURATE)
+                higher = tl.maximum(top, tl.max(x, 1))
+                base = tl.where(higher == float("-inf"), 0.0, higher)  # as long as all is -inf
+                total = total * tl.exp(top - base) + tl.sum(tl.exp(x - base[:, None]), 1)
+                top = higher
+                if SMOOTH:
+                    if weight_ptr is None:
+                        weighed += tl.sum(tl.where(read, x, 0.0), 1)
+                    else:
+                        w = tl.load(weight_ptr + c, mask=c < classes, other=0.0)[None, :]
+                        weighed += tl.sum(tl.where(read & (w != 0), w * x, 0.0), 1)
+            log_sum = tl.log(total)
+            of_target, whole = _shares(target, weight_ptr, shares_ptr, ACCURATE)
+            x = tl.load(start + target * stride_c, mask=counts, other=0.0).to(ACCURATE)
+            nll = (top - x) + log_sum
+            losses = tl.where((of_target == 0) & (nll == float("inf")), 0.0, nll * of_target)
+            if SMOOTH:
+                losses += (whole - of_target) * (top + log_sum) - weighed * tl.load(shares_ptr + 1)
+            tl.store(losses_ptr + at, losses, mask=counts)
+            tl.store(top_ptr + at, top, mask=counts)
+            tl.store(log_sum_ptr + at, log_sum, mask=counts)
+
+    @triton.jit
+    def _gradient_kernel(
+        x_ptr,
+        stride_n,
+        stride_c,
+        stride_s,
+        valid_ptr,
+        weight_ptr,
+        shares_ptr,
+        count,
+        spread,
+        classes,
+        gradient_ptr,
+        gradient_stride_n,
+        gradient_stride_c,
+        gradient_stride_s,
+        top_ptr,
+        log_sum_ptr,
+        scale_ptr,
+        scale_stride,
+        ACCURATE: tl.constexpr,
+        SMOOTH: tl.constexpr,
+        TOGETHER: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        at, inside, target, n, s = _positions(valid_ptr, count, spread, TOGETHER)
+        counts = target >= 0
+        of_target, whole = _shares(target, weight_ptr, shares_ptr, ACCURATE)
+        top = tl.load(top_ptr + at, mask=counts, other=0.0)[:, None]
+        log_sum = tl.load(log_sum_ptr + at, mask=counts, other=0.0)[:, None]
+        scale = tl.load(scale_ptr + at * scale_stride, mask=counts, other=0.0).to(ACCURATE)[:, None]
+        start = x_ptr + n * stride_n + s * stride_s
+        out = gradient_ptr + n * gradient_stride_n + s * gradient_stride_s
+        for first in range(0, classes, BLOCK):
+            c = first + tl.arange(0, BLOCK).to(tl.int64)
+            there = inside[:, None] & (c < classes)[None, :]
+            x = tl.load(start[:, None] + (c * stride_c)[None, :], mask=there & counts[:, None], other=float("-inf")).to(
+                ACCURATE
+            )
+            d = whole[:, None] * tl.exp((x - top) - log_sum)
+            d -= tl.where(c[None, :] == target[:, None], of_target[:, None], 0.0)
+            if SMOOTH:
+                if weight_ptr is None:
+                    d -= tl.load(shares_ptr + 1)
+                else:
+                    d -= tl.load(weight_ptr + c, mask=c < classes, other=0.0)[None, :] * tl.load(shares_ptr + 1)
+            d = tl.where(counts[:, None], d * scale, 0.0)
+            tl.store(out[:, None] + (c * gradient_stride_c)[None, :], d.to(gradient_ptr.dtype.element_ty), mask=there)

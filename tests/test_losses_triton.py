@@ -1,0 +1,147 @@
+"""The Triton kernels, run by Triton's interpreter: a process of its own, since the environment says so before anything is imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+if not INTERPRETED:
+
+    def test_under_the_interpreter():
+        """This file once more, interpreted. Triton comes with the dev extra where it exists (Linux); elsewhere there is nothing to test."""
+        if sys.platform == "linux":
+            import triton  # noqa: F401  # missing, it is an error: these tests are not to be skipped in silence
+        else:
+            pytest.skip("Triton exists for Linux only")
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            str(Path(__file__)),
+        ]
+        done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+        assert " passed" in done.stdout
+        assert "skipped" not in done.stdout
+
+    def test_without_a_device_it_says_why():
+        import torch
+
+        from xentcheck import losses_triton
+
+        if torch.cuda.is_available() and losses_triton.triton is not None:
+            assert losses_triton.UNAVAILABLE == ""
+            return
+        assert "triton" in losses_triton.UNAVAILABLE or "CUDA" in losses_triton.UNAVAILABLE
+        with pytest.raises(RuntimeError, match=r"CUDA|triton"):
+            losses_triton.triton_masked_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]))
+
+else:
+    import torch
+    import torch.nn.functional as F
+
+    from xentcheck.casefile import load_all, select
+    from xentcheck.examine import Examiner
+    from xentcheck.implementation import find
+    from xentcheck.judge import GOOD
+    from xentcheck.losses import masked_cross_entropy
+    from xentcheck.losses_triton import UNAVAILABLE, triton_masked_cross_entropy
+
+    # Every clause; of those whose cases are many or large for an interpreter, the part that the kernels could break.
+    CLAUSES = (
+        "accuracy/confident*,accuracy/*tail*,all-ignored,answers,bad-input,class-weights,empty-batch,ignore-lists,ignored-nonfinite,"
+        "ignored-positions,infinite-or-nan-valid-row,label-smoothing,layouts,logit-range,minus-infinity,modes/double*,modes/twice*,"
+        "modes/no*,modes/inference*,plain-values,target-dtypes,upstream-gradient"
+    )
+    CASES = select(load_all(), CLAUSES)
+
+    def size(case):
+        shape = case.question.logits.shape
+        return 0 if shape is None else torch.Size(shape).numel()
+
+    def test_the_kernels_run_here():
+        assert UNAVAILABLE == ""
+
+    @pytest.mark.parametrize("clause", sorted({case.clause.clause for case in CASES}))
+    def test_every_case(clause):
+        examiner, implementation = Examiner(), find("maskedce_triton")[0]
+        asked = [case for case in CASES if case.clause.clause == clause and size(case) <= 10_000]
+        verdicts = [examiner.examine(case, aspect, implementation) for case in asked for aspect in case.aspects]
+        wrong = [v for v in verdicts if v.status not in GOOD]
+        assert not wrong, "\n".join(f"{v.case} {v.aspect}: {v.message}" for v in wrong)
+        assert any(v.status == "pass" for v in verdicts)
+
+    def both(x, target, upstream=None, **options):
+        """Losses and gradients of the kernels and of the loss on the CPU."""
+        found = []
+        for loss in (triton_masked_cross_entropy, masked_cross_entropy):
+            leaf = x.detach().requires_grad_()
+            value = loss(leaf, target, **options)
+            found.append((value, *torch.autograd.grad(value, leaf, upstream)))
+        return found
+
+    @pytest.mark.parametrize("shape", [(3, 9001), (2, 130, 70), (5000, 3), (2, 65, 9, 8), (4, 1), (1, 4096)], ids=str)
+    def test_more_than_one_tile(shape):
+        """Several tiles of classes, the last of them partial, and several of positions."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(shape, generator=generator) * 3
+        target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+        target.view(-1)[1::3] = -100
+        weight = torch.rand(shape[1], generator=generator) + 0.5
+        for options in ({}, {"weight": weight, "label_smoothing": 0.1}, {"label_smoothing": 1.0}):
+            mine, other = both(x, target, **options)
+            torch.testing.assert_close(mine[0], other[0], rtol=2e-6, atol=1e-6)
+            torch.testing.assert_close(mine[1], other[1], rtol=2e-5, atol=float(other[1].abs().max()) * 2e-6 + 1e-7)
+
+    def test_classes_in_the_last_dimension_of_memory():
+        x = torch.randn(2, 6, 5, 50).permute(0, 3, 1, 2)
+        target = torch.randint(50, (2, 6, 5))
+        mine, other = both(x, target)
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
+
+    def test_ignored_rows_are_not_read():
+        """Rows outside of the memory that belongs to the tensor: whoever read them would find NaN, and nobody reads what is a hole."""
+        memory = torch.full((4, 2, 6), torch.nan)
+        x = memory[:, 0]
+        x[::2] = torch.randn(2, 6)
+        mine = triton_masked_cross_entropy(x, torch.tensor([1, -100, 2, -100]), reduction="none")
+        assert mine.isfinite().all()
+        torch.testing.assert_close(mine[::2], F.cross_entropy(x[::2], torch.tensor([1, 2]), reduction="none"))
+
+    def test_addresses_beyond_31_bits():
+        """Two rows 2^31 elements apart, in memory of which nothing else is touched."""
+        apart = 2**31 + 64
+        memory = torch.empty(apart + 8, dtype=torch.float16)  # the interpreter cuts bfloat16 off instead of rounding it
+        x = memory.as_strided((2, 5), (apart, 1))
+        x.copy_(torch.tensor([[1.0, 2, 3, 4, 5], [5, 4, 3, 2, 1]]))
+        mine, other = both(x, torch.tensor([0, 1]), reduction="none", upstream=torch.ones(2, dtype=torch.float16))
+        assert torch.equal(mine[0], other[0])
+        assert torch.equal(mine[1], other[1])
+
+    def test_the_saved_values_are_of_the_positions():
+        """Between forward and backward there is nothing of the logits' size beside the logits."""
+        x = torch.randn(8, 3000, requires_grad=True)
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            loss = triton_masked_cross_entropy(x, torch.randint(3000, (8,)))
+        assert loss.requires_grad
+        assert sum(t.numel() for t in saved if t.data_ptr() != x.data_ptr()) < 200
+
+    def test_second_derivatives():
+        x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+        target = torch.tensor([1, -100, 4, 0])
+        for options in ({}, {"reduction": "none"}, {"label_smoothing": 0.2}):
+            loss = lambda x, options=options: triton_masked_cross_entropy(x, target, **options)  # noqa: E731
+            assert torch.autograd.gradcheck(loss, x)
+            assert torch.autograd.gradgradcheck(loss, x)
