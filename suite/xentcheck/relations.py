@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,18 @@ _REDUCTIONS = ("none", "sum", "mean")
 
 @dataclass(frozen=True)
 class Asked:
-    """A batch, the implementation's answer to it, the rounding errors allowed (``truth``), and a way to ask for another answer."""
+    """A batch, the implementation's answer to it, the rounding errors allowed (``truth``; worked out if ``known`` is None and a relation
+    needs them), and a way to ask for another answer."""
 
     batch: Batch
     answer: Answer
-    truth: Truth
+    known: Truth | None
     dtype: str
     ask: Callable[[Batch], Answer | Failure]
+
+    @cached_property
+    def truth(self) -> Truth:
+        return truth(self.batch, {}) if self.known is None else self.known
 
     @property
     def loss(self) -> Array:
@@ -58,7 +64,7 @@ class Asked:
             raise Broken(Fault("raised", f"expected an answer, too; found {answer.raised}"))
         if answer.loss is None or answer.gradient is None:
             raise Broken(Fault("missing", "expected a loss and a gradient, too; found none"))
-        return Asked(batch, answer, truth(batch, {}), self.dtype, self.ask)
+        return Asked(batch, answer, None, self.dtype, self.ask)
 
     def expect(self, name: str, found: Array, expected: Array, unit: Any) -> None:
         """Raises Broken unless two answers are the same up to the rounding error of both; ``unit`` is that of one."""
