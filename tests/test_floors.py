@@ -14,13 +14,14 @@ FLOORS = [
     {"case"},
     {"casefile", "implementation"},
     {"batch"},
-    {"capture", "reference", "observe"},
+    {"capture", "reference", "observe", "documents"},
     {"judge"},
     {"examine", "record"},
-    {"terminal", "repro", "lint", "plot"},
-    {"answers"},
+    {"terminal", "repro", "lint", "plot", "situations"},
+    {"answers", "explore"},
     {"report"},
     {"plugin", "cli"},
+    {"explore_plugin"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 
