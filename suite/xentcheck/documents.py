@@ -29,7 +29,8 @@ LITERAL = 12  # up to so many logits may be written out
 NUMBERS = (0, 1, -1, 2, 0.5, -3, 10, -10, 30, 100, -100, 1000, 60000, 1e30, -1e30)
 NON_FINITE = ("-inf", "nan", "inf")
 SCALES = (1, 3, 10, 30, 100, 0.01, 1000, 1e4, 1e5, 0, 1e-30, 1e30)
-OUTSIDE = (-1, 255, -2, 1000, 2**31, -(2**31), 2**40, 2**63 - 1, -(2**63))
+# No classes, but some of them are one once they have been put into a narrower integer.
+OUTSIDE = (-1, 255, 256, 257, -255, 1000, 2**31, -(2**31), 2**32, 2**32 + 1, 2**63 - 1, -(2**63))
 LAYOUTS = ("strided", "transposed", "offset", "expanded")
 
 

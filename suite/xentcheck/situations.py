@@ -198,19 +198,25 @@ def simplified(entry: Entry, still_fails: Callable[[Entry], Batch | None]) -> En
 
     still_fails: the batch of a document that fails as before, or None.
     """
-    refusal = "error" in entry.get("expect", {})  # the error would stay expected when its cause is gone
-    for key in () if refusal else OPTIONAL:
-        smaller = without(entry, key)
-        if smaller is not None and still_fails(smaller) is not None:
-            entry = smaller
-    entry = entry if refusal else _in_a_smaller_shape(entry, still_fails)
+    if "error" in entry.get("expect", {}):
+        return entry  # the error would stay expected when its cause is gone
+    entry = _in_a_smaller_shape(_without_needless_keys(entry, still_fails), still_fails)
     batch = still_fails(entry)
-    if refusal or batch is None or not 0 < batch.input.numel() <= SPELLED_OUT:
+    if batch is None or not 0 < batch.input.numel() <= SPELLED_OUT:
         return entry
     for digits in (1, 2, 3, 4, 6, 9, 17):
         written = _spelled_out(entry, batch, digits)
         if still_fails(written) is not None:
+            written = _without_needless_keys(written, still_fails)  # once more: now the numbers stay as they are
             return _plainer(_smaller(written, still_fails), still_fails)
+    return entry
+
+
+def _without_needless_keys(entry: Entry, still_fails: Callable[[Entry], Batch | None]) -> Entry:
+    for key in OPTIONAL:
+        smaller = without(entry, key)
+        if smaller is not None and still_fails(smaller) is not None:
+            entry = smaller
     return entry
 
 
@@ -260,6 +266,8 @@ def _smaller(entry: Entry, still_fails: Callable[[Entry], Batch | None]) -> Entr
             "logits": {**entry["logits"], "values": [[*r[:c], *r[c + 1 :]] for r in entry["logits"]["values"]]},
         }
         narrower["target"] = {**entry["target"], "values": [t - (c < t < len(rows[0])) for t in target]}
+        if isinstance(entry.get("ignore_index"), int):
+            narrower["ignore_index"] = entry["ignore_index"] - (c < entry["ignore_index"] < len(rows[0]))
         if isinstance(entry.get("weight"), list):
             narrower["weight"] = [*entry["weight"][:c], *entry["weight"][c + 1 :]]
         entry = narrower if c not in target and still_fails(narrower) is not None else entry
@@ -281,7 +289,9 @@ def _plainer(entry: Entry, still_fails: Callable[[Entry], Batch | None]) -> Entr
                 **entry,
                 "logits": {**entry["logits"], "values": _replaced(entry["logits"]["values"], index, plain)},
             }
-            if plain != value and still_fails(smaller) is not None:
+            if plain == value:
+                break
+            if still_fails(smaller) is not None:
                 entry = smaller
                 break
     return entry
