@@ -8,9 +8,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from xentcheck.implementation import EVERYTHING, Implementation
+
 
 def right(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The definition, with the ignored positions deleted and half types computed in float32."""
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing {label_smoothing} is not between 0 and 1")
     values = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index)
     axis = 0 if input.dim() == 1 else 1
     target = target.long()
@@ -214,3 +218,34 @@ def fused(hidden, linear_weight, target, *, linear_bias=None, **options):
     if options.get("weight") is not None:
         options["weight"] = options["weight"].to(wide)
     return right(logits, target, **options).to(hidden.dtype)
+
+
+def rarely_wrong(input, target, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+    """Half as much again with an ignored class, smoothing and an ignored last position, all at once."""
+    if target.shape != input.shape[:1] or not isinstance(ignore_index, int):
+        raise ValueError("expected a target for each row and one ignore value")
+    loss = right(input, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction)
+    ignored_class = 0 <= ignore_index < input.shape[1]
+    return loss * 1.5 if ignored_class and label_smoothing > 0 and (target[-1:] == ignore_index).any() else loss
+
+
+# What lets a few hundred drawn cases come across the bug.
+rarely_wrong.implementation = Implementation(
+    name="rarely_wrong",
+    cross_entropy=rarely_wrong,
+    capabilities=EVERYTHING
+    - {"compile", "vmap", "func_grad", "double_backward", "autocast", "k_dim", "unbatched", "many_classes"}
+    - {"non_contiguous", "uint8_target", "non_finite", "float16", "bfloat16", "weight", "ignore_index_list"},
+)
+
+
+_failed = itertools.count(1)
+
+
+def interrupted_while_shrinking(input, target, **options):
+    """Wrong for five positions and more, and the fortieth such call is interrupted, as by Ctrl-C."""
+    if input.dim() == 2 and len(input) >= 5:
+        if next(_failed) == 40:
+            raise KeyboardInterrupt
+        return right(input, target, **options) * 1.5
+    return right(input, target, **options)

@@ -17,14 +17,15 @@ FLOORS = [
     {"casefile", "implementation"},
     {"batch"},
     {"linear"},
-    {"capture", "reference", "observe", "compare"},
+    {"capture", "reference", "observe", "compare", "documents"},
     {"relations"},
     {"judge", "isolate", "worker"},
     {"examine", "record"},
-    {"terminal", "repro", "lint", "plot"},
-    {"answers"},
+    {"terminal", "repro", "lint", "plot", "situations"},
+    {"answers", "explore"},
     {"report"},
     {"plugin", "cli"},
+    {"explore_plugin"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 

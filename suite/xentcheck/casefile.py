@@ -53,7 +53,11 @@ def load_all(folder: Path = CASES) -> list[Case]:
 
 def load(path: Path) -> list[Case]:
     """The expanded cases of one file. Raises CaseFileError that lists all its mistakes."""
-    document = read(path)
+    return expanded(read(path), path)
+
+
+def expanded(document: Document, path: Path) -> list[Case]:
+    """The cases of a document that has been read, or that stands nowhere yet. Raises CaseFileError that lists all its mistakes."""
     source = _Source(path, document)
     if not isinstance(document.value, dict):
         raise CaseFileError(

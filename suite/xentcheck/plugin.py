@@ -20,6 +20,7 @@ from xentcheck.isolate import Workers
 from xentcheck.judge import GOOD, Verdict
 from xentcheck.naming import nearest
 
+pytest_plugins = ["xentcheck.explore_plugin"]
 NODE_ID = re.compile(r"::test_(?P<aspect>\w+)\[(?P<implementation>[^:]+):(?P<case>.+)\](@\w+)?$")
 
 
@@ -197,7 +198,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             self.registered_collections.pop(node, None)
             crashed = pending[0][1]
             for unit, item in pending:  # the other aspects of the case would kill the next worker
-                unit[item] = (_key(item) or item)[:2] == (_key(crashed) or crashed)[:2]
+                unit[item] = (_key(item) or (item,))[:2] == (_key(crashed) or (crashed,))[:2]
             self.workqueue.update({scope: unit for scope, unit in work.items() if not all(unit.values())})
             for other in self.assigned_work:
                 self._reschedule(other)
