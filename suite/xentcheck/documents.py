@@ -18,7 +18,7 @@ import torch
 from hypothesis import strategies as st
 
 from xentcheck.batch import Batch
-from xentcheck.case import Case, Question
+from xentcheck.case import WITHOUT_GRADIENT, Case, Question
 from xentcheck.claims import CAPABILITIES, OPTIONS
 
 ABSENT: Any = object()
@@ -91,7 +91,7 @@ def unclear(case: Case, batch: Batch) -> str:
     """Why a question that can be put has no answer that all would accept, or none that they can be asked to compute; empty if it has."""
     weight = batch.options.get("weight")
     values = batch.input.double().numpy()
-    valid = ~np.isin(batch.target.numpy(), batch.ignore_values).reshape(-1)
+    valid = batch.valid
     if case.expects_error:
         return ""
     finite = abs(values[np.isfinite(values)])
@@ -105,8 +105,8 @@ def unclear(case: Case, batch: Batch) -> str:
                 "a weight of 0 in a row without a softmax: the clauses say what it does to a single -inf, and no more"
             )
         w = weight.double().numpy()
-        of_targets = w[batch.target.numpy().reshape(-1)[valid].astype(int)]
-        if batch.reduction == "mean" and of_targets.sum() == 0:
+        of_targets = np.ones(1) if batch.has_probabilities else w[batch.target.numpy().reshape(-1)[valid].astype(int)]
+        if batch.reduction == "mean" and "normalizer" not in batch.options and of_targets.sum() == 0:
             return "0 / 0 has no answer that all accept; https://github.com/torch/nn/issues/775"
         if (w < 0).any() and (w > 0).any() and (batch.reduction == "mean" or batch.options.get("label_smoothing")):
             return "weights that cancel leave a difference of rounded numbers, whose error no unit describes"
@@ -210,6 +210,8 @@ def _ignore_index(facts: Facts) -> Any:
 
 
 def _target(facts: Facts) -> Any:
+    if facts.can("class_probabilities") and "ignore_index" not in facts.entry and facts.chance(8):
+        return {"probabilities": facts.one_of("random", "one-hot")}
     dtype = facts.one_of(*["int64"] * 8, "int32", *(["uint8"] if facts.can("uint8_target") else []))
     low, high = {"int64": (-(2**63), 2**63 - 1), "int32": (-(2**31), 2**31 - 1), "uint8": (0, 255)}[dtype]
     if facts.classes > high + 1:
@@ -278,8 +280,17 @@ def _reduction(facts: Facts) -> Any:
     return facts.one_of(ABSENT, *named)
 
 
+def _normalizer(facts: Facts) -> Any:
+    if not facts.can("normalizer") or facts.entry.get("reduction", "mean") != "mean" or not facts.chance(6):
+        return ABSENT
+    return facts.one_of(1, 7, 2.5, {"tensor": 3}, {"tensor": 0.5}, 100000)
+
+
 def _mode(facts: Facts) -> Any:
-    plain = ["no_grad", "inference_mode", "twice"] if facts.can("backward") else []
+    plain = ["no_grad", "inference_mode", "detached", "deterministic"]
+    plain += ["twice", "two_losses", "edited"] if facts.can("backward") else []
+    # The shares by which micro-batches are weighed are rounded, too: in half types more often than an answer may be.
+    plain += ["accumulated"] if facts.dtype in ("float32", "float64") and "weight" not in facts.entry else []
     claimed = [m for m in ("double_backward", "func_grad", "autocast", "vmap") if facts.can(m)]
     # vmap calls the loss once per position, with a batch of one.
     if facts.entry.get("reduction") != "none" or len(facts.shape) == 1 or not facts.shape[0]:
@@ -288,7 +299,7 @@ def _mode(facts: Facts) -> Any:
 
 
 def _upstream(facts: Facts) -> Any:
-    if facts.entry.get("mode") in ("no_grad", "inference_mode", "vmap") or not facts.chance(2):
+    if facts.entry.get("mode") in (*WITHOUT_GRADIENT, "vmap") or not facts.chance(2):
         return ABSENT
     scalars = (2, -1, 0.5, 0, 100, -256, 1e-3)
     if facts.entry.get("reduction") != "none":
@@ -325,6 +336,7 @@ KEYS: dict[str, Callable[[Facts], Any]] = {
     "weight": _weight,
     "label_smoothing": _label_smoothing,
     "reduction": _reduction,
+    "normalizer": _normalizer,
     "mode": _mode,
     "upstream": _upstream,
     "expect": _expect,
@@ -336,8 +348,10 @@ KEYS: dict[str, Callable[[Facts], Any]] = {
 
 def _refusable(facts: Facts) -> bool:
     """Only a plain call, and one with positions, is made wrong: there it is certain that somebody looks."""
-    if not facts.count or facts.entry.get("target", {}).get("dtype", "int64") != "int64":
+    target = facts.entry.get("target", {})
+    if not facts.count or target.get("dtype", "int64") != "int64" or "probabilities" in target:
         return False
+    facts.entry.pop("normalizer", None)
     facts.entry.pop("mode", None)
     facts.entry.pop("upstream", None)
     return True

@@ -58,7 +58,7 @@ def failures(case: Case, implementation: Implementation, examiner: Examiner) -> 
     examiner.batch(case)
     bare = replace(implementation, deviations=())
     found = []
-    for aspect in case.aspects:
+    for aspect in examiner.aspects(case, bare):
         try:
             found.append(examiner.examine(case, aspect, bare))
         except Exception as error:
@@ -101,9 +101,11 @@ def features(case: Case, batch: Batch) -> frozenset[str]:
         "an ignored class": any(0 <= v < batch.classes for v in batch.ignore_values),
     }
     shape = batch.input.shape
+    found["class probabilities"] = batch.has_probabilities
+    found["a normalizer"] = "normalizer" in options
     if batch.target.shape == (shape[:1] + shape[2:] if len(shape) > 1 else ()):
         found |= _features_of_rows(batch)
-    else:
+    elif not batch.has_probabilities:
         found["shapes that do not fit"] = True
     found["shapes that do not fit"] = "shapes that do not fit" in found or (
         weight is not None and weight.shape != (batch.classes,)
@@ -133,7 +135,8 @@ def of_deviations(implementation: Implementation, specification: Iterable[Case])
     """The situations in which an implementation is known to fail, from the shipped cases that do deviate here."""
     known, examiner = [], Examiner()
     for case in specification:
-        for aspect in case.aspects if case.question.mode != "compile" else ():
+        aspects = () if case.question.mode == "compile" or case.is_huge else examiner.aspects(case, implementation)
+        for aspect in aspects:
             deviation = implementation.deviation_for(case.id, aspect)
             if deviation is not None and examiner.examine(case, aspect, implementation).status == "deviates":
                 core = _core(case, (aspect, deviation.fault), implementation)
