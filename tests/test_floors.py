@@ -14,7 +14,7 @@ FLOORS = [
     {"case"},
     {"casefile", "implementation"},
     {"batch"},
-    {"capture", "reference", "observe"},
+    {"capture", "reference", "observe", "timing", "memory"},
     {"judge"},
     {"examine", "record"},
     {"terminal", "repro", "lint", "plot"},
