@@ -17,7 +17,7 @@ FLOORS = [
     {"capture", "reference", "observe", "timing"},
     {"memory"},
     {"judge"},
-    {"examine", "record"},
+    {"examine", "record", "large"},
     {"terminal", "repro", "lint", "plot"},
     {"answers"},
     {"report"},
