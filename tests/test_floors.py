@@ -13,15 +13,17 @@ FLOORS = [
     {"claims", "naming", "yamltext", "global_state"},
     {"case"},
     {"casefile", "implementation"},
-    {"batch"},
+    {"batch", "profiles"},
     {"capture", "reference", "observe", "timing"},
     {"memory"},
     {"judge"},
     {"examine", "record", "large"},
-    {"terminal", "repro", "lint", "plot"},
+    {"cost"},
+    {"terminal", "terminal_cost", "repro", "lint", "plot"},
     {"answers"},
     {"report"},
-    {"plugin", "cli"},
+    {"plugin"},
+    {"plugin_cost", "cli"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 

@@ -77,7 +77,7 @@ def problem(batch: Batch, right: Expected, loss: Tensor, gradient: Tensor) -> st
         i = int(np.argmax(wrong))
         error = abs(found[i] - want[i]) / unit[i] if unit[i] else np.inf
         where = f" at position {i}" if batch.reduction == "none" else ""
-        return f"expected a loss of {want[i]!r}; found {found[i]!r}{where}, {error:.3g} units where {allowed:g} are allowed"
+        return f"expected a loss of {float(want[i])!r}; found {float(found[i])!r}{where}, {error:.3g} units where {allowed:g} are allowed"
     return _wrong_gradient(batch, right, gradient, allowed)
 
 
@@ -93,7 +93,7 @@ def _wrong_gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: fl
         t, valid = _class_of(target[here], batch)
         if g[~valid].any() or np.isnan(g[~valid]).any():
             i, j = np.argwhere((g != 0) & ~valid[:, None])[0]
-            return f"expected a gradient of 0.0; found {g[i, j]!r} at position {here.start + i}, class {j}, an ignored position"
+            return f"expected a gradient of 0.0; found {float(g[i, j])!r} at position {here.start + i}, class {j}, an ignored position"
         wq = np.broadcast_to(s / classes * weight, x.shape).copy() if s else np.zeros_like(x)
         np.put_along_axis(
             wq, t[:, None], np.take_along_axis(wq, t[:, None], 1) + ((1 - s) * weight[t])[:, None], axis=1

@@ -53,12 +53,24 @@ class Memory:
 
 
 def measure(make: Callable[[Batch], Step], batch: Batch) -> Memory:
-    """The memory of one training step on the batch, after one on a batch of a single position, which sets up what is made once."""
-    _run_quietly(make, _small(batch))
+    """The memory of one training step on the batch."""
+    set_up(make, batch)
     gc.collect()
     if batch.input.is_cuda:
         return _on_cuda(make(batch), batch)
     return _on_cpu(make(batch))
+
+
+def set_up(make: Callable[[Batch], Step], batch: Batch) -> None:
+    """One step on a single sample of the batch, for what an implementation, torch and its profiler make once for all."""
+    try:
+        one = make(_small(batch))
+        with profile(profile_memory=True):
+            loss = one.forward()
+            if one.backward is not None:
+                one.backward(loss)
+    except Exception:
+        return  # the batch itself will say so
 
 
 @contextmanager
@@ -251,14 +263,3 @@ def _small(batch: Batch) -> Batch:
     if isinstance(upstream, Tensor) and upstream.dim():
         upstream = upstream[:1]
     return replace(batch, input=batch.input[:1, ...], target=batch.target[:1], upstream=upstream)
-
-
-def _run_quietly(make: Callable[[Batch], Step], batch: Batch) -> None:
-    try:
-        one = make(batch)
-        with profile(profile_memory=True):
-            loss = one.forward()
-            if one.backward is not None:
-                one.backward(loss)
-    except Exception:
-        return  # the batch itself will say so

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from xentcheck import casefile, record, terminal
+from xentcheck import casefile, profiles, record, terminal
 from xentcheck.case import ASPECTS, Aspect, Case
 from xentcheck.examine import Examiner
 from xentcheck.implementation import ImplementationError, find
@@ -56,9 +56,11 @@ class Session:
             )  # small batches: waking a second thread costs more than it saves, above all on a busy machine
         self.verdicts: dict[record.Key, Verdict] = {}
         self.resumed: set[record.Key] = set()
+        self.costs: dict[tuple[str, str, str], dict[str, Any]] = {}  # filled by plugin_cost
         self.writer: record.Writer | None = None
         self.write_error = ""
         ids = [case.id for case in {c.id: c for c in (*self.specification, *self.cases)}.values()]
+        ids += [case.id for case in profiles.load_speed()]
         self.stale = [(i, d) for i in self.implementations for d in i.stale_deviations(ids)]
         if config.getoption("resume") and not config.getoption("results"):
             raise pytest.UsageError("--resume goes on with the run in --results DIR; give that folder, too")
@@ -100,6 +102,7 @@ class Session:
             raise pytest.UsageError(str(error)) from error
         self.verdicts = dict(self.writer.already)
         self.resumed = set(self.writer.already)
+        self.costs = dict(self.writer.costs_already)
 
     def note(self, verdict: Verdict) -> None:
         self.verdicts[record.key(verdict)] = verdict
@@ -296,7 +299,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
         and not session.config.getoption("collectonly", False)
     )
     if mine.writer is not None and not mine.write_error:
-        mine.writer.close(complete=finished and bool(mine.verdicts))
+        mine.writer.close(complete=finished and bool(mine.verdicts or mine.costs))
     failing = any(v.status not in GOOD for v in mine.verdicts.values())
     result = yield  # other plugins may add to the status; ours is the last word
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and mine.resumed:
@@ -330,7 +333,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
 
 def _key(node_id: str) -> record.Key | None:
     match = NODE_ID.search(node_id)
-    return (match["implementation"], match["case"], match["aspect"]) if match else None
+    return (match["implementation"], match["case"], match["aspect"]) if match and match["aspect"] in ASPECTS else None
 
 
 def _is_worker(config: pytest.Config) -> bool:

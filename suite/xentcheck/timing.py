@@ -137,13 +137,18 @@ def measure(
     lanes = {BASE: native, CONTROL: native} | ({} if candidate is None else {CANDIDATE: candidate})
     first = {k: v for k, v in zip(PHASES, once(candidate or native), strict=True) if math.isfinite(v)}
     slowest = max(_warm(once, lane) for lane in ([native] if candidate is None else [candidate, native]))
-    repetitions = min(max(math.ceil(BLOCK / max(slowest, 1e-9)), FEWEST_REPETITIONS), REPETITIONS)
-    each = 2 * len(lanes) * repetitions * slowest
-    rounds = min(max(int(BUDGET / max(each, 1e-9)), FEWEST_ROUNDS), ROUNDS)
+    repetitions, rounds = plan(slowest, len(lanes))
     before = bandwidth(batch.input)
     samples = take(lanes, once, rounds, repetitions, seed, progress)
     after = bandwidth(batch.input)
     return Measured(samples, repetitions, first, {k: max(before[k], after[k]) for k in before})
+
+
+def plan(slowest: float, lanes: int) -> tuple[int, int]:
+    """The repetitions at each stop and the rounds, where a step takes so many seconds at most."""
+    repetitions = min(max(math.ceil(BLOCK / max(slowest, 1e-9)), FEWEST_REPETITIONS), REPETITIONS)
+    each = 2 * lanes * repetitions * slowest
+    return repetitions, min(max(int(BUDGET / max(each, 1e-9)), FEWEST_ROUNDS), ROUNDS)
 
 
 def take(
