@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from xentcheck import answers, casefile, record, report, repro
+from xentcheck import answers, casefile, gate, record, report, repro
 from xentcheck.batch import build
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation, ImplementationError, find
 from xentcheck.naming import nearest
+from xentcheck.second_process import measure_again
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,10 +52,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add.set_defaults(run=_lint)
     add = commands.add_parser("schema", help="print the JSON Schema of case files")
     add.set_defaults(run=_schema)
+    add = commands.add_parser("baseline", help="write what later runs are held to by --gate")
+    add.add_argument(
+        "results", type=Path, nargs="+", help="folders that --results wrote; ratios of several runs are taken together"
+    )
+    add.add_argument("--to", type=Path, default=Path("reports/baseline.json"))
+    add.set_defaults(run=_baseline)
+    add = commands.add_parser("gate", help="hold results to a baseline: exit 1 where something is worse")
+    add.add_argument("results", type=Path, nargs="+")
+    add.add_argument("baseline", type=Path)
+    add.add_argument("--strict-perf", action="store_true", help="inconclusive is red, too")
+    add.set_defaults(run=_gate)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (casefile.CaseFileError, ImplementationError, record.RecordError) as error:
+    except (casefile.CaseFileError, ImplementationError, record.RecordError, gate.GateError) as error:
         print(f"xentcheck: {error}", file=sys.stderr)
         return 2
 
@@ -133,6 +145,30 @@ def _lint(options: argparse.Namespace) -> int:
         print(message)
     print(f"{len(cases)} cases, {len(messages)} to mend", file=sys.stderr)
     return 1 if messages else 0
+
+
+def _baseline(options: argparse.Namespace) -> int:
+    results = record.merge([record.load(path) for path in options.results])
+    if not results.complete or not (results.verdicts or results.costs):
+        raise gate.GateError(
+            "expected results of runs that ended and held something; a baseline of less would forgive too much"
+        )
+    value, left_out = gate.baseline(results)
+    options.to.parent.mkdir(parents=True, exist_ok=True)
+    options.to.write_text(gate.text(value), encoding="utf-8")
+    for text in left_out:
+        print(f"xentcheck: left out: {text}", file=sys.stderr)
+    print(f"wrote {options.to}")
+    return 1 if left_out else 0
+
+
+def _gate(options: argparse.Namespace) -> int:
+    results = record.merge([record.load(path) for path in options.results])
+    report = gate.compare(results, gate.read(options.baseline), measure_again)
+    text = gate.markdown(report, options.strict_perf)
+    print(text, end="")
+    gate.publish(text)
+    return 1 if report.is_red(options.strict_perf) else 0
 
 
 def _schema(options: argparse.Namespace) -> int:

@@ -8,9 +8,6 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from xentcheck import plot
 from xentcheck.answers import Answer, evidence_table
@@ -18,6 +15,7 @@ from xentcheck.case import Case
 from xentcheck.casefile import CASES
 from xentcheck.claims import CAPABILITIES, CONVENTIONS
 from xentcheck.judge import ALLOWED_UNITS, STATUSES, Verdict, case_status
+from xentcheck.markdown import table as _table
 from xentcheck.naming import matches
 from xentcheck.record import RecordError, Results
 from xentcheck.terminal import by_case, counts, worst_units
@@ -112,11 +110,6 @@ def _page(title: str, results: Results, *parts: str) -> str:
         else ""
     )
     return "\n\n".join(part.strip() for part in (f"# {title}", truncated, *parts) if part.strip()) + "\n"
-
-
-def _table(rows: Iterable[dict[str, Any]]) -> str:
-    frame = pd.DataFrame(list(rows)).fillna("")
-    return frame.to_markdown(index=False, disable_numparse=True) if len(frame) else "(nothing)"
 
 
 def _implementations(results: Results) -> list[str]:
