@@ -23,7 +23,7 @@ FLOORS = [
     {"answers"},
     {"report", "gate"},
     {"second_process"},
-    {"plugin"},
+    {"plugin", "gate_trials"},
     {"plugin_cost", "plugin_gate", "cli"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
