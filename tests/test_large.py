@@ -45,7 +45,7 @@ def test_the_losses_and_their_units_are_the_references(case, body):
 @pytest.mark.parametrize("body", BODIES)
 def test_a_right_answer_has_no_problem(case, body):
     batch = build(case(body))
-    assert large.problem(batch, large.expected(batch), *answer(fakes.right, batch)) == ""
+    assert large.examine(batch, large.expected(batch), *answer(fakes.right, batch)).problem == ""
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_right_answer_has_no_problem(case, body):
 def test_a_wrong_answer_is_found(case, body, function, about):
     batch = build(case(body))
     loss, gradient = answer(function, batch) if function is not fakes.wrong_shape else (torch.ones(3), batch.input)
-    assert about in large.problem(batch, large.expected(batch), loss, gradient)
+    assert about in large.examine(batch, large.expected(batch), loss, gradient).problem
 
 
 def test_a_single_wrong_entry_is_named(case):
@@ -75,15 +75,15 @@ def test_a_single_wrong_entry_is_named(case):
     valid = int((batch.target != -100).nonzero()[-1])
     wrong = gradient.clone()
     wrong[valid, 49] *= 1.0001
-    assert f"at position {valid}, class 49, " in large.problem(batch, right, loss, wrong)
+    assert f"at position {valid}, class 49, " in large.examine(batch, right, loss, wrong).problem
     ignored = int((batch.target == -100).nonzero()[-1])
     for value in (1e-30, torch.nan):
         wrong = gradient.clone()
         wrong[ignored, 3] = value
-        assert f"at position {ignored}, class 3, an ignored" in large.problem(batch, right, loss, wrong)
+        assert f"at position {ignored}, class 3, an ignored" in large.examine(batch, right, loss, wrong).problem
     wrong = gradient.clone()
     wrong[valid, 0] = torch.nan
-    assert "found nan" in large.problem(batch, right, loss, wrong)
+    assert "found nan" in large.examine(batch, right, loss, wrong).problem
 
 
 def test_what_the_least_unit_leaves_in_doubt_is_put_to_the_reference(case, monkeypatch):
@@ -93,5 +93,16 @@ def test_what_the_least_unit_leaves_in_doubt_is_put_to_the_reference(case, monke
     asked = []
     monkeypatch.setattr(large, "truth", lambda *a: asked.append(1) or truth(*a))
     off = torch.from_numpy((exact.gradient + 2.8 * exact.gradient_unit).astype(np.float32))
-    assert large.problem(batch, large.expected(batch), torch.tensor(float(exact.loss)), off) == ""
+    assert large.examine(batch, large.expected(batch), torch.tensor(float(exact.loss)), off).problem == ""
     assert asked
+
+
+def test_the_units_of_the_error_are_told(case):
+    batch = build(case("logits: {shape: [40, 50], scale: 5}"))
+    exact = truth(batch, {})
+    loss = torch.tensor(float(exact.loss + 1.5 * exact.loss_unit), dtype=torch.float64)
+    gradient = torch.from_numpy((exact.gradient + 0.7 * exact.gradient_unit).astype(np.float32))
+    found = large.examine(batch, large.expected(batch), loss, gradient)
+    assert found.problem == ""
+    assert found.loss_units == pytest.approx(1.5, rel=0.1)
+    assert 0.7 <= found.gradient_units <= 3

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from xentcheck import answers, casefile, gate, record, report, repro
+from xentcheck import answers, casefile, gate, record, report, report_cost, repro
 from xentcheck.batch import build
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation, ImplementationError, find
@@ -73,6 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     results = record.merge([record.load(path) for path in options.results])
+    if results.costs and not options.check:  # times are never the same again
+        pages = report_cost.write(results, options.to)
+        print(f"wrote {', '.join(str(path) for path in pages)}")
+        if not results.verdicts:
+            return 0 if results.complete else 1
     cases = casefile.load_all()
     by_id = {case.id: case for case in cases}
     implementations: dict[str, Implementation] = {}

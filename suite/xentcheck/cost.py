@@ -35,6 +35,7 @@ class Costs:
         self._batch: Batch | None = None
         self._right: large.Expected | None = None
         self._checked: dict[str, tuple[str, str]] = {}
+        self._units: dict[str, dict[str, float]] = {}
 
     def memory(self, case: Case, implementation: Implementation) -> dict[str, Any]:
         """A line with the bytes of the forward pass, of the backward pass, kept in between and retained at the end."""
@@ -77,7 +78,11 @@ class Costs:
             "device": self.device,
             "status": status,
             "message": message,
-            **({} if status != "pass" else {"logits": self._about(case)}),
+            **(
+                {}
+                if status != "pass"
+                else {"logits": self._about(case), "error_units": self._units[implementation.name]}
+            ),
         }
 
     def _about(self, case: Case) -> dict[str, Any]:
@@ -115,11 +120,12 @@ class Costs:
             return "fail", "expected a call that leaves the logits as they were; found them changed"
         if self._right is None:
             self._right = large.expected(self._batch_of(case))
-        found = large.problem(self._batch_of(case), self._right, loss, gradient)
-        if not found:
+        found = large.examine(self._batch_of(case), self._right, loss, gradient)
+        if not found.problem:
+            self._units[implementation.name] = {"loss": found.loss_units, "gradient": found.gradient_units}
             return "pass", ""
-        known = implementation.deviation_for(case.id, "gradient" if "gradient" in found[:20] else "loss")
-        return ("deviates" if known else "fail"), found
+        known = implementation.deviation_for(case.id, "gradient" if "gradient" in found.problem[:20] else "loss")
+        return ("deviates" if known else "fail"), found.problem
 
     def _answer(self, case: Case, implementation: Implementation, batch: Batch) -> tuple[Tensor, Tensor]:
         memory.set_up(lambda b: timing.step(implementation, b), batch)
@@ -140,7 +146,7 @@ class Costs:
 
     def _turn_to(self, case: Case | None) -> None:
         if self._case is not case:
-            self._case, self._batch, self._right, self._checked = case, None, None, {}
+            self._case, self._batch, self._right, self._checked, self._units = case, None, None, {}, {}
 
     def _batch_of(self, case: Case) -> Batch:
         self._turn_to(case)

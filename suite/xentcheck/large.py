@@ -57,31 +57,49 @@ def expected(batch: Batch) -> Expected:
     return Expected(losses, units, lses, denominator)
 
 
-def problem(batch: Batch, right: Expected, loss: Tensor, gradient: Tensor) -> str:
-    """What is wrong with the answer, in a sentence; nothing where it is right."""
+@dataclass(frozen=True)
+class Found:
+    """problem: what is wrong with the answer, in a sentence; nothing where it is right. units: its largest errors, of the loss and of
+    the gradient (there an upper bound, since blocks are held to the least of the units)."""
+
+    problem: str
+    loss_units: float = 0.0
+    gradient_units: float = 0.0
+
+
+def examine(batch: Batch, right: Expected, loss: Tensor, gradient: Tensor) -> Found:
+    """The answer to a large batch, held to the definition."""
     allowed = ALLOWED_UNITS[str(batch.input.dtype).removeprefix("torch.")]
     shape = tuple(batch.target.shape) if batch.reduction == "none" else ()
     if tuple(loss.shape) != shape:
-        return f"expected a loss of shape {shape}; found {tuple(loss.shape)}"
+        return Found(f"expected a loss of shape {shape}; found {tuple(loss.shape)}")
     if gradient.shape != batch.input.shape or gradient.dtype != batch.input.dtype:
-        return f"expected a gradient of shape {tuple(batch.input.shape)} in {batch.input.dtype}; found {tuple(gradient.shape)} in {gradient.dtype}"
+        found_shape = f"{tuple(gradient.shape)} in {gradient.dtype}"
+        return Found(
+            f"expected a gradient of shape {tuple(batch.input.shape)} in {batch.input.dtype}; found {found_shape}"
+        )
     if not right.denominator:
-        return ""  # the mean over nothing is a convention
+        return Found("")  # the mean over nothing is a convention
     found = loss.detach().double().cpu().numpy().reshape(-1)
     want, unit = right.losses, right.units
     if batch.reduction != "none":
         want, unit = np.asarray([want.sum()]) / right.denominator, np.asarray([unit.sum()]) / right.denominator
     with np.errstate(all="ignore"):
-        wrong = ~(abs(found - want) <= allowed * unit + _eps(batch)[2])
+        off = abs(found - want)
+        wrong = ~(off <= allowed * unit + _eps(batch)[2])
+        errors = np.where(unit > 0, off / unit, 0.0)
     if wrong.any():
         i = int(np.argmax(wrong))
-        error = abs(found[i] - want[i]) / unit[i] if unit[i] else np.inf
+        error = off[i] / unit[i] if unit[i] else np.inf
         where = f" at position {i}" if batch.reduction == "none" else ""
-        return f"expected a loss of {float(want[i])!r}; found {float(found[i])!r}{where}, {error:.3g} units where {allowed:g} are allowed"
-    return _wrong_gradient(batch, right, gradient, allowed)
+        return Found(
+            f"expected a loss of {float(want[i])!r}; found {float(found[i])!r}{where}, {error:.3g} units where {allowed:g} are allowed"
+        )
+    text, worst = _gradient(batch, right, gradient, allowed)
+    return Found(text, float(errors.max(initial=0.0)), worst)
 
 
-def _wrong_gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: float) -> str:
+def _gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: float) -> tuple[str, float]:
     rows, found, target = _flat(batch.input), _flat(gradient.detach().cpu()), batch.target.reshape(-1).numpy()
     e, f, tiny = _eps(batch)
     classes = rows.shape[1]
@@ -89,11 +107,13 @@ def _wrong_gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: fl
     upstream = 1.0 if batch.upstream is None else batch.upstream.double().cpu().numpy()
     u = np.broadcast_to(np.asarray(upstream).reshape(-1), target.shape) / right.denominator
     doubtful: list[int] = []
+    worst = 0.0
     for (here, x), (_, g) in zip(_blocks(rows), _blocks(found), strict=True):
         t, valid = _class_of(target[here], batch)
         if g[~valid].any() or np.isnan(g[~valid]).any():
             i, j = np.argwhere((g != 0) & ~valid[:, None])[0]
-            return f"expected a gradient of 0.0; found {float(g[i, j])!r} at position {here.start + i}, class {j}, an ignored position"
+            at = f"at position {here.start + i}, class {j}, an ignored position"
+            return f"expected a gradient of 0.0; found {float(g[i, j])!r} {at}", np.inf
         wq = np.broadcast_to(s / classes * weight, x.shape).copy() if s else np.zeros_like(x)
         np.put_along_axis(
             wq, t[:, None], np.take_along_axis(wq, t[:, None], 1) + ((1 - s) * weight[t])[:, None], axis=1
@@ -105,15 +125,18 @@ def _wrong_gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: fl
         want = (Ap - wq) * u[here][:, None]
         least = e * abs(want) + scale * f * (Ap * (1 + abs(lse)) + wq) + tiny
         with np.errstate(invalid="ignore"):
-            wrong = ~(abs(g - want) <= allowed * least) & valid[:, None]
+            errors = abs(g - want) / least
+            wrong = ~(errors <= allowed) & valid[:, None]
+            worst = max(worst, float(errors[valid].max(initial=0.0)))
         doubtful += [here.start + int(i) for i in np.flatnonzero(wrong.any(axis=1))]
         if len(doubtful) >= DOUBTFUL:
             break
-    return _put_to_reference(batch, right, rows, found, u, doubtful[:DOUBTFUL], allowed) if doubtful else ""
+    text = _put_to_reference(batch, rows, found, u, doubtful[:DOUBTFUL], allowed) if doubtful else ""
+    return text, min(worst, allowed) if not text else worst
 
 
 def _put_to_reference(
-    batch: Batch, right: Expected, rows: Tensor, found: Tensor, u: np.ndarray, positions: list[int], allowed: float
+    batch: Batch, rows: Tensor, found: Tensor, u: np.ndarray, positions: list[int], allowed: float
 ) -> str:
     options = {**batch.options, "reduction": "none"}
     some = Batch(rows[positions], batch.target.reshape(-1)[positions], options, torch.from_numpy(u[positions]), "eager")

@@ -95,9 +95,9 @@ def size(count: float) -> str:
     """Bytes for people: 1.5 GiB."""
     for unit in ("bytes", "KiB", "MiB"):
         if abs(count) < 1024:
-            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count:.0f} bytes"
+            return f"{count:.4g} {unit}" if unit != "bytes" else f"{count:.0f} bytes"
         count /= 1024
-    return f"{count:.3g} GiB"
+    return f"{count:.4g} GiB"
 
 
 @contextmanager
