@@ -36,6 +36,7 @@ class Costs:
         self._right: large.Expected | None = None
         self._checked: dict[str, tuple[str, str]] = {}
         self._units: dict[str, dict[str, float]] = {}
+        self._first: dict[str, dict[str, float]] = {}
 
     def memory(self, case: Case, implementation: Implementation) -> dict[str, Any]:
         """A line with the bytes of the forward pass, of the backward pass, kept in between and retained at the end."""
@@ -58,6 +59,7 @@ class Costs:
             seed = int(hashlib.sha256(case.id.encode()).hexdigest()[:8], 16)
             native = timing.step(self.native, batch)
             line |= asdict(timing.measure(native, candidate, batch, seed, progress))
+            line |= {"first": self._first[implementation.name]}
             line |= {"must_move": timing.must_move(batch), "settings": timing.settings()}
         return line
 
@@ -131,8 +133,7 @@ class Costs:
         memory.set_up(lambda b: timing.step(implementation, b), batch)
         one = timing.step(implementation, batch)
         with memory.limited(self._allowed(case)):
-            loss = one.forward()
-            gradient = None if one.backward is None else one.backward(loss)
+            loss, gradient, self._first[implementation.name] = timing.first_call(one, batch.input.is_cuda)
         loss, gradient = loss if one.backward is None else (loss, gradient)
         return torch.as_tensor(loss).detach(), torch.as_tensor(gradient)
 
@@ -146,7 +147,7 @@ class Costs:
 
     def _turn_to(self, case: Case | None) -> None:
         if self._case is not case:
-            self._case, self._batch, self._right, self._checked, self._units = case, None, None, {}, {}
+            self._case, self._batch, self._right, self._checked, self._units, self._first = case, None, None, {}, {}, {}
 
     def _batch_of(self, case: Case) -> Batch:
         self._turn_to(case)

@@ -204,7 +204,9 @@ def compare(
                 else:
                     suspects.append((line, was[measure][case]))
             if was[measure] and not mine:
-                problems.append(f"the baseline holds the {measure} of {name}; this run measured none of it")
+                problems.append(
+                    f"the baseline holds the {measure} of {name}; this run measured none of it (--benchmark-skip, --cases and -n leave it out)"
+                )
         if was["verdicts"] and not verdicts:
             problems.append(f"the baseline holds the verdicts on {name}; this run reached none")
     findings += _speeds(suspects, again, THRESHOLD if same_place else ELSEWHERE)

@@ -18,6 +18,8 @@ from xentcheck.timing import Ratio
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a6761d", "#cc79a7", "#56b4e9", "#4d4d4d", "#b8a400")
 MARKS = "osD^vPX*"
 
+Styles = Mapping[str, tuple[str, str]]
+
 
 @dataclass(frozen=True)
 class Point:
@@ -36,9 +38,10 @@ class Cost:
     on_front: bool
 
 
-def curves(panels: Mapping[str, Mapping[str, Sequence[Point]]], label: str, path: Path, log: bool = True) -> None:
+def curves(
+    panels: Mapping[str, Mapping[str, Sequence[Point]]], label: str, names: Styles, path: Path, log: bool = True
+) -> None:
     """Ratios to native with their intervals over a number, one panel beside the other; the grey band is the control's interval."""
-    names = _names(n for panel in panels.values() for n in panel)
     figure, grid = _figure(len(panels), height=3.6)
     for axes, (title, series) in zip(grid, panels.items(), strict=True):
         everything = sorted(
@@ -60,17 +63,20 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[Point]]], label: str, path
             axes.errorbar(xs, ys, yerr=errors, capsize=2.5, elinewidth=1, label=name, zorder=3, **style)
         if log:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(
+                FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+            )
+            axes.xaxis.set_minor_locator(NullLocator())
         _ratios_on(axes.yaxis, axes)
         axes.set_xlabel(label)
         axes.set_title(title, fontsize=10)
     grid[0].set_ylabel("time over native's")
-    _legend(figure, names)
+    _legend(figure, {n: s for n, s in names.items() if any(n in panel for panel in panels.values())})
     _save(figure, path)
 
 
-def limits(rows: Mapping[str, Mapping[str, float]], path: Path) -> None:
+def limits(rows: Mapping[str, Mapping[str, float]], names: Styles, path: Path) -> None:
     """For each case and implementation: how many times as long as moving the bytes takes."""
-    names = _names(n for row in rows.values() for n in row)
     figure, (axes,) = _figure(1, height=1.4 + 0.32 * len(rows), width=9)
     for place, row in enumerate(rows.values()):
         axes.plot([min(row.values()), max(row.values())], [place, place], color="#bbbbbb", linewidth=1, zorder=1)
@@ -85,9 +91,8 @@ def limits(rows: Mapping[str, Mapping[str, float]], path: Path) -> None:
     _save(figure, path)
 
 
-def bytes_(rows: Mapping[str, Mapping[str, tuple[float, float]]], path: Path) -> None:
+def bytes_(rows: Mapping[str, Mapping[str, tuple[float, float]]], names: Styles, path: Path) -> None:
     """For each case and implementation the peak (bar) and what is kept between forward and backward (dark part), in logits."""
-    names = _names(n for row in rows.values() for n in row)
     bars = sum(len(row) for row in rows.values())
     figure, (axes,) = _figure(1, height=1.4 + 0.2 * bars + 0.16 * len(rows), width=9)
     place, ticks, labels = 0.0, [], []
@@ -96,24 +101,23 @@ def bytes_(rows: Mapping[str, Mapping[str, tuple[float, float]]], path: Path) ->
         for name, (peak, kept) in row.items():
             axes.barh(place, peak, height=0.8, color=names[name][0], alpha=0.45, zorder=2)
             axes.barh(place, kept, height=0.8, color=names[name][0], zorder=3)
-            axes.text(peak + 0.03, place, f"{peak:.2f}", va="center", fontsize=7, color="#333333")
+            text = {"textcoords": "offset points", "va": "center", "fontsize": 7, "color": "#333333"}
+            axes.annotate(f"{peak:.2f}", (peak, place), xytext=(3, 0), **text)
             place += 1
         ticks.append((start + place - 1) / 2)
         labels.append(case)
         place += 0.8
     axes.set_yticks(ticks, labels)
     axes.set_ylim(place - 1.1, -0.7)
-    axes.set_xlabel(
-        "bytes over the logits': kept between forward and backward (dark), and the highest peak (whole bar)"
-    )
+    axes.set_xlim(0, 1.1 * max(1.0, *(peak for row in rows.values() for peak, _ in row.values())))
+    axes.set_xlabel("bytes over the logits'; dark: kept for the backward pass, whole bar: peak")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=0)
     _legend(figure, names, bars=True)
     _save(figure, path)
 
 
-def front(panels: Mapping[str, Sequence[Cost]], path: Path) -> None:
+def front(panels: Mapping[str, Sequence[Cost]], names: Styles, path: Path) -> None:
     """Error against time; those that none beats in both are joined."""
-    names = _names(c.name for costs in panels.values() for c in costs)
     figure, grid = _figure(len(panels), height=3.4)
     for axes, (title, costs) in zip(grid, panels.items(), strict=True):
         best = sorted((c for c in costs if c.on_front), key=lambda c: c.ratio)
@@ -127,8 +131,8 @@ def front(panels: Mapping[str, Sequence[Cost]], path: Path) -> None:
                 [c.ratio], [c.units], marker=mark, s=52, facecolors=face, edgecolors=colour, linewidths=1.4, zorder=3
             )
         _ratios_on(axes.xaxis, axes)
-        axes.set_ylim(bottom=0)
         axes.margins(x=0.15, y=0.15)
+        axes.set_ylim(bottom=0)
         axes.set_xlabel("time over native's")
         axes.set_title(title, fontsize=10)
         axes.grid(color="#e2e2e2", linewidth=0.6, zorder=0)
@@ -137,8 +141,8 @@ def front(panels: Mapping[str, Sequence[Cost]], path: Path) -> None:
     _save(figure, path)
 
 
-def _names(found: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Native first, so that its colour is the same in every plot."""
+def styles(found: Iterable[str]) -> Styles:
+    """A colour and a mark for each implementation, the same in every plot of a page; native has the first."""
     ordered = sorted(dict.fromkeys(found), key=lambda name: (name != "native", name))
     return {name: (COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]) for i, name in enumerate(ordered)}
 
@@ -154,12 +158,12 @@ def _figure(panels: int, height: float, width: float | None = None) -> tuple[Fig
 def _ratios_on(axis: Any, axes: Axes) -> None:
     """A logarithmic axis with plain numbers on it."""
     (axes.set_xscale if axis.axis_name == "x" else axes.set_yscale)("log", base=2)
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axis.set_minor_locator(NullLocator())
     axes.grid(axis=axis.axis_name, color="#e2e2e2", linewidth=0.6, zorder=0)
 
 
-def _legend(figure: Figure, names: Mapping[str, tuple[str, str]], bars: bool = False) -> None:
+def _legend(figure: Figure, names: Styles, bars: bool = False) -> None:
     handles = [
         mpl.patches.Patch(color=colour, label=name)
         if bars

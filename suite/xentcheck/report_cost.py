@@ -84,6 +84,7 @@ def _controls(lines: Iterable[Line]) -> str:
 
 def _speed_plots(lines: list[Line], folder: Path, written: list[Path]) -> list[str]:
     parts: list[str] = []
+    names = plot_cost.styles(line["implementation"] for line in lines)
 
     def plot(name: str, title: str, text: str) -> Path:
         parts.extend((f"## {title}", text, f"![{title}]({name})"))
@@ -98,7 +99,7 @@ def _speed_plots(lines: list[Line], folder: Path, written: list[Path]) -> list[s
         if any(panels.values()):
             what = "four million logits at each" if sweep == "over-classes" else "1000 classes"
             path = plot(f"speed-{sweep}.svg", title, f"{what.capitalize()}; the grey band is the control's interval.")
-            plot_cost.curves(panels, axis, path)
+            plot_cost.curves(panels, axis, names, path)
     ignored = {
         f"{which}: {phase}": _points(lines, f"over-ignored/{which}", "ignored", phase)
         for which in ("scattered", "suffix")
@@ -107,7 +108,7 @@ def _speed_plots(lines: list[Line], folder: Path, written: list[Path]) -> list[s
     if any(ignored.values()):
         text = "1024 positions of 8192 classes, some of them ignored: everywhere, or as padding at the end. Skipping them is what a good implementation does."
         path = plot("speed-over-ignored.svg", "Over the share of ignored positions", text)
-        plot_cost.curves(ignored, "share of ignored positions", path, log=False)
+        plot_cost.curves(ignored, "share of ignored positions", names, path, log=False)
     rows: dict[str, dict[str, float]] = {}
     for line in _plain(lines):
         took, bound = cost.seconds(line, "both"), cost.limit(line, "both")
@@ -115,12 +116,12 @@ def _speed_plots(lines: list[Line], folder: Path, written: list[Path]) -> list[s
             rows.setdefault(line["case"], {})[line["implementation"]] = took / bound
     if rows:
         text = "Forward and backward together. A case that fits into a cache has that cache's bandwidth for its limit."
-        plot_cost.limits(rows, plot("speed-limit.svg", "Time against the limit", text))
+        plot_cost.limits(rows, names, plot("speed-limit.svg", "Time against the limit", text))
     panels_ = {case: _front([line for line in lines if line["case"] == case]) for case in FRONT}
     panels_ = {case: costs for case, costs in panels_.items() if costs}
     if panels_:
         text = "The largest error of the loss or of the gradient on the very batch, in units of what rounding alone can cause, against time. Filled and joined: none is both faster and more accurate."
-        plot_cost.front(panels_, plot("speed-accuracy.svg", "Accuracy against time", text))
+        plot_cost.front(panels_, names, plot("speed-accuracy.svg", "Accuracy against time", text))
     return parts
 
 
@@ -178,7 +179,7 @@ def _memory(lines: list[Line], results: Results, folder: Path, written: list[Pat
             peak = max(counted["forward"], counted["backward"])
             rows.setdefault(line["case"], {})[line["implementation"]] = (peak / whole, counted["kept"] / whole)
     if rows:
-        plot_cost.bytes_(rows, folder / "memory.svg")
+        plot_cost.bytes_(rows, plot_cost.styles(line["implementation"] for line in lines), folder / "memory.svg")
         written.append(folder / "memory.svg")
         parts.insert(3, "![peak and kept bytes by case and implementation](memory.svg)")
     return _joined([*parts, MADE, _environment(results, lines)])
@@ -216,7 +217,10 @@ def _ordered(lines: Sequence[Line]) -> list[Line]:
 
 
 def _plain(lines: Iterable[Line]) -> list[Line]:
-    return [line for line in lines if line["profile"] != "sweeps"]
+    """Without the sweeps, and without the quick shapes where there are others."""
+    lines = list(lines)
+    real = [line for line in lines if line["profile"] not in ("quick", "sweeps")]
+    return real or [line for line in lines if line["profile"] == "quick"]
 
 
 def _profiles(lines: Iterable[Line]) -> list[str]:

@@ -61,13 +61,12 @@ class Step:
 class Measured:
     """The raw samples of one measurement.
 
-    rounds: lane -> phase -> the minimum of each round, in seconds; only ``both`` for a lane that does both at once. first: what the first call of the candidate took in this process
-    on this shape, so with all that is compiled or set up in it. bandwidth: bytes per second of a copy and of a fill of the logits.
+    rounds: lane -> phase -> the minimum of each round, in seconds; only ``both`` for a lane that does both at once. bandwidth: bytes per
+    second of a copy and of a fill of the logits.
     """
 
     rounds: dict[str, dict[str, list[float]]]
     repetitions: int
-    first: dict[str, float]
     bandwidth: dict[str, float]
 
 
@@ -122,6 +121,24 @@ def step(implementation: Implementation, batch: Batch) -> Step:
     return Step(lambda: function(x, target, **options), backward)
 
 
+def first_call(one: Step, on_cuda: bool) -> tuple[Any, Any, dict[str, float]]:
+    """Loss, gradient (None where the loss is both) and the seconds of a step, with all that is compiled or set up in it."""
+
+    def now() -> float:
+        if on_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    start = now()
+    loss = one.forward()
+    middle = now()
+    if one.backward is None:
+        return loss, None, {"both": middle - start}
+    gradient = one.backward(loss)
+    end = now()
+    return loss, gradient, dict(zip(PHASES, (middle - start, end - middle, end - start), strict=True))
+
+
 def measure(
     native: Step,
     candidate: Step | None,
@@ -135,13 +152,12 @@ def measure(
     """
     once = _on_cuda(batch) if batch.input.is_cuda else _on_cpu
     lanes = {BASE: native, CONTROL: native} | ({} if candidate is None else {CANDIDATE: candidate})
-    first = {k: v for k, v in zip(PHASES, once(candidate or native), strict=True) if math.isfinite(v)}
     slowest = max(_warm(once, lane) for lane in ([native] if candidate is None else [candidate, native]))
     repetitions, rounds = plan(slowest, len(lanes))
     before = bandwidth(batch.input)
     samples = take(lanes, once, rounds, repetitions, seed, progress)
     after = bandwidth(batch.input)
-    return Measured(samples, repetitions, first, {k: max(before[k], after[k]) for k in before})
+    return Measured(samples, repetitions, {k: max(before[k], after[k]) for k in before})
 
 
 def plan(slowest: float, lanes: int) -> tuple[int, int]:
