@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -353,3 +356,23 @@ def test_costs_in_the_record_are_found_by_key():
     lines = ({"measure": "speed", "implementation": "a", "case": "c", "n": n} for n in (1, 2))
     assert record.costs_by_key(lines)["speed", "a", "c"]["n"] == 2
     assert replace(Ratio(1, 1, 1), estimate=2).estimate == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal of its own")
+def test_a_terminal_shows_what_is_measured_and_how_long_it_takes():
+    ours, theirs = os.openpty()
+    node = "suite/test_memory.py::test_memory[maskedce:quick/few-classes]"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", node, "--impl", "maskedce"]
+    environment = {**os.environ, "PYTHONPATH": str(SUITE), "TERM": "xterm", "COLUMNS": "120"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    screen = b""
+    while True:
+        try:
+            screen += os.read(ours, 4096)
+        except OSError:  # its end
+            break
+    os.close(ours)
+    assert process.wait() == 0, screen.decode()
+    assert b"memory of maskedce on quick/few-classes; about 1 seconds left" in screen

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from xentcheck import answers, casefile, gate, record, report, report_cost, repro
+from xentcheck import answers, casefile, gate, profiles, record, report, report_cost, repro
 from xentcheck.batch import build
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation, ImplementationError, find
@@ -127,7 +127,7 @@ def _case(case_id: str, path: Path | None) -> Case:
 
 
 def _cases(options: argparse.Namespace) -> int:
-    chosen = casefile.select(casefile.load_all(), options.pattern)
+    chosen = casefile.select([*casefile.load_all(), *profiles.load_speed()], options.pattern)
     for case in chosen:
         print(case.id)
     print(f"{len(chosen)} cases", file=sys.stderr)

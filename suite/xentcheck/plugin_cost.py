@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from xentcheck import cost, profiles, terminal_cost, timing
 from xentcheck.case import Bytes, Case
@@ -54,8 +55,7 @@ class Measuring:
         named = {i.name: i for i in self.session.implementations}
         native = named.get("native") or find("native")[0]
         self.costs = cost.Costs(native, config.getoption("device"), _limit(config))
-        self.left = 0.0  # seconds that remain by our estimate
-        self.bar: tuple[Progress, Any] | None = None
+        self.left = self.estimated = self.spent = 0.0  # seconds: to come and done by our estimate, done by the clock
 
     def measure(self, measure: str, case: Case, implementation: Implementation) -> dict[str, Any]:
         expected = expected_seconds(measure, case)
@@ -80,29 +80,32 @@ class Measuring:
         if reporter is None or not reporter.isatty:
             yield lambda share: None
             return
-        columns = (
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("of about"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
+        start, pace = time.monotonic(), self.spent / self.estimated if self.estimated else 1.0
+        console = Console(file=reporter._tw._file, force_terminal=True)  # asked now, it would be pytest's capture
+        progress = Progress(
+            BarColumn(), TextColumn("{task.description}"), console=console, auto_refresh=False, transient=True
         )
 
         def show(share: float) -> None:
+            left = about(pace * (self.left - share * expected))
             with capture.global_and_fixture_disabled():
-                progress.update(task, completed=done + share * expected, refresh=True)
+                progress.update(
+                    task, completed=self.estimated + share * expected, description=f"{text}; {left} left", refresh=True
+                )
 
+        task = progress.add_task(text, total=self.estimated + self.left)
         with capture.global_and_fixture_disabled():
-            progress = Progress(*columns, console=Console(file=reporter._tw._file), auto_refresh=False, transient=True)
+            console.line()  # what stands on the line is pytest's
             progress.start()
-        done = 0.0
-        task = progress.add_task(text, total=self.left)
+        show(0.0)
         try:
             yield show
         finally:
             with capture.global_and_fixture_disabled():
                 progress.stop()
             self.left -= expected
+            self.estimated += expected
+            self.spent += time.monotonic() - start
 
 
 MINE = pytest.StashKey[Measuring]()
