@@ -13,7 +13,7 @@ from rich.console import Console
 
 import fakes
 from test_plugin import FAKES, ROOT, SUITE, specification  # noqa: F401
-from xentcheck import cost, plugin_cost, profiles, record, terminal_cost, timing
+from xentcheck import cli, cost, plugin_cost, profiles, record, terminal_cost, timing
 from xentcheck.casefile import load_all
 from xentcheck.implementation import Deviation, Implementation
 from xentcheck.timing import Ratio
@@ -376,3 +376,15 @@ def test_a_terminal_shows_what_is_measured_and_how_long_it_takes():
     os.close(ours)
     assert process.wait() == 0, screen.decode()
     assert b"memory of maskedce on quick/few-classes; about 1 seconds left" in screen
+
+
+def test_speed_cases_are_listed(capsys):
+    assert cli.main(["cases", "quick"]) == 0
+    assert "quick/pixels" in capsys.readouterr().out.splitlines()
+
+
+def test_tests_of_the_same_name_elsewhere_are_not_ours(monkeypatch, tmp_path, run):
+    (tmp_path / "test_memory.py").write_text("def test_mine():\n    pass\n")
+    plugins = [o for name in ("plugin", "plugin_cost") for o in ("-p", f"xentcheck.{name}")]
+    _, screen = run("--impl", fake("right"), "--benchmark-skip", *plugins, path=tmp_path)
+    assert "1 passed" in screen

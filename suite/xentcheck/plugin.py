@@ -47,6 +47,7 @@ class Session:
             self.implementations = find(config.getoption("impl"))
             self.specification = casefile.telling_first(casefile.load_all())
             self.cases = self._selected(config.getoption("cases"))
+            speed = profiles.load_speed()
         except (ImplementationError, casefile.CaseFileError) as error:
             raise pytest.UsageError(str(error)) from error
         self.examiner = Examiner()
@@ -60,7 +61,7 @@ class Session:
         self.writer: record.Writer | None = None
         self.write_error = ""
         ids = [case.id for case in {c.id: c for c in (*self.specification, *self.cases)}.values()]
-        ids += [case.id for case in profiles.load_speed()]
+        ids += [case.id for case in speed]
         self.stale = [(i, d) for i in self.implementations for d in i.stale_deviations(ids)]
         if config.getoption("resume") and not config.getoption("results"):
             raise pytest.UsageError("--resume goes on with the run in --results DIR; give that folder, too")

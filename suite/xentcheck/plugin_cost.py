@@ -23,7 +23,8 @@ from xentcheck.plugin import NOTHING_TO_TEST, SESSION, Session
 from xentcheck.record import RecordError
 from xentcheck.yamltext import CaseFileError
 
-MEASURING = {"test_memory.py": cost.MEMORY, "test_speed.py": cost.SPEED}
+SUITE = Path(__file__).resolve().parents[1]
+MEASURING = ("test_memory.py", "test_speed.py")
 NODE_ID = re.compile(r"test_(?P<measure>memory|speed)\[(?P<implementation>[^:]+):(?P<case>.+)\]$")
 
 
@@ -130,7 +131,8 @@ def why_not(config: pytest.Config) -> str:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    return True if collection_path.name in MEASURING and SESSION in config.stash and MINE not in config.stash else None
+    mine = collection_path.parent == SUITE and collection_path.name in MEASURING
+    return True if mine and SESSION in config.stash and MINE not in config.stash else None
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
