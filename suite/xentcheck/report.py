@@ -155,7 +155,9 @@ def _summary(results: Results) -> str:
         "- [deviations](deviations.md): what is known to be wrong, with evidence and a script for each\n"
         "- [accuracy](accuracy.md): the error in units, by dtype\n"
         "- [conventions](conventions.md): which answer each gives where several are defensible\n"
-        "- [answers](answers.md): common questions and claims about `ignore_index`, answered by running them",
+        "- [answers](answers.md): common questions and claims about `ignore_index`, answered by running them\n"
+        "- [speed](speed.md) and [memory](memory.md): what each costs beside native (made by `make speed`)\n"
+        "- [gate](gate.md): how often the gate on costs is right (made by `make gate-trials`)",
         "Made by `make conform`; `xentcheck report DIR --to reports` makes the pages from any results.",
         _environment(results),
     )
