@@ -75,7 +75,7 @@ def set_up(make: Callable[[Batch], Step], batch: Batch) -> None:
 
 @contextmanager
 def limited(more: int | None) -> Iterator[None]:
-    """No more than so many bytes are to be had inside, as far as the platform can refuse them (POSIX, by address space).
+    """No more than so many bytes are to be had inside, as far as the platform can refuse them (Linux, by address space).
 
     Raises OverLimit in place of the allocator's error. None sets no limit.
     """
@@ -102,12 +102,15 @@ def size(count: float) -> str:
 
 @contextmanager
 def _address_space(more: int) -> Iterator[None]:
-    import resource  # POSIX only
+    taken = _held("VmSize")
+    if taken is None:
+        yield
+        return
+    import resource  # where there is such a count, there is such a limit
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    taken = _held("VmSize")
-    wanted = taken + more if taken is not None else None
-    if wanted is None or (soft != resource.RLIM_INFINITY and soft < wanted):
+    wanted = taken + more
+    if soft != resource.RLIM_INFINITY and soft < wanted:
         yield
         return
     resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
