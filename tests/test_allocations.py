@@ -203,6 +203,22 @@ def test_sizes_are_for_people():
     assert [memory.size(n) for n in (12, 1536, 3 * MIB, 1.5 * 2**30)] == ["12 bytes", "1.5 KiB", "3 MiB", "1.5 GiB"]
 
 
+def test_on_cuda_the_peaks_are_the_allocators(monkeypatch):
+    """What its statistics say, less what was there before; on a device that is played."""
+    now, peak = [1000], [1000]
+
+    def take(count):
+        now[0] += count
+        peak[0] = max(peak[0], now[0])
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: now[0])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak[0])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.__setitem__(0, now[0]))
+    one = timing.Step(lambda: take(300) or take(-200), lambda loss: take(50) or take(-130))
+    assert memory._on_cuda(one, batch()) == Memory(forward=300, kept=100, backward=150, retained=20)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_memory_on_cuda():
     on = timing.on("cuda", batch())

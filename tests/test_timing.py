@@ -197,6 +197,32 @@ def test_without_a_cuda_device_it_is_unavailable(case):
     assert timing.on("cpu", batch := batch_of(case)) is batch
 
 
+def test_on_cuda_the_device_is_idle_and_its_cache_flushed_before_events_are_taken(case, monkeypatch):
+    """The order of the calls, on a device that is played."""
+    log, clock = [], iter([10.0, 13.0, 18.0])
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = next(clock)
+            log.append("event")
+
+        def elapsed_time(self, later):  # milliseconds
+            return later.at - self.at
+
+    batch = batch_of(case)
+    monkeypatch.setattr(timing, "_FLUSHED", 16)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("idle"))
+    once = timing._on_cuda(batch)
+    monkeypatch.setattr(torch.Tensor, "zero_", lambda self: log.append("flush"))
+    one = Step(lambda: log.append("forward"), lambda loss: log.append("backward"))
+    assert once(one) == pytest.approx((0.003, 0.005, 0.008))
+    assert log == ["flush", "idle", "event", "forward", "event", "backward", "event", "idle"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_a_measurement_on_cuda(case):
     batch = timing.on("cuda", batch_of(case))
