@@ -3,18 +3,43 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RESULTS := reports/results
+# Whose costs the reports compare, and what else to hand to pytest, such as ARGS=--resume.
+MEASURED := native,maskedce,nan_guard,filtered
+ARGS :=
 OTHERS := native_module,nll,remapped,masked_mean,filtered,nan_guard
 
-.PHONY: conform test lint clean
+.PHONY: conform test speed baseline gate gate-trials lint clean
 
 # Runs the suite, then the implementations that the reports compare beside the first two, and writes reports/.
 # The reports are written even where something fails; the exit status still says that it did.
 conform: $(VENV)/.installed
 	@status=0; \
-	$(BIN)/python -m pytest suite/ -q --impl native,maskedce --results $(RESULTS) || status=$$?; \
-	$(BIN)/python -m pytest suite/ -q --impl $(OTHERS) --results $(RESULTS)/others || status=$$?; \
+	$(BIN)/python -m pytest suite/ -q --impl native,maskedce --benchmark-skip --results $(RESULTS) || status=$$?; \
+	$(BIN)/python -m pytest suite/ -q --impl $(OTHERS) --benchmark-skip --results $(RESULTS)/others || status=$$?; \
 	$(BIN)/xentcheck report $(RESULTS) $(RESULTS)/others --to reports --excerpt README.md || status=$$?; \
 	exit $$status
+
+# Time and memory over all profiles, and their pages: the better part of an hour on a quiet machine.
+speed: $(VENV)/.installed
+	@status=0; \
+	$(BIN)/python -m pytest suite/test_speed.py suite/test_memory.py -q --impl $(MEASURED) --profile all --results $(RESULTS)/speed $(ARGS) || status=$$?; \
+	$(BIN)/xentcheck report $(RESULTS)/speed --to reports || status=$$?; \
+	exit $$status
+
+# What `make gate` holds later runs to: one whole run, and the quick speed cases in two more processes.
+baseline: $(VENV)/.installed
+	$(BIN)/python -m pytest suite/ -q --impl native,maskedce --results $(RESULTS)/baseline-1
+	$(BIN)/python -m pytest suite/test_speed.py -q --impl native,maskedce --results $(RESULTS)/baseline-2
+	$(BIN)/python -m pytest suite/test_speed.py -q --impl native,maskedce --results $(RESULTS)/baseline-3
+	$(BIN)/xentcheck baseline $(RESULTS)/baseline-1 $(RESULTS)/baseline-2 $(RESULTS)/baseline-3 --to reports/baseline.json
+
+gate: $(VENV)/.installed
+	$(BIN)/python -m pytest suite/ -q --impl native,maskedce --gate reports/baseline.json $(ARGS)
+
+# How often the gate is right. Some 110 runs of it, resumable; needs a machine that does nothing else.
+gate-trials: $(VENV)/.installed
+	$(BIN)/python -m xentcheck.gate_trials --folder $(RESULTS)/gate-trials
+	$(BIN)/python -m xentcheck.gate_trials --folder $(RESULTS)/gate-trials --report reports/gate.md
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/ -q -n 2

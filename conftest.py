@@ -1,1 +1,1 @@
-pytest_plugins = ["xentcheck.plugin"]
+pytest_plugins = ["xentcheck.plugin", "xentcheck.plugin_cost", "xentcheck.plugin_gate"]

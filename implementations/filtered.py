@@ -31,7 +31,7 @@ implementation = Implementation(
     },
     empty_mean="nan",
     deviations=(
-        HALF_LOSS[0],
+        *HALF_LOSS[:2],
         *HALF_GRADIENT,
         *HALF_RELATIONS,
         *FLOAT16_MEAN,

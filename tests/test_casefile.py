@@ -316,7 +316,7 @@ def test_aliases_are_values(loaded):
 
 # --- mistakes
 
-KEYS = "Expected one of: dtype, expect, id, ignore_index, kills, label_smoothing, linear, logits, matrix, mode, needs, normalizer, padded_to, reduction, target, upstream, weight, weight_layout, why"
+KEYS = "Expected one of: dtype, expect, id, ignore_index, kills, label_smoothing, linear, logits, matrix, memory_limit, mode, needs, normalizer, padded_to, reduction, target, upstream, weight, weight_layout, why"
 DEEP = "[" * 30 + "1" + "]" * 30
 MISTAKES = {
     # no YAML that can be used
@@ -354,7 +354,7 @@ MISTAKES = {
     "a list at the top": ("- a\n", [":1: expected a mapping with the keys clause, title, requirement, sources, cases; found a list"]),
     "a word at the top": ("hello\n", [":1: expected a mapping", "found 'hello'"]),
     "a key missing at the top": (TOP.replace("requirement: It holds.\n", "") + ONE, [":1: requirement: expected, but not there"]),
-    "a misspelt key at the top": (TOP.replace("requirement", "requirment") + ONE, [":3: requirment: unknown key; did you mean requirement? Expected one of: cases, clause, defaults, requirement, sources, title"]),
+    "a misspelt key at the top": (TOP.replace("requirement", "requirment") + ONE, [":3: requirment: unknown key; did you mean requirement? Expected one of: cases, clause, defaults, profile, requirement, sources, title"]),
     "a clause with spaces": (TOP.replace("clause: small", "clause: Small one") + ONE, [":1: clause: expected ", "found 'Small one'"]),
     "a title that is a number": (TOP.replace("title: Small", "title: 3") + ONE, [":2: title: expected a valid string; found 3"]),
     "no source": (TOP.replace("[here]", "[]") + ONE, [":4: sources: expected ", "at least 1 item"]),
@@ -386,7 +386,7 @@ MISTAKES = {
     "an unknown dtype": (entry("dtype: float31"), [":6: case one: dtype: expected 'float64', 'float32', 'bfloat16' or 'float16'; found 'float31'"]),
     "an unknown mode": (entry("mode: eagre"), ["case one: mode: expected 'eager', ", "found 'eagre'"]),
     "an unknown layout": (logits("shape: [3, 4], layout: transpose"), ["case one: logits.layout: expected ", "found 'transpose'"]),
-    "an unknown fill": (logits("shape: [3, 4], fill: gaussian"), ["logits.fill: expected 'normal', 'uniform', 'constant' or 'ramp'; found 'gaussian'"]),
+    "an unknown fill": (logits("shape: [3, 4], fill: gaussian"), ["logits.fill: expected 'normal', 'uniform', 'constant', 'ramp' or 'tiled'; found 'gaussian'"]),
     "an unknown target dtype": (entry("target: {dtype: int65}"), ["target.dtype: expected 'int64', ", "found 'int65'"]),
     "an unknown capability": (entry("needs: [double_backwards]"), ["case one: needs.0: expected ", "found 'double_backwards'"]),
     "an unknown word for rows": (logits("shape: [3, 4], set: [{rows: some, value: 1}]"), ["logits.set.0.rows: expected ", "'ignored', 'valid' or 'all'", "found 'some'"]),

@@ -233,7 +233,7 @@ def test_what_is_found_is_what_is_found_without_workers(workers, source):
 def test_a_memory_limit_below_what_torch_takes_is_a_message_at_the_start(workers, monkeypatch):
     monkeypatch.setattr(workers, "_memory", 2**24)
     with pytest.raises(
-        ImplementationError, match=r"--memory-limit 0\.015625: expected more than the 0\.\d+ GiB that torch"
+        ImplementationError, match=r"--worker-memory 0\.015625: expected more than the 0\.\d+ GiB that torch"
     ):
         workers.find("native")
 
@@ -373,7 +373,7 @@ def test_a_run_full_of_faults_ends_with_a_complete_record(run, path, tmp_path, s
     names = [*dying, "print_a_line_in_forward", "always_segfaults", "exits", "wrong_and_talkative"]
     folder = tmp_path / "results"
     screen, status = run(
-        "--impl", ",".join(f"{FAULTS}:{n}" for n in names), "--cases", path, "--results", folder, "--memory-limit", "4", *spread
+        "--impl", ",".join(f"{FAULTS}:{n}" for n in names), "--cases", path, "--results", folder, "--worker-memory", "4", *spread
     )  # fmt: skip
     assert status == 1, screen
     results = record.load(folder)
@@ -436,7 +436,7 @@ def test_a_run_that_was_cut_off_leaves_no_process_behind_and_can_be_finished(
     [
         (("--case-timeout", "0"), "--case-timeout: expected a number of seconds above 0; found 0"),
         (("--case-timeout", "nan"), "--case-timeout: expected a number of seconds above 0; found nan"),
-        (("--memory-limit", "-1"), "--memory-limit: expected a number of GiB above 0; found -1"),
+        (("--worker-memory", "-1"), "--worker-memory: expected a number of GiB above 0; found -1"),
     ],
     ids=" ".join,
 )
@@ -453,4 +453,4 @@ def test_the_limits_are_for_workers_only(capsys, monkeypatch):
         pytest.main([str(SUITE), "--capture=no", "-p", "no:cacheprovider", "--impl", "native", "--case-timeout", "5"])
         == 4
     )
-    assert "--case-timeout and --memory-limit are for worker processes; give --isolate, too" in capsys.readouterr().err
+    assert "--case-timeout and --worker-memory are for worker processes; give --isolate, too" in capsys.readouterr().err

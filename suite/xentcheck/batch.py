@@ -28,6 +28,8 @@ TARGET_DTYPES = {
     name: getattr(torch, name) for name in ("int64", "uint8", "int32", "int16", "int8", "bool", "float32", "float64")
 }
 
+TILE = 65_537  # a prime, so that no two rows of a usual number of classes are equal
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -305,6 +307,9 @@ def _logits(case: Case, draw: _Draw) -> np.ndarray:
     if spec.file is not None:
         return load_file(case.folder / spec.file)["logits"].double().numpy()
     shape = tuple(spec.shape or ())
+    if spec.fill == "tiled":
+        block = draw.normal((TILE,)) * spec.scale + spec.shift
+        return np.resize(block.astype(np.float32), shape)  # half the memory; exact in float64, too
     fills: dict[str, Callable[[], np.ndarray]] = {
         "normal": lambda: draw.normal(shape),
         "uniform": lambda: draw.uniform(shape),

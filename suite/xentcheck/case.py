@@ -7,6 +7,7 @@ Reading files, merging defaults and expanding matrices is ``casefile``'s work.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -26,6 +27,16 @@ def _number(value: Any) -> Any:
     return float(value)
 
 
+def _bytes(value: Any) -> Any:
+    """``6 GiB`` or a number of bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i)?B", value) if isinstance(value, str) else None
+    if match:
+        return int(float(match[1]) * {None: 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}[match[2]])
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ValueError(f"expected a size such as 6 GiB; found {value!r}")
+    return value
+
+
 def _nested(value: Any) -> Any:
     return tuple(_nested(v) for v in value) if isinstance(value, (list, tuple)) else _number(value)
 
@@ -36,6 +47,8 @@ Number = Annotated[float, BeforeValidator(_number), WithJsonSchema(NUMBER_SCHEMA
 Nested = Annotated[
     Any, BeforeValidator(_nested), WithJsonSchema({"anyOf": [*NUMBER_SCHEMA["anyOf"], {"type": "array"}]})
 ]
+
+Bytes = Annotated[int, BeforeValidator(_bytes), WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}]})]
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 TargetDtype = Literal["int64", "uint8", "int32", "int16", "int8", "bool", "float32", "float64"]
@@ -96,13 +109,14 @@ class Pattern(Model):
 
 
 class Logits(Model):
-    """The input. ``shape`` is torch's: (C,), (N, C) or (N, C, d1, ...)."""
+    """The input. ``shape`` is torch's: (C,), (N, C) or (N, C, d1, ...). ``tiled`` repeats one block of normal numbers, for
+    batches that would take long to draw."""
 
     shape: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     values: Nested | None = None
     file: str | None = None
     dtype: Literal["int64"] | None = None  # for logits that are none, to be refused; else the case's
-    fill: Literal["normal", "uniform", "constant", "ramp"] = "normal"
+    fill: Literal["normal", "uniform", "constant", "ramp", "tiled"] = "normal"
     scale: Number = 1.0
     shift: Number = 0.0
     set: tuple[Pattern, ...] = ()
@@ -271,6 +285,9 @@ class Question(Model):
     mode: Mode = "eager"
     linear: Linear | None = None
     needs: tuple[Capability, ...] = ()
+    memory_limit: Bytes | None = (
+        None  # beside the input, for one call and its backward pass; where its cost is measured
+    )
     expect: Expect = Expect()
 
     @model_validator(mode="after")
@@ -332,6 +349,7 @@ class Clause(Model):
     title: str
     requirement: str
     sources: Annotated[tuple[str, ...], Field(min_length=1)]
+    profile: str | None = None  # of a speed case: the name that --profile takes
 
 
 class CaseFile(Clause):

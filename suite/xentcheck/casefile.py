@@ -22,6 +22,8 @@ from xentcheck.yamltext import CaseFileError, Document, Location, read
 CASES = Path(__file__).resolve().parents[2] / "cases"
 # Data beside the clauses that holds no cases of its own.
 CATALOGUES = frozenset({"answers.yaml"})
+# What is asked of an implementation's cost; see ``profiles``.
+SPEED = "speed"
 MAX_CASES_PER_FILE = 2000
 
 # Giving one key of a group replaces whatever the defaults gave of it.
@@ -36,7 +38,9 @@ _COMPATIBLE = {frozenset({"classes", "ignore"})}
 
 def load_all(folder: Path = CASES) -> list[Case]:
     """Every case of the specification, in the order of the files' names and of the cases in them."""
-    paths = sorted(p for p in folder.rglob("*.yaml") if p.name not in CATALOGUES)
+    paths = sorted(
+        p for p in folder.rglob("*.yaml") if p.name not in CATALOGUES and p.relative_to(folder).parts[0] != SPEED
+    )
     if not paths:
         raise CaseFileError(f"{folder}: expected case files (*.yaml), found none")
     cases = [case for path in paths for case in load(path)]

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from xentcheck import answers, casefile, record, report, repro
+from xentcheck import answers, casefile, gate, profiles, record, report, report_cost, repro
 from xentcheck.batch import build
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation, ImplementationError, find
 from xentcheck.naming import nearest
+from xentcheck.second_process import measure_again
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,16 +52,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add.set_defaults(run=_lint)
     add = commands.add_parser("schema", help="print the JSON Schema of case files")
     add.set_defaults(run=_schema)
+    add = commands.add_parser("baseline", help="write what later runs are held to by --gate")
+    add.add_argument(
+        "results", type=Path, nargs="+", help="folders that --results wrote; ratios of several runs are taken together"
+    )
+    add.add_argument("--to", type=Path, default=Path("reports/baseline.json"))
+    add.set_defaults(run=_baseline)
+    add = commands.add_parser("gate", help="hold results to a baseline: exit 1 where something is worse")
+    add.add_argument("results", type=Path, nargs="+")
+    add.add_argument("baseline", type=Path)
+    add.add_argument("--strict-perf", action="store_true", help="inconclusive is red, too")
+    add.set_defaults(run=_gate)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (casefile.CaseFileError, ImplementationError, record.RecordError) as error:
+    except (casefile.CaseFileError, ImplementationError, record.RecordError, gate.GateError) as error:
         print(f"xentcheck: {error}", file=sys.stderr)
         return 2
 
 
 def _report(options: argparse.Namespace) -> int:
     results = record.merge([record.load(path) for path in options.results])
+    if results.costs and not options.check:  # times are never the same again
+        pages = report_cost.write(results, options.to)
+        print(f"wrote {', '.join(str(path) for path in pages)}")
+        if not results.verdicts:
+            return 0 if results.complete else 1
     cases = casefile.load_all()
     by_id = {case.id: case for case in cases}
     implementations: dict[str, Implementation] = {}
@@ -110,7 +127,7 @@ def _case(case_id: str, path: Path | None) -> Case:
 
 
 def _cases(options: argparse.Namespace) -> int:
-    chosen = casefile.select(casefile.load_all(), options.pattern)
+    chosen = casefile.select([*casefile.load_all(), *profiles.load_speed()], options.pattern)
     for case in chosen:
         print(case.id)
     print(f"{len(chosen)} cases", file=sys.stderr)
@@ -133,6 +150,30 @@ def _lint(options: argparse.Namespace) -> int:
         print(message)
     print(f"{len(cases)} cases, {len(messages)} to mend", file=sys.stderr)
     return 1 if messages else 0
+
+
+def _baseline(options: argparse.Namespace) -> int:
+    results = record.merge([record.load(path) for path in options.results])
+    if not results.complete or not (results.verdicts or results.costs):
+        raise gate.GateError(
+            "expected results of runs that ended and held something; a baseline of less would forgive too much"
+        )
+    value, left_out = gate.baseline(results)
+    options.to.parent.mkdir(parents=True, exist_ok=True)
+    options.to.write_text(gate.text(value), encoding="utf-8")
+    for text in left_out:
+        print(f"xentcheck: left out: {text}", file=sys.stderr)
+    print(f"wrote {options.to}")
+    return 1 if left_out else 0
+
+
+def _gate(options: argparse.Namespace) -> int:
+    results = record.merge([record.load(path) for path in options.results])
+    report = gate.compare(results, gate.read(options.baseline), measure_again)
+    text = gate.markdown(report, options.strict_perf)
+    print(text, end="")
+    gate.publish(text)
+    return 1 if report.is_red(options.strict_perf) else 0
 
 
 def _schema(options: argparse.Namespace) -> int:

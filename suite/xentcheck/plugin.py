@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from xentcheck import casefile, record, terminal
+from xentcheck import casefile, profiles, record, terminal
 from xentcheck.case import ASPECTS, Aspect, Case
 from xentcheck.examine import Examiner
 from xentcheck.implementation import ImplementationError, find
@@ -53,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="with --isolate: how long one case may take, compilation included (default: 60)",
     )
     group.addoption(
-        "--memory-limit",
+        "--worker-memory",
         metavar="GIB",
         type=float,
         help="with --isolate: how much data a worker process may hold, of which torch takes 0.3 (default: no limit)",
@@ -75,6 +75,7 @@ class Session:
             self.aspects = {
                 (i.name, case.id): self.examiner.aspects(case, i) for case in self.cases for i in self.implementations
             }
+            speed = profiles.load_speed()
         except (ImplementationError, casefile.CaseFileError) as error:
             self.close()
             raise pytest.UsageError(str(error)) from error
@@ -84,9 +85,11 @@ class Session:
             )  # small batches: waking a second thread costs more than it saves, above all on a busy machine
         self.verdicts: dict[record.Key, Verdict] = {}
         self.resumed: set[record.Key] = set()
+        self.costs: dict[tuple[str, str, str], dict[str, Any]] = {}  # filled by plugin_cost
         self.writer: record.Writer | None = None
         self.write_error = ""
         ids = [case.id for case in {c.id: c for c in (*self.specification, *self.cases)}.values()]
+        ids += [case.id for case in speed]
         self.stale = [(i, d) for i in self.implementations for d in i.stale_deviations(ids)]
         if config.getoption("resume") and not config.getoption("results"):
             raise pytest.UsageError("--resume goes on with the run in --results DIR; give that folder, too")
@@ -132,6 +135,7 @@ class Session:
             raise pytest.UsageError(str(error)) from error
         self.verdicts = dict(self.writer.already)
         self.resumed = set(self.writer.already)
+        self.costs = dict(self.writer.costs_already)
 
     def note(self, verdict: Verdict) -> None:
         self.verdicts[record.key(verdict)] = verdict
@@ -340,7 +344,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
         and not session.config.getoption("collectonly", False)
     )
     if mine.writer is not None and not mine.write_error:
-        mine.writer.close(complete=finished and bool(mine.verdicts))
+        mine.writer.close(complete=finished and bool(mine.verdicts or mine.costs))
     failing = any(v.status not in GOOD for v in mine.verdicts.values())
     result = yield  # other plugins may add to the status; ours is the last word
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and mine.resumed:
@@ -374,19 +378,19 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
 
 def _key(node_id: str) -> record.Key | None:
     match = NODE_ID.search(node_id)
-    return (match["implementation"], match["case"], match["aspect"]) if match else None
+    return (match["implementation"], match["case"], match["aspect"]) if match and match["aspect"] in ASPECTS else None
 
 
 def _workers(config: pytest.Config) -> Workers | None:
-    limit, memory = config.getoption("case_timeout"), config.getoption("memory_limit")
+    limit, memory = config.getoption("case_timeout"), config.getoption("worker_memory")
     if not config.getoption("isolate"):
         if limit is not None or memory is not None:
-            raise pytest.UsageError("--case-timeout and --memory-limit are for worker processes; give --isolate, too")
+            raise pytest.UsageError("--case-timeout and --worker-memory are for worker processes; give --isolate, too")
         return None
     if not (limit is None or 0 < limit < float("inf")):
         raise pytest.UsageError(f"--case-timeout: expected a number of seconds above 0; found {limit:g}")
     if not (memory is None or 0 < memory < 2**30):
-        raise pytest.UsageError(f"--memory-limit: expected a number of GiB above 0; found {memory:g}")
+        raise pytest.UsageError(f"--worker-memory: expected a number of GiB above 0; found {memory:g}")
     return Workers(60.0 if limit is None else limit, None if memory is None else round(memory * 2**30))
 
 

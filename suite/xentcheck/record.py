@@ -53,6 +53,11 @@ def key(verdict: Verdict) -> Key:
     return verdict.implementation, verdict.case, verdict.aspect
 
 
+def costs_by_key(lines: Iterable[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
+    """The cost lines by measure, implementation and case; of several about the same the last holds."""
+    return {(c.get("measure", ""), c.get("implementation", ""), c.get("case", "")): c for c in lines}
+
+
 def run_header(implementations: Sequence[Implementation], digest: str, selection: str) -> dict[str, Any]:
     """The ``run`` line: which questions, put to which implementations, where."""
     return {
@@ -82,6 +87,7 @@ class Writer:
     def __init__(self, folder: Path, header: dict[str, Any], resume: bool = False) -> None:
         self.path = folder / NAME
         self.already: dict[Key, Verdict] = {}
+        self.costs_already: dict[Key, dict[str, Any]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
@@ -156,6 +162,7 @@ class Writer:
                     f"{self.path}: cannot be resumed: {what} changed since it was started; run without --resume into another folder"
                 )
         self.already = {key(v): v for v in results.verdicts}
+        self.costs_already = costs_by_key(results.costs)
         whole = b"".join(
             line
             for line in self.path.read_bytes().splitlines(keepends=True)

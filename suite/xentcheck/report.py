@@ -8,9 +8,6 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from xentcheck import plot
 from xentcheck.answers import Answer, evidence_table
@@ -19,6 +16,7 @@ from xentcheck.casefile import CASES
 from xentcheck.claims import CAPABILITIES, CONVENTIONS
 from xentcheck.compare import ALLOWED_UNITS
 from xentcheck.judge import STATUSES, Verdict, case_status
+from xentcheck.markdown import table as _table
 from xentcheck.naming import matches
 from xentcheck.record import RecordError, Results
 from xentcheck.terminal import by_case, counts, worst_units
@@ -115,11 +113,6 @@ def _page(title: str, results: Results, *parts: str) -> str:
     return "\n\n".join(part.strip() for part in (f"# {title}", truncated, *parts) if part.strip()) + "\n"
 
 
-def _table(rows: Iterable[dict[str, Any]]) -> str:
-    frame = pd.DataFrame(list(rows)).fillna("")
-    return frame.to_markdown(index=False, disable_numparse=True) if len(frame) else "(nothing)"
-
-
 def _implementations(results: Results) -> list[str]:
     return list(results.run["implementations"])
 
@@ -163,7 +156,9 @@ def _summary(results: Results) -> str:
         "- [deviations](deviations.md): what is known to be wrong, with evidence and a script for each\n"
         "- [accuracy](accuracy.md): the error in units, by dtype\n"
         "- [conventions](conventions.md): which answer each gives where several are defensible\n"
-        "- [answers](answers.md): common questions and claims about `ignore_index`, answered by running them",
+        "- [answers](answers.md): common questions and claims about `ignore_index`, answered by running them\n"
+        "- [speed](speed.md) and [memory](memory.md): what each costs beside native (made by `make speed`)\n"
+        "- [gate](gate.md): how often the gate on costs is right (made by `make gate-trials`)",
         "Made by `make conform`; `xentcheck report DIR --to reports` makes the pages from any results.",
         _environment(results),
     )

@@ -153,7 +153,7 @@ def _work(start: dict[str, Any], requests: int, answers: int) -> None:
     token = bytes.fromhex(start["token"])
     _announce_probes(lambda number: send(token, {"asking": number}), frozenset(start["unasked"]))
     if start["memory"] and start["memory"] < (held := _data_held()):
-        text = f"--memory-limit {start['memory'] / 2**30:g}: expected more than the {held / 2**30:.2g} GiB that torch alone holds"
+        text = f"--worker-memory {start['memory'] / 2**30:g}: expected more than the {held / 2**30:.2g} GiB that torch alone holds"
         return send(token, {"refused": text})
     try:
         found = implementations.find(start["source"])
@@ -240,7 +240,7 @@ def _of_memory(seen: Observation, memory: int) -> Observation | Failure:
 
 
 def _exhausted(memory: int, text: str) -> Failure:
-    return Failure("crash", f"exhausted the memory limit of {memory / 2**30:g} GiB (--memory-limit): {text}")
+    return Failure("crash", f"exhausted the memory limit of {memory / 2**30:g} GiB (--worker-memory): {text}")
 
 
 _torchs_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()

@@ -1,0 +1,201 @@
+"""What an implementation costs on a case: the line for the record, or why there is no figure. Judges only whether it is right at all.
+
+A wrong loss can be as fast as it likes: before anything is measured the answer to the very batch is checked, under the case's memory
+limit, and what is not right gets a line with its failure in place of figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xentcheck import large, memory, timing
+from xentcheck.batch import Batch, build, capabilities_needed
+from xentcheck.case import Case
+from xentcheck.implementation import Implementation
+
+SPEED, MEMORY = "speed", "memory"
+MEASURES = (MEMORY, SPEED)
+_FREE = 0.8  # of the memory that the machine has left, for an implementation whose case sets no limit
+
+
+class Costs:
+    """Measures one case after another; only the latest batch is remembered, so ask for all that concerns a case together."""
+
+    def __init__(self, native: Implementation, device: str = "cpu", limit: int | None = None) -> None:
+        self.native, self.device, self.limit = native, device, limit
+        self._case: Case | None = None
+        self._batch: Batch | None = None
+        self._right: large.Expected | None = None
+        self._checked: dict[str, tuple[str, str]] = {}
+        self._units: dict[str, dict[str, float]] = {}
+        self._first: dict[str, dict[str, float]] = {}
+
+    def memory(self, case: Case, implementation: Implementation) -> dict[str, Any]:
+        """A line with the bytes of the forward pass, of the backward pass, kept in between and retained at the end."""
+        line = self._line(MEMORY, case, implementation)
+        if line["status"] == "pass":
+            with memory.limited(self._allowed(case)):
+                bytes_ = asdict(memory.measure(lambda b: timing.step(implementation, b), self._on_device(case)))
+            line |= {"bytes": bytes_}
+        return line
+
+    def speed(
+        self, case: Case, implementation: Implementation, progress: Callable[[float], None] = lambda share: None
+    ) -> dict[str, Any]:
+        """A line with the raw samples of the implementation, of ``native`` and of the control, and what bounds them."""
+        line = self._line(SPEED, case, implementation)
+        if line["status"] == "pass":
+            batch = self._on_device(case)
+            itself = implementation.name == self.native.name
+            candidate = None if itself else timing.step(implementation, batch)
+            seed = int(hashlib.sha256(case.id.encode()).hexdigest()[:8], 16)
+            native = timing.step(self.native, batch)
+            line |= asdict(timing.measure(native, candidate, batch, seed, progress))
+            line |= {"first": self._first[implementation.name]}
+            line |= {"must_move": timing.must_move(batch), "settings": timing.settings()}
+        return line
+
+    def training_step(self, case: Case, implementation: Implementation) -> Callable[[], Any]:
+        """One forward and one backward pass, for whoever wants to time them otherwise."""
+        one = timing.step(implementation, self._on_device(case))
+        return lambda: one.forward() if one.backward is None else one.backward(one.forward())
+
+    def _line(self, measure: str, case: Case, implementation: Implementation) -> dict[str, Any]:
+        status, message = self._check(case, implementation)
+        return {
+            "measure": measure,
+            "profile": case.clause.profile,
+            "implementation": implementation.name,
+            "source": implementation.source or implementation.name,
+            "case": case.id,
+            "question": question(case),
+            "device": self.device,
+            "status": status,
+            "message": message,
+            **(
+                {}
+                if status != "pass"
+                else {"logits": self._about(case), "error_units": self._units[implementation.name]}
+            ),
+        }
+
+    def _about(self, case: Case) -> dict[str, Any]:
+        logits = self._batch_of(case).input
+        return {
+            "shape": list(logits.shape),
+            "dtype": case.question.dtype,
+            "bytes": logits.numel() * logits.element_size(),
+        }
+
+    def _check(self, case: Case, implementation: Implementation) -> tuple[str, str]:
+        self._turn_to(case)
+        if implementation.name not in self._checked:
+            self._checked[implementation.name] = self._checked_now(case, implementation)
+        return self._checked[implementation.name]
+
+    def _checked_now(self, case: Case, implementation: Implementation) -> tuple[str, str]:
+        if implementation.unavailable:
+            return "unavailable", implementation.unavailable
+        missing = capabilities_needed(case, self._batch_of(case)) - implementation.capabilities
+        if missing:
+            return "unsupported", f"not claimed: {', '.join(sorted(missing))}"
+        try:
+            batch = self._on_device(case)
+            before = batch.input.clone()
+            loss, gradient = self._answer(case, implementation, batch)
+        except timing.Unavailable as error:
+            return "unavailable", str(error)
+        except memory.OverLimit as error:
+            return "fail", str(error)
+        except Exception as error:
+            return "error", f"expected a loss and a gradient; found {type(error).__name__}: {str(error).strip()[:300]}"
+        if not torch.equal(batch.input, before):
+            self._turn_to(None)
+            return "fail", "expected a call that leaves the logits as they were; found them changed"
+        if self._right is None:
+            self._right = large.expected(self._batch_of(case))
+        found = large.examine(self._batch_of(case), self._right, loss, gradient)
+        if not found.problem:
+            self._units[implementation.name] = {"loss": found.loss_units, "gradient": found.gradient_units}
+            return "pass", ""
+        known = implementation.deviation_for(case.id, "gradient" if "gradient" in found.problem[:20] else "loss")
+        return ("deviates" if known else "fail"), found.problem
+
+    def _answer(self, case: Case, implementation: Implementation, batch: Batch) -> tuple[Tensor, Tensor]:
+        memory.set_up(lambda b: timing.step(implementation, b), batch)
+        one = timing.step(implementation, batch)
+        with memory.limited(self._allowed(case)):
+            loss, gradient, self._first[implementation.name] = timing.first_call(one, batch.input.is_cuda)
+        loss, gradient = loss if one.backward is None else (loss, gradient)
+        return torch.as_tensor(loss).detach(), torch.as_tensor(gradient)
+
+    def _allowed(self, case: Case) -> int | None:
+        """Bytes: the least of what the run, the case and the machine allow. A CUDA device refuses by itself."""
+        if self.device != "cpu":
+            return None
+        given = [limit for limit in (self.limit, case.question.memory_limit) if limit is not None]
+        left = _left_on_this_machine()
+        return min([*given, *([] if left is None else [int(_FREE * left)])], default=None)
+
+    def _turn_to(self, case: Case | None) -> None:
+        if self._case is not case:
+            self._case, self._batch, self._right, self._checked, self._units, self._first = case, None, None, {}, {}, {}
+
+    def _batch_of(self, case: Case) -> Batch:
+        self._turn_to(case)
+        if self._batch is None:
+            self._batch = build(case)
+        return self._batch
+
+    def _on_device(self, case: Case) -> Batch:
+        return timing.on(self.device, self._batch_of(case))
+
+
+def question(case: Case) -> str:
+    """Names the exact question: costs of the same case compare only if it stayed the same."""
+    text = json.dumps([case.id, case.question.model_dump(mode="json")], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def ratio(line: Mapping[str, Any], phase: str) -> timing.Ratio | None:
+    """The candidate's time over ``native``'s; None where the line has none, as for ``native`` itself."""
+    return _ratio(line, timing.CANDIDATE, phase)
+
+
+def control(line: Mapping[str, Any], phase: str) -> timing.Ratio | None:
+    """``native``'s time over ``native``'s, of the same rounds."""
+    return _ratio(line, timing.CONTROL, phase)
+
+
+def seconds(line: Mapping[str, Any], phase: str) -> float | None:
+    """The median of the rounds of the implementation itself. Means something beside other figures of the same line only."""
+    rounds = line.get("rounds", {})
+    samples = rounds.get(timing.CANDIDATE, rounds.get(timing.BASE, {})).get(phase)
+    return timing.median(samples) if samples else None
+
+
+def limit(line: Mapping[str, Any], phase: str) -> float | None:
+    """The seconds that moving what must be moved takes at the bandwidth of the same run."""
+    return timing.limit(line["must_move"][phase], line["bandwidth"]) if "must_move" in line else None
+
+
+def _ratio(line: Mapping[str, Any], lane: str, phase: str) -> timing.Ratio | None:
+    rounds = line.get("rounds", {})
+    above, below = rounds.get(lane, {}).get(phase), rounds.get(timing.BASE, {}).get(phase)
+    return timing.ratio(above, below) if above and below else None
+
+
+def _left_on_this_machine() -> int | None:
+    try:
+        text = Path("/proc/meminfo").read_text()
+        return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None

@@ -1,0 +1,257 @@
+"""Records to the pages of what implementations cost: ``speed.md`` and ``memory.md``. Every number on them comes from the records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from xentcheck import cost, plot_cost, timing
+from xentcheck.markdown import table
+from xentcheck.memory import size
+from xentcheck.record import RecordError, Results, costs_by_key
+from xentcheck.terminal_cost import digits, figure, share
+from xentcheck.timing import Ratio
+
+Line = Mapping[str, Any]
+ENVIRONMENT = ("<!-- environment -->", "<!-- /environment -->")
+MADE = "Made by `make speed`; `xentcheck report DIR --to reports` makes the pages from any results that hold costs."
+PROFILES = ("quick", "lm", "segmentation", "tagging", "classification", "sweeps")
+FRONT = ("lm/vocabulary-32k", "lm/vocabulary-128k", "classification/imagenet")
+
+
+def write(results: Results, folder: Path) -> list[Path]:
+    """Writes the pages of what was measured and their plots into the folder; returns their paths."""
+    lines = list(costs_by_key(results.costs).values())
+    if not lines:
+        raise RecordError("expected results that hold costs; found none")
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for measure, page in ((cost.SPEED, _speed), (cost.MEMORY, _memory)):
+        mine = _ordered([line for line in lines if line["measure"] == measure])
+        if mine:
+            path = folder / f"{measure}.md"
+            path.write_text(page(mine, results, folder, written), encoding="utf-8")
+            written.insert(0, path)
+    return written
+
+
+# --- speed
+
+
+def _speed(lines: list[Line], results: Results, folder: Path, written: list[Path]) -> str:
+    parts = [
+        "# How long it takes",
+        _truncated(results),
+        "Times over those of `native`, measured side by side in one process, with their 99 % intervals; less is faster. `~` is a difference that cannot be told from "
+        "none: smaller than the control's, which is `native` beside itself in the same rounds. **of the limit**: forward and backward together, in times of what moving "
+        "the bytes takes that must be moved, at the copy and fill bandwidth measured in the same run. **first call**: the first step on this shape in its process, in "
+        "steps of later; compiling is part of it. What fails on a shape shows its failure instead of a time.",
+    ]
+    for profile in _profiles(lines):
+        if profile != "sweeps":
+            mine = [line for line in lines if line["profile"] == profile]
+            parts += [f"## {profile}", table(map(_speed_row, mine)), _controls(mine)]
+    parts += _speed_plots(lines, folder, written)
+    sweeps = [line for line in lines if line["profile"] == "sweeps"]
+    if sweeps:
+        parts += ["## sweeps in numbers", table(map(_speed_row, sweeps)), _controls(sweeps)]
+    return _joined([*parts, MADE, _environment(results, lines)])
+
+
+def _speed_row(line: Line) -> dict[str, str]:
+    row = {"case": f"`{line['case']}`", "implementation": f"`{line['implementation']}`"}
+    if line["status"] != "pass":
+        return row | {"forward": _failure(line)}
+    for phase in timing.PHASES:
+        found = cost.ratio(line, phase)
+        is_native = timing.CANDIDATE not in line["rounds"]
+        row[phase] = "1" if is_native else "" if found is None else figure(found, cost.control(line, phase))
+    took, bound = cost.seconds(line, "both"), cost.limit(line, "both")
+    row["of the limit"] = f"{digits(took / bound, took / bound / 5)}" if took and bound else ""
+    row["first call"] = f"{line['first']['both'] / took:.0f}" if took else ""
+    return row
+
+
+def _controls(lines: Iterable[Line]) -> str:
+    found = [r for line in lines for r in [cost.control(line, "both")] if r is not None]
+    if not found:
+        return ""
+    worst, usual = max(r.spread for r in found), sorted(r.spread for r in found)[len(found) // 2]
+    return f"The control beside these: `native` over `native` within {100 * (usual - 1):.1f} % in the median, {100 * (worst - 1):.1f} % at worst."
+
+
+def _speed_plots(lines: list[Line], folder: Path, written: list[Path]) -> list[str]:
+    parts: list[str] = []
+    names = plot_cost.styles(line["implementation"] for line in lines)
+
+    def plot(name: str, title: str, text: str) -> Path:
+        parts.extend((f"## {title}", text, f"![{title}]({name})"))
+        written.append(folder / name)
+        return folder / name
+
+    for sweep, axis, title in (
+        ("over-classes", "classes", "Over the number of classes"),
+        ("over-positions", "positions", "Over the number of positions"),
+    ):
+        panels = {phase: _points(lines, f"{sweep}/", axis, phase) for phase in timing.PHASES}
+        if any(panels.values()):
+            what = "four million logits at each" if sweep == "over-classes" else "1000 classes"
+            path = plot(f"speed-{sweep}.svg", title, f"{what.capitalize()}; the grey band is the control's interval.")
+            plot_cost.curves(panels, axis, names, path)
+    ignored = {
+        f"{which}: {phase}": _points(lines, f"over-ignored/{which}", "ignored", phase)
+        for which in ("scattered", "suffix")
+        for phase in ("both",)
+    }
+    if any(ignored.values()):
+        text = "1024 positions of 8192 classes, some of them ignored: everywhere, or as padding at the end. Skipping them is what a good implementation does."
+        path = plot("speed-over-ignored.svg", "Over the share of ignored positions", text)
+        plot_cost.curves(ignored, "share of ignored positions", names, path, log=False)
+    rows: dict[str, dict[str, float]] = {}
+    for line in _plain(lines):
+        took, bound = cost.seconds(line, "both"), cost.limit(line, "both")
+        if took and bound and math.isfinite(took / bound):
+            rows.setdefault(line["case"], {})[line["implementation"]] = took / bound
+    if rows:
+        text = "Forward and backward together. A case that fits into a cache has that cache's bandwidth for its limit."
+        plot_cost.limits(rows, names, plot("speed-limit.svg", "Time against the limit", text))
+    panels_ = {case: _front([line for line in lines if line["case"] == case]) for case in FRONT}
+    panels_ = {case: costs for case, costs in panels_.items() if costs}
+    if panels_:
+        text = "The largest error of the loss or of the gradient on the very batch, in units of what rounding alone can cause, against time. Filled and joined: none is both faster and more accurate."
+        plot_cost.front(panels_, names, plot("speed-accuracy.svg", "Accuracy against time", text))
+    return parts
+
+
+def _points(lines: Iterable[Line], prefix: str, axis: str, phase: str) -> dict[str, list[plot_cost.Point]]:
+    series: dict[str, list[plot_cost.Point]] = {}
+    for line in lines:
+        found = cost.ratio(line, phase) if line["case"].startswith(prefix) else None
+        if found is not None:
+            point = plot_cost.Point(_axis(line, axis), found, cost.control(line, phase))
+            series.setdefault(line["implementation"], []).append(point)
+    return series
+
+
+def _axis(line: Line, axis: str) -> float:
+    shape = line["logits"]["shape"]
+    if axis == "classes":
+        return float(shape[1])
+    if axis == "positions":
+        return math.prod(shape) / shape[1]
+    moved = line["must_move"]["both"]
+    return moved["filled"] / (moved["copied"] / 2 + moved["filled"])
+
+
+def _front(lines: Iterable[Line]) -> list[plot_cost.Cost]:
+    """Those with a ratio, and native as 1; on the front is what none beats in time and error."""
+    found = []
+    for line in lines:
+        if line["status"] == "pass":
+            ratio = cost.ratio(line, "both") or Ratio(1.0, 1.0, 1.0)
+            found.append((line["implementation"], ratio.estimate, max(line["error_units"].values())))
+    return [
+        plot_cost.Cost(n, r, u, not any((r2 <= r and u2 <= u and (r2, u2) != (r, u)) for _, r2, u2 in found))
+        for n, r, u in found
+    ]
+
+
+# --- memory
+
+
+def _memory(lines: list[Line], results: Results, folder: Path, written: list[Path]) -> str:
+    parts = [
+        "# How much memory it takes",
+        _truncated(results),
+        "Bytes beside the logits themselves, as multiples of the logits' size: the peak during the forward pass, what it keeps for the backward pass, the peak during "
+        "the backward pass (what was kept and the gradient included), and what is still held once loss and gradient are gone. Counted exactly, by torch's own "
+        "allocation events and by anonymous maps of `mmap.mmap`; what a library takes by other ways leaves no event, and is said with **and more** where the process "
+        "was seen to hold more than 24 MiB beyond what was counted. The least there can be is 1 in the backward pass: the gradient.",
+    ]
+    for profile in _profiles(lines):
+        parts += [f"## {profile}", table(map(_memory_row, (line for line in lines if line["profile"] == profile)))]
+    rows: dict[str, dict[str, tuple[float, float]]] = {}
+    for line in _plain(lines):
+        if line["status"] == "pass":
+            whole, counted = max(line["logits"]["bytes"], 1), line["bytes"]
+            peak = max(counted["forward"], counted["backward"])
+            rows.setdefault(line["case"], {})[line["implementation"]] = (peak / whole, counted["kept"] / whole)
+    if rows:
+        plot_cost.bytes_(rows, plot_cost.styles(line["implementation"] for line in lines), folder / "memory.svg")
+        written.append(folder / "memory.svg")
+        parts.insert(3, "![peak and kept bytes by case and implementation](memory.svg)")
+    return _joined([*parts, MADE, _environment(results, lines)])
+
+
+def _memory_row(line: Line) -> dict[str, str]:
+    row = {"case": f"`{line['case']}`", "implementation": f"`{line['implementation']}`"}
+    if line["status"] != "pass":
+        return row | {"logits": _failure(line)}
+    counted = line["bytes"]
+    row["logits"] = size(line["logits"]["bytes"])
+    for part in ("forward", "kept", "backward", "retained"):
+        row[part] = share(counted[part], line) + (
+            f" and {size(counted['uncounted'])} more" if counted["uncounted"] and part == "backward" else ""
+        )
+    return row
+
+
+# --- both
+
+
+def _failure(line: Line) -> str:
+    return f"{line['status']}: {line['message']}".replace("|", "\\|").replace("\n", " ")[:240]
+
+
+def _ordered(lines: Sequence[Line]) -> list[Line]:
+    """Profiles as people know them, cases as they were measured, native first."""
+    cases = list(dict.fromkeys(line["case"] for line in lines))
+
+    def place(line: Line) -> tuple[int, int, bool, str]:
+        profile = PROFILES.index(line["profile"]) if line["profile"] in PROFILES else len(PROFILES)
+        return profile, cases.index(line["case"]), line["implementation"] != "native", line["implementation"]
+
+    return sorted(lines, key=place)
+
+
+def _plain(lines: Iterable[Line]) -> list[Line]:
+    """Without the sweeps, and without the quick shapes where there are others."""
+    lines = list(lines)
+    real = [line for line in lines if line["profile"] not in ("quick", "sweeps")]
+    return real or [line for line in lines if line["profile"] == "quick"]
+
+
+def _profiles(lines: Iterable[Line]) -> list[str]:
+    return list(dict.fromkeys(line["profile"] for line in lines))
+
+
+def _truncated(results: Results) -> str:
+    return (
+        ""
+        if results.complete
+        else "> **This run did not end; what follows is not complete.** Go on with it by `--resume`."
+    )
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def _environment(results: Results, lines: Iterable[Line]) -> str:
+    environment = results.run["environment"]
+    versions = ", ".join(f"{n} {c['version']}".rstrip() for n, c in sorted(results.run["implementations"].items()))
+    settings = [line["settings"] for line in lines if "settings" in line]
+    threads = ", ".join(sorted({str(s["threads"]) for s in settings}))
+    pages = ", ".join(sorted({s["huge_pages"] for s in settings}))
+    variables = sorted({f"{k}={v}" for s in settings for k, v in s["environment"].items()})
+    said = [
+        f"Started {results.run['started']}; torch {environment['torch']}, {environment['cpu']}, {environment['os']}."
+        + (f" Threads: {threads}; transparent huge pages: {pages}." if settings else ""),
+        f"Set in the environment: {', '.join(f'`{v}`' for v in variables) or 'nothing that matters'}."
+        if settings
+        else "",
+        f"Versions: {versions}.",
+    ]
+    return "\n".join((ENVIRONMENT[0], *(s for s in said if s), ENVIRONMENT[1]))

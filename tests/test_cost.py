@@ -1,0 +1,391 @@
+"""Costs of a case: what is measured only after it is right, what stands in the record instead, and what the plugin does with it."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+import fakes
+from test_plugin import FAKES, ROOT, SUITE, specification  # noqa: F401
+from xentcheck import cli, cost, plugin_cost, profiles, record, terminal_cost, timing
+from xentcheck.casefile import load_all
+from xentcheck.implementation import Deviation, Implementation
+from xentcheck.timing import Ratio
+from xentcheck.yamltext import CaseFileError
+
+HEADER = """clause: tiny
+profile: quick
+title: Tiny
+requirement: The answer is the definition's.
+sources: [https://example.org]
+cases:
+"""
+NATIVE = Implementation(name="native", cross_entropy=torch.nn.functional.cross_entropy)
+ONE = "id: one, logits: {shape: [6, 5], fill: tiled}, target: {ignore: {rows: [1]}}, memory_limit: 1 GiB"
+TWO = "id: two, logits: {shape: [2, 5, 3], fill: tiled}, reduction: sum, memory_limit: 1 GiB"
+
+
+@pytest.fixture(autouse=True)
+def quick_rounds(monkeypatch):
+    monkeypatch.setattr(timing, "BUDGET", 0.0)
+    monkeypatch.setattr(timing, "BLOCK", 0.0)
+    monkeypatch.setattr(timing, "_best", lambda work, like: work() is None or 1.0)
+
+
+@pytest.fixture
+def speed_case(write):
+    return lambda body=ONE: profiles.load(write(body, name="tiny.yaml", header=HEADER))[0]
+
+
+def impl(function, **more):
+    return Implementation(name=function.__name__, cross_entropy=function, **more)
+
+
+# --- profiles
+
+
+def test_the_shipped_speed_cases_are_in_the_profiles_asked_for():
+    ids = {case.clause.profile: case for case in profiles.load_profiles("all")}
+    assert set(ids) == {"quick", "lm", "segmentation", "tagging", "classification", "sweeps"}
+    assert {case.clause.profile for case in profiles.load_profiles()} == {"quick"}
+    assert {case.clause.profile for case in profiles.load_profiles("lm, sweeps")} == {"lm", "sweeps"}
+
+
+def test_the_shapes_that_people_have():
+    shapes = {case.question.logits.shape for case in profiles.load_speed()}
+    assert {(2048, 32000), (512, 128256), (8192, 32000), (8, 21, 256, 256), (16384, 9), (4096, 1000)} <= shapes
+    classes = {c.question.logits.shape[1] for c in profiles.load_speed() if c.clause.clause == "over-classes"}
+    positions = {c.question.logits.shape[0] for c in profiles.load_speed() if c.clause.clause == "over-positions"}
+    assert {128, 262144} <= classes
+    assert {1, 65536} <= positions
+
+
+def test_every_speed_case_says_what_a_call_may_take():
+    assert all(case.question.memory_limit for case in profiles.load_speed())
+
+
+def test_speed_cases_are_no_part_of_the_specification():
+    assert not {c.id for c in load_all()} & {c.id for c in profiles.load_speed()}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [("lmm", "did you mean lm"), (",", "names no profile"), ("zzz", "no such profile. Known: .*quick.*all")],
+)
+def test_a_profile_that_is_none(names, message):
+    with pytest.raises(CaseFileError, match=message):
+        profiles.load_profiles(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER.replace("profile: quick\n", "") + f"  - {{{ONE}}}\n", "profile: expected the name"),
+        (HEADER + f"  - {{{ONE}, mode: vmap, reduction: none}}\n", "expected mode eager or compile"),
+        (HEADER + f"  - {{{ONE}, expect: {{loss: zero}}}}\n", "and no expect"),
+        (HEADER + "  - {id: one, logits: {shape: [2, 3]}, memory_limit: lots}\n", "expected a size such as 6 GiB"),
+        (HEADER + "  - {id: one, logits: {shape: [2, 3]}, memory_limit: -1}\n", "expected a size such as 6 GiB"),
+    ],
+)
+def test_what_is_no_speed_case(tmp_path, text, message):
+    (tmp_path / "tiny.yaml").write_text(text)
+    with pytest.raises(CaseFileError, match=message):
+        profiles.load_speed(tmp_path)
+
+
+def test_an_id_stands_once(tmp_path):
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text(HEADER + f"  - {{{ONE}}}\n")
+    with pytest.raises(CaseFileError, match="stands a second time"):
+        profiles.load_speed(tmp_path)
+
+
+def test_a_tiled_batch_has_no_two_equal_rows(speed_case):
+    from xentcheck.batch import build
+
+    logits = build(speed_case("id: one, logits: {shape: [64, 4096], fill: tiled, scale: 2}")).input
+    assert len(torch.unique(logits, dim=0)) == 64
+    assert logits.std() == pytest.approx(2, rel=0.02)
+
+
+# --- lines
+
+
+def test_a_line_has_all_that_a_reader_needs(speed_case):
+    line = cost.Costs(NATIVE).speed(speed_case(), impl(fakes.right))
+    assert (line["status"], line["measure"], line["profile"], line["case"]) == ("pass", "speed", "quick", "tiny/one")
+    assert line["logits"] == {"shape": [6, 5], "dtype": "float32", "bytes": 120}
+    assert json.loads(json.dumps(line)) == line
+    for phase in timing.PHASES:
+        assert cost.ratio(line, phase).estimate > 0 < cost.control(line, phase).estimate
+    assert cost.seconds(line, "both") > 0 < cost.limit(line, "both")
+    assert line["settings"]["threads"] == torch.get_num_threads()
+
+
+def test_native_itself_has_a_control_and_no_ratio(speed_case):
+    line = cost.Costs(NATIVE).speed(speed_case(), NATIVE)
+    assert cost.ratio(line, "both") is None
+    assert cost.control(line, "both") is not None
+    assert cost.seconds(line, "both") > 0
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "message"),
+    [
+        (fakes.off_by_a_thousandth, "fail", "expected a loss of"),
+        (fakes.zero_gradient, "fail", "expected a gradient of"),
+        (fakes.overwrites_input, "fail", "left|leaves the logits"),
+        (fakes.raises, "error", "RuntimeError: the kernel is out of order"),
+        (fakes.returns_none, "error", "expected a loss and a gradient"),
+    ],
+    ids=lambda v: getattr(v, "__name__", None),
+)
+def test_what_is_wrong_gets_its_failure_in_place_of_figures(speed_case, function, status, message):
+    import re
+
+    measuring, case = cost.Costs(NATIVE), speed_case()
+    for line in (measuring.speed(case, impl(function)), measuring.memory(case, impl(function))):
+        assert line["status"] == status
+        assert re.search(message, line["message"])
+        assert not {"rounds", "bytes", "bandwidth"} & line.keys()
+    assert measuring.speed(case, impl(fakes.right))["status"] == "pass", "the next one is not harmed"
+
+
+def test_what_is_not_claimed_or_not_here(speed_case):
+    measuring = cost.Costs(NATIVE)
+    small = impl(fakes.right, capabilities=frozenset({"float32"}))
+    assert measuring.speed(speed_case(), small)["status"] == "unsupported"
+    away = impl(fakes.right, unavailable="no such library")
+    assert measuring.memory(speed_case(), away)["status"] == "unavailable"
+    if not torch.cuda.is_available():
+        line = cost.Costs(NATIVE, "cuda").speed(speed_case(), impl(fakes.right))
+        assert (line["status"], line["message"]) == ("unavailable", "no cuda device here")
+
+
+def test_a_known_deviation_gets_no_figure_either(speed_case):
+    known = Deviation("tiny/one", aspect="loss", observed="a thousandth more", fault="value", link="x")
+    line = cost.Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth, deviations=(known,)))
+    assert line["status"] == "deviates"
+    assert "rounds" not in line
+
+
+def eats(input, target, **options):
+    torch.empty(2**40, dtype=torch.uint8)
+    return fakes.right(input, target, **options)
+
+
+def test_the_limit_of_a_case_stops_what_would_eat_the_machine(speed_case):
+    line = cost.Costs(NATIVE).memory(speed_case(), impl(eats))
+    assert line["status"] == "fail"
+    assert "expected at most 1 GiB beside the input" in line["message"]
+
+
+def test_the_least_limit_holds(speed_case):
+    measuring = cost.Costs(NATIVE, limit=2**20)
+    assert measuring._allowed(speed_case()) == 2**20
+    assert cost.Costs(NATIVE, limit=2**50)._allowed(speed_case()) <= 2**30
+
+
+def test_arrays_are_checked_and_measured(speed_case):
+    arrays = Implementation(name="arrays", loss_and_gradient=fakes.arrays)
+    line = cost.Costs(NATIVE).speed(speed_case("id: two, logits: {shape: [6, 5], fill: tiled}"), arrays)
+    assert line["status"] == "pass", line["message"]
+    assert list(line["rounds"]["candidate"]) == ["both"]
+
+
+def test_the_question_names_the_exact_case(speed_case):
+    assert cost.question(speed_case()) == cost.question(speed_case())
+    assert cost.question(speed_case()) != cost.question(speed_case(TWO))
+
+
+# --- numbers for people
+
+
+@pytest.mark.parametrize(
+    ("found", "control", "text"),
+    [
+        (Ratio(1.5, 1.4, 1.6), Ratio(1.0, 0.99, 1.01), "1.5 (1.4 to 1.6)"),
+        (Ratio(1.523, 1.519, 1.530), Ratio(1.0, 0.99, 1.01), "1.52 (1.52 to 1.53)"),
+        (Ratio(1.02, 1.01, 1.03), Ratio(1.0, 0.96, 1.01), "~"),
+        (Ratio(1.2, 0.9, 1.6), Ratio(1.0, 0.99, 1.01), "~"),
+        (Ratio(0.98, 0.97, 0.99), Ratio(1.0, 0.97, 1.05), "~"),
+        (Ratio(12.3, 9.2, 20.1), None, "12 (9 to 20)"),
+    ],
+)
+def test_a_ratio_has_the_digits_that_its_interval_supports(found, control, text):
+    assert terminal_cost.figure(found, control) == text
+
+
+def test_the_table_has_a_failure_in_place_of_a_time(speed_case):
+    measuring = cost.Costs(NATIVE)
+    lines = [measuring.speed(speed_case(), impl(f)) for f in (fakes.right, fakes.zero_gradient)]
+    console = Console(width=200, record=True, quiet=True)
+    terminal_cost.summary([*lines, measuring.memory(speed_case(), impl(fakes.right))], console)
+    assert terminal_cost.again(lines[0]) == (
+        "pytest 'suite/test_speed.py::test_speed[right:tiny/one]' --impl right --profile quick"
+    )
+
+
+# --- the plugin
+
+
+@pytest.fixture
+def tiny(monkeypatch, speed_case, write):
+    cases = profiles.load(write(ONE, TWO, name="tiny.yaml", header=HEADER))
+    monkeypatch.setattr(profiles, "load_profiles", lambda names=None: cases)
+    return cases
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, specification, tiny):  # noqa: F811
+    """``run(option, ...)``: the exit status and the screen of ``pytest suite/ option ...`` with two tiny speed cases."""
+    import contextlib
+    import io
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "180")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # the runs inside a test are no workers
+    off = ("cacheprovider", "faulthandler", "unraisableexception", "threadexception")
+
+    def main(*options, path=SUITE):
+        screen = io.StringIO()
+        plugins = [option for name in off for option in ("-p", f"no:{name}")]
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+            status = pytest.main([str(path), "--capture=no", *plugins, *map(str, options)])
+        return int(status), screen.getvalue()
+
+    return main
+
+
+def fake(*names):
+    return ",".join(f"{FAKES}:{name}" for name in names)
+
+
+def test_a_run_measures_prints_and_records(run, tmp_path):
+    status, screen = run("--impl", fake("right", "refuses_label_smoothing"), "--results", tmp_path)
+    assert status == 0, screen
+    assert "cost: profile quick, 2 cases, about" in screen
+    table = screen.split("xentcheck: cost")[1]
+    assert "tiny/one" in table
+    results = record.load(tmp_path)
+    assert results.complete
+    keys = {(c["measure"], c["implementation"], c["case"]) for c in results.costs}
+    assert keys == {
+        (m, i, c)
+        for m in ("speed", "memory")
+        for i in ("right", "refuses_label_smoothing")
+        for c in ("tiny/one", "tiny/two")
+    }
+    assert all(len(c["rounds"]["native"]["both"]) >= 8 for c in results.costs if c["measure"] == "speed")
+
+
+def test_a_wrong_loss_fails_its_measurements(run):
+    status, screen = run("--impl", fake("zero_gradient"))
+    assert status == 1
+    assert "expected a gradient of" in screen.split("xentcheck: cost")[0]
+    assert "again      pytest 'suite/test_" in screen
+
+
+def test_memory_comes_first_and_each_case_together(run):
+    _, screen = run("--impl", fake("right"), "--collect-only", "-q")
+    order = [line.split("::")[1] for line in screen.splitlines() if "::test_" in line]
+    assert [name.split("[")[0] for name in order] == ["test_memory", "test_speed"] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--benchmark-skip"], "--benchmark-skip"),
+        (["-p", "no:benchmark"], "pytest-benchmark is switched off"),
+        (["--cases", "small.yaml"], "--cases selects others"),
+    ],
+)
+def test_when_nothing_is_measured(run, tmp_path, write, options, reason):
+    path = write("id: one, logits: {shape: [3, 4]}")
+    _, screen = run("--impl", fake("right"), *[str(path) if o == "small.yaml" else o for o in options])
+    assert f"cost: not measured ({reason}" in screen
+    assert "test_speed" not in screen
+    assert "xentcheck: cost" not in screen
+
+
+def test_disabled_benchmarks_are_no_measurements(run, tmp_path):
+    _, screen = run("--impl", fake("right"), "--benchmark-disable", "--results", tmp_path)
+    assert "2 passed, 2 skipped" in screen
+    assert {c["measure"] for c in record.load(tmp_path).costs} == {"memory"}
+
+
+def test_what_is_measured_already_is_not_measured_again(run, tmp_path):
+    run("--impl", fake("right"), "--results", tmp_path)
+    path = tmp_path / record.NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-2]))  # without its end and the last measurement
+    _, screen = run("--impl", fake("right"), "--results", tmp_path, "--resume")
+    assert "1 passed, " in screen
+    assert record.load(tmp_path).complete
+    assert len(record.load(tmp_path).costs) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--memory-limit", "lots"], "--memory-limit: expected a size such as '6 GiB'; found 'lots'")],
+)
+def test_options_that_say_nothing(run, options, message):
+    status, screen = run("--impl", fake("right"), *options)
+    assert status == 4
+    assert message in screen
+
+
+def test_the_expected_time_is_said_for_people():
+    assert plugin_cost.about(0.2) == "about 1 seconds"
+    assert plugin_cost.about(100) == "about 2 minutes"
+    for case in profiles.load_profiles("all"):
+        for measure in cost.MEASURES:
+            assert 0 < plugin_cost.expected_seconds(measure, case) < 600
+    total = sum(plugin_cost.expected_seconds(m, c) for m in cost.MEASURES for c in profiles.load_profiles())
+    assert total * 2 < 60, "the quick profile takes a minute for two implementations"
+    assert math.isfinite(total)
+
+
+def test_costs_in_the_record_are_found_by_key():
+    lines = ({"measure": "speed", "implementation": "a", "case": "c", "n": n} for n in (1, 2))
+    assert record.costs_by_key(lines)["speed", "a", "c"]["n"] == 2
+    assert replace(Ratio(1, 1, 1), estimate=2).estimate == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal of its own")
+def test_a_terminal_shows_what_is_measured_and_how_long_it_takes():
+    ours, theirs = os.openpty()
+    node = "suite/test_memory.py::test_memory[maskedce:quick/few-classes]"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", node, "--impl", "maskedce"]
+    environment = {**os.environ, "PYTHONPATH": str(SUITE), "TERM": "xterm", "COLUMNS": "120"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    screen = b""
+    while True:
+        try:
+            screen += os.read(ours, 4096)
+        except OSError:  # its end
+            break
+    os.close(ours)
+    assert process.wait() == 0, screen.decode()
+    assert b"memory of maskedce on quick/few-classes; about 1 seconds left" in screen
+
+
+def test_speed_cases_are_listed(capsys):
+    assert cli.main(["cases", "quick"]) == 0
+    assert "quick/pixels" in capsys.readouterr().out.splitlines()
+
+
+def test_tests_of_the_same_name_elsewhere_are_not_ours(monkeypatch, tmp_path, run):
+    (tmp_path / "test_memory.py").write_text("def test_mine():\n    pass\n")
+    plugins = [o for name in ("plugin", "plugin_cost") for o in ("-p", f"xentcheck.{name}")]
+    alone = "--import-mode=importlib"  # the suite has a module of that name
+    _, screen = run("--impl", fake("right"), "--benchmark-skip", alone, *plugins, path=tmp_path)
+    assert "1 passed" in screen

@@ -1,0 +1,108 @@
+"""Answers to large batches: what the definition in blocks says is what ``reference`` says, and what is wrong is found."""
+
+import numpy as np
+import pytest
+import torch
+
+import fakes
+from xentcheck import large, timing
+from xentcheck.batch import build
+from xentcheck.implementation import Implementation
+from xentcheck.reference import truth
+
+BODIES = [
+    "logits: {shape: [40, 50]}, target: {ignore: {fraction: 0.3}}",
+    "logits: {shape: [40, 50], scale: 10}, reduction: sum, dtype: bfloat16",
+    "logits: {shape: [40, 50]}, reduction: none, upstream: per-position, target: {ignore: {every: 3}}",
+    "logits: {shape: [2, 7, 5, 4]}, weight: random, ignore_index: 255, target: {ignore: {suffix: 9}}",
+    "logits: {shape: [40, 50]}, label_smoothing: 0.1, weight: random, target: {ignore: first}",
+    "logits: {shape: [40, 50], scale: 30}, dtype: float64, upstream: -3, reduction: sum",
+]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(large, "BLOCK", 170)
+
+
+def answer(function, batch):
+    one = timing.step(Implementation(name="f", cross_entropy=function), batch)
+    loss = one.forward()
+    return loss, one.backward(loss)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_the_losses_and_their_units_are_the_references(case, body):
+    batch = build(case(body))
+    whole, exact = large.expected(batch), truth(batch, {})
+    sums = {"none": lambda v: v.reshape(exact.loss.shape)}.get(batch.reduction, lambda v: v.sum() / whole.denominator)
+    info = torch.finfo(batch.input.dtype)
+    np.testing.assert_allclose(sums(whole.losses), exact.loss.astype(float), rtol=1e-12, atol=1e-12)
+    # the reference adds the rounding of a mean or sum itself
+    assert (sums(whole.units) <= exact.loss_unit.astype(float) * 1.0001 + info.smallest_normal).all()
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_a_right_answer_has_no_problem(case, body):
+    batch = build(case(body))
+    assert large.examine(batch, large.expected(batch), *answer(fakes.right, batch)).problem == ""
+
+
+@pytest.mark.parametrize(
+    "body", [body for body in BODIES if "bfloat16" not in body]
+)  # a thousandth is within its rounding
+@pytest.mark.parametrize(
+    ("function", "about"),
+    [
+        (fakes.off_by_a_thousandth, "loss"),
+        (fakes.gradient_off_by_a_thousandth, "gradient"),
+        (fakes.nan_loss, "loss"),
+        (fakes.zero_gradient, "gradient"),
+        (fakes.wrong_shape, "shape"),
+    ],
+    ids=lambda v: getattr(v, "__name__", None),
+)
+def test_a_wrong_answer_is_found(case, body, function, about):
+    batch = build(case(body))
+    loss, gradient = answer(function, batch) if function is not fakes.wrong_shape else (torch.ones(3), batch.input)
+    assert about in large.examine(batch, large.expected(batch), loss, gradient).problem
+
+
+def test_a_single_wrong_entry_is_named(case):
+    batch = build(case(BODIES[0]))
+    right = large.expected(batch)
+    loss, gradient = answer(fakes.right, batch)
+    valid = int((batch.target != -100).nonzero()[-1])
+    wrong = gradient.clone()
+    wrong[valid, 49] *= 1.0001
+    assert f"at position {valid}, class 49, " in large.examine(batch, right, loss, wrong).problem
+    ignored = int((batch.target == -100).nonzero()[-1])
+    for value in (1e-30, torch.nan):
+        wrong = gradient.clone()
+        wrong[ignored, 3] = value
+        assert f"at position {ignored}, class 3, an ignored" in large.examine(batch, right, loss, wrong).problem
+    wrong = gradient.clone()
+    wrong[valid, 0] = torch.nan
+    assert "found nan" in large.examine(batch, right, loss, wrong).problem
+
+
+def test_what_the_least_unit_leaves_in_doubt_is_put_to_the_reference(case, monkeypatch):
+    """A gradient that is off by 2.9 of the reference's units is right."""
+    batch = build(case("logits: {shape: [40, 50], scale: 20}"))
+    exact = truth(batch, {})
+    asked = []
+    monkeypatch.setattr(large, "truth", lambda *a: asked.append(1) or truth(*a))
+    off = torch.from_numpy((exact.gradient + 2.8 * exact.gradient_unit).astype(np.float32))
+    assert large.examine(batch, large.expected(batch), torch.tensor(float(exact.loss)), off).problem == ""
+    assert asked
+
+
+def test_the_units_of_the_error_are_told(case):
+    batch = build(case("logits: {shape: [40, 50], scale: 5}"))
+    exact = truth(batch, {})
+    loss = torch.tensor(float(exact.loss + 1.5 * exact.loss_unit), dtype=torch.float64)
+    gradient = torch.from_numpy((exact.gradient + 0.7 * exact.gradient_unit).astype(np.float32))
+    found = large.examine(batch, large.expected(batch), loss, gradient)
+    assert found.problem == ""
+    assert found.loss_units == pytest.approx(1.5, rel=0.1)
+    assert 0.7 <= found.gradient_units <= 3

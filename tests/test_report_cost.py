@@ -1,0 +1,178 @@
+"""The pages of costs: from records to tables and plots, whatever is missing."""
+
+import math
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from test_gate import memory, results, speed
+from xentcheck import cli, record, report_cost
+from xentcheck.record import RecordError
+from xentcheck.report_cost import write
+
+
+def as_measured(line, case, shape=(64, 100), ignored=0.0, **more):
+    whole = math.prod(shape) * 4
+    valid = int(whole * (1 - ignored))
+    moved = {"copied": 2 * valid, "filled": whole - valid}
+    line = line | {
+        "case": case,
+        "logits": {"shape": list(shape), "dtype": "float32", "bytes": whole},
+        "profile": case.split("/")[0],
+    }
+    if line["profile"].startswith("over-"):
+        line["profile"] = "sweeps"
+    line |= {"must_move": {"forward": {"copied": valid, "filled": 0}, "backward": moved, "both": moved}}
+    line |= {
+        "bandwidth": {"copy": 2 * whole, "fill": whole},
+        "first": {"both": 7.0},
+        "error_units": {"loss": 0.4, "gradient": 0.9},
+    }
+    line |= {"settings": {"threads": 1, "huge_pages": "madvise", "environment": {"OMP_NUM_THREADS": "1"}}}
+    return line | more
+
+
+def native(line):
+    return line | {"implementation": "native", "rounds": {k: v for k, v in line["rounds"].items() if k != "candidate"}}
+
+
+def three_phases(line):
+    return line | {
+        "rounds": {
+            lane: dict.fromkeys(("forward", "backward", "both"), v["both"]) for lane, v in line["rounds"].items()
+        }
+    }
+
+
+def lines():
+    found = []
+    for case, shape, ignored in (
+        ("quick/one", (64, 100), 0.0),
+        ("lm/vocabulary-32k", (64, 1000), 0.1),
+        ("over-classes/classes[1]", (64, 128), 0.1),
+        ("over-classes/classes[2]", (8, 1024), 0.1),
+        ("over-positions/positions[1]", (1, 1000), 0.0),
+        ("over-positions/positions[2]", (100, 1000), 0.0),
+        ("over-ignored/scattered[0.5]", (10, 1000), 0.5),
+        ("over-ignored/suffix[5]", (10, 1000), 0.5),
+    ):
+        for name, ratio in (("native", 1.0), ("mine", 0.5), ("slow", 1.5)):
+            one = three_phases(speed(ratio, seed=len(found)) | {"implementation": name})
+            found.append(as_measured(native(one) if name == "native" else one, case, shape, ignored))
+            found.append(as_measured(memory() | {"implementation": name}, case, shape, ignored))
+    return found
+
+
+def made(tmp_path, some, **more):
+    run = results(*some, **more)
+    run.run["implementations"] |= {
+        "native": {"version": "2", "capabilities": []},
+        "slow": {"version": "", "capabilities": []},
+    }
+    run.run["environment"] = {"torch": "2.13", "cpu": "a CPU", "os": "an OS"}
+    return write(run, tmp_path)
+
+
+def cells(text, case, implementation):
+    row = next(r for r in text.splitlines() if r.startswith("|") and f"`{case}`" in r and f"`{implementation}`" in r)
+    return [cell.strip() for cell in row.split("|")[1:-1]]
+
+
+def test_every_page_and_plot_is_written_and_linked(tmp_path):
+    paths = made(tmp_path, lines())
+    names = {p.name for p in paths}
+    assert names == {
+        "speed.md",
+        "memory.md",
+        "memory.svg",
+        "speed-over-classes.svg",
+        "speed-over-positions.svg",
+        "speed-over-ignored.svg",
+        "speed-limit.svg",
+        "speed-accuracy.svg",
+    }
+    text = "".join((tmp_path / page).read_text() for page in ("speed.md", "memory.md"))
+    assert {*re.findall(r"\]\((\S+\.svg)\)", text)} == {n for n in names if n.endswith(".svg")}
+    for path in paths:
+        if path.suffix == ".svg":
+            assert ET.fromstring(path.read_text()).tag.endswith("svg")
+
+
+def test_a_row_of_speed(tmp_path):
+    made(tmp_path, lines())
+    text = (tmp_path / "speed.md").read_text()
+    _, _, forward, _, both, limit, first = cells(text, "quick/one", "mine")
+    assert forward == both
+    assert re.fullmatch(r"0\.\d+ \(0\.\d+ to 0\.\d+\)", both)
+    assert limit == "0.50"  # half a second where moving the bytes takes one
+    assert first == "14"
+    assert cells(text, "quick/one", "native")[2:5] == ["1", "1", "1"]
+    assert re.search(r"`native` over `native` within \d\.\d % in the median, \d\.\d % at worst", text)
+    assert "Threads: 1; transparent huge pages: madvise" in text
+    assert "`OMP_NUM_THREADS=1`" in text
+
+
+def test_a_row_of_memory(tmp_path):
+    one = as_measured(memory(forward=25600, kept=25600, backward=51200), "quick/one")
+    two = as_measured(memory(uncounted=2**30), "quick/two")
+    made(tmp_path, [one, two])
+    text = (tmp_path / "memory.md").read_text()
+    assert cells(text, "quick/one", "mine")[2:] == ["25 KiB", "1.00", "1.00", "2.00", "0.00"]
+    assert cells(text, "quick/two", "mine")[5] == "0.01 and 1 GiB more"
+    assert not (tmp_path / "speed.md").exists()
+
+
+def test_what_fails_shows_its_failure_and_no_figure(tmp_path):
+    wrong = {"status": "fail", "message": "expected a loss of 1.0; found 2.0 | 3"}
+    bare = {k: v for k, v in speed().items() if k not in ("rounds", "logits", "settings")} | wrong
+    other = {**bare, "measure": "memory"}
+    made(tmp_path, [*lines(), {**bare, "case": "lm/vocabulary-32k", "profile": "lm"}, {**other, "case": "quick/one"}])
+    for page in ("speed.md", "memory.md"):
+        text = (tmp_path / page).read_text()
+        assert "fail: expected a loss of 1.0; found 2.0 \\| 3" in text
+
+
+def test_a_small_difference_prints_as_none(tmp_path):
+    same = as_measured(three_phases(speed(1.004, noise=0.002)), "quick/one")
+    made(tmp_path, [same])
+    assert cells((tmp_path / "speed.md").read_text(), "quick/one", "mine")[4] == "~"
+
+
+def test_the_front_is_what_none_beats_in_both():
+    some = [
+        as_measured(speed(ratio, noise=0.0001), "lm/vocabulary-32k")
+        | {"implementation": name, "error_units": {"loss": units, "gradient": 0}}
+        for name, ratio, units in (("fast", 0.5, 2.0), ("exact", 2.0, 0.1), ("neither", 2.1, 1.0), ("middle", 1.0, 1.0))
+    ]
+    assert {c.name for c in report_cost._front(some) if c.on_front} == {"fast", "exact", "middle"}
+
+
+def test_profiles_stand_in_the_order_that_people_know(tmp_path):
+    made(tmp_path, list(reversed(lines())))
+    text = (tmp_path / "speed.md").read_text()
+    assert text.index("## quick") < text.index("## lm") < text.index("## sweeps in numbers")
+
+
+def test_plots_are_the_same_each_time(tmp_path):
+    one, two = (made(tmp_path / name, lines()) for name in ("one", "two"))
+    assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
+
+
+def test_a_run_without_costs_has_no_pages(tmp_path):
+    with pytest.raises(RecordError, match="expected results that hold costs"):
+        write(results(), tmp_path)
+
+
+def test_a_truncated_run_says_so(tmp_path):
+    made(tmp_path, lines(), complete=False)
+    assert "This run did not end" in (tmp_path / "speed.md").read_text()
+
+
+def test_the_command_writes_pages_of_costs_alone(tmp_path, capsys):
+    run = results(*[line for line in lines() if line["implementation"] == "mine"], verdicts=())
+    run.run["environment"] = {"torch": "2.13", "cpu": "a CPU", "os": "an OS"}
+    record.save(run, tmp_path / "results")
+    assert cli.main(["report", str(tmp_path / "results"), "--to", str(tmp_path / "pages")]) == 0
+    assert "speed.md" in capsys.readouterr().out
+    assert not (tmp_path / "pages" / "README.md").exists()
