@@ -290,5 +290,12 @@ class _Search:
         kept = _store(replace(find, after=self.first.after), self.implementation, self.folder)
         if kept.case.path != self.first.case.path:
             self.first.case.path.unlink(missing_ok=True)
+        covered = [
+            f for f in self.result.finds if kind(f.verdict) == kind(kept.verdict) and kept.features <= f.features
+        ]
+        for find in covered:  # had they been found in the other order, these would have been known
+            self.result.finds.remove(find)
+            if find.case.path != kept.case.path:
+                find.case.path.unlink(missing_ok=True)
         self.result.finds.append(kept)
         self.learn(kept.case)
