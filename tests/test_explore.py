@@ -303,6 +303,17 @@ def test_a_larger_error_than_the_known_one_is_new(case):
 # --- what becomes of a find
 
 
+def test_two_known_faults_in_one_batch_are_known():
+    """The judge names the first wrong value and the worst error, which may belong to different faults."""
+    rounding = situations.Situation("gradient", "value", frozenset({"bfloat16"}), 200.0, "c/rounding")
+    nan = situations.Situation("gradient", "nan", frozenset({"an ignored row without a softmax"}), None, "c/nan")
+    verdict = situations.Verdict("x", "c", "c/a", "gradient", "fail", error_units=None, fault="value")
+    both = frozenset({"bfloat16", "an ignored row without a softmax"})
+    assert situations.explanation([rounding, nan], verdict, both) == "c/rounding"
+    assert situations.explanation([rounding, nan], verdict, frozenset({"bfloat16"})) is None
+    assert situations.explanation([nan], verdict, both) is None
+
+
 ENTRY = {"logits": {"values": [[0, 1], [2, 3]]}, "target": {"values": [0, 1]}}
 
 

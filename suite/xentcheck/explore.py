@@ -22,7 +22,7 @@ from xentcheck.documents import documents, unclear
 from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation
 from xentcheck.judge import Verdict
-from xentcheck.situations import Entry, Situation, failures, features, kind, simplified
+from xentcheck.situations import Entry, Situation, explanation, failures, features, kind, simplified
 from xentcheck.yamltext import CaseFileError, Document
 
 HEADER = {
@@ -106,7 +106,8 @@ def replay(path: Path, implementation: Implementation, known: Iterable[Situation
     if not wrong:
         return Replay("fixed", f"passes now; move the case to cases/ or delete {path}", case)
     seen = features(case, examiner.batch(case))
-    new = next((v for v in wrong if not any(s.explains(v, seen) for s in known)), None)
+    known = list(known)
+    new = next((v for v in wrong if explanation(known, v, seen) is None), None)
     return Replay("failing", new.message, case, new) if new else Replay("known", wrong[0].message, case, wrong[0])
 
 
@@ -263,7 +264,7 @@ class _Search:
         explained = ""
         for verdict in failures(case, self.implementation, self.examiner):
             seen = features(case, batch)
-            by = next((s.name for s in self.known if s.explains(verdict, seen)), None)
+            by = explanation(self.known, verdict, seen)
             if by is None:
                 return Find(entry, case, verdict, seen)
             explained = explained or by
