@@ -247,6 +247,17 @@ def test_an_interrupted_search_keeps_what_it_found(folder):
     assert len(build(case).target) >= 5
 
 
+def test_a_find_that_needs_less_takes_the_place_of_one_that_needs_more(folder):
+    search = explore._Search(fake("off_by_a_thousandth"), folder, 0, lambda _: None)
+    for entry in ({**ENTRY, "reduction": "sum"}, {**ENTRY, "label_smoothing": 0.5}, ENTRY):
+        search.first = None
+        found = search._first_new(entry, *search._clear(entry))
+        search.first = search.smallest = explore._store(found, search.implementation, folder)
+        search._keep(search.smallest)
+    assert [f.entry for f in search.result.finds] == [ENTRY]
+    assert [p.stem for p in folder.iterdir()] == [search.result.finds[0].case.id.partition("/")[2]]
+
+
 # --- what is known
 
 
@@ -290,6 +301,17 @@ def test_a_larger_error_than_the_known_one_is_new(case):
 
 
 # --- what becomes of a find
+
+
+def test_two_known_faults_in_one_batch_are_known():
+    """The judge names the first wrong value and the worst error, which may belong to different faults."""
+    rounding = situations.Situation("gradient", "value", frozenset({"bfloat16"}), 200.0, "c/rounding")
+    nan = situations.Situation("gradient", "nan", frozenset({"an ignored row without a softmax"}), None, "c/nan")
+    verdict = situations.Verdict("x", "c", "c/a", "gradient", "fail", error_units=None, fault="value")
+    both = frozenset({"bfloat16", "an ignored row without a softmax"})
+    assert situations.explanation([rounding, nan], verdict, both) == "c/rounding"
+    assert situations.explanation([rounding, nan], verdict, frozenset({"bfloat16"})) is None
+    assert situations.explanation([nan], verdict, both) is None
 
 
 ENTRY = {"logits": {"values": [[0, 1], [2, 3]]}, "target": {"values": [0, 1]}}
@@ -422,6 +444,14 @@ def test_without_the_option_nothing_is_drawn(run):
     assert status == 0
     assert "exploration" not in screen
     assert "4 passed" in screen
+
+
+def test_a_run_that_only_explored_can_be_reported(run, tmp_path, monkeypatch):
+    status, screen = run("--impl", f"{FAKES}:right", "--explore", 1, "--results", tmp_path, "-k", "explore")
+    assert status == 0, screen
+    monkeypatch.undo()  # the report shows the real cases
+    assert xentcheck_command(["report", str(tmp_path), "--to", str(tmp_path / "reports")]) == 1, "it is no complete run"
+    assert "This run did not end" in (tmp_path / "reports" / "README.md").read_text()
 
 
 def test_an_interrupt_leaves_the_find(run, tmp_path):

@@ -22,7 +22,7 @@ from xentcheck.documents import documents, unclear
 from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation
 from xentcheck.judge import Verdict
-from xentcheck.situations import Entry, Situation, failures, features, kind, simplified
+from xentcheck.situations import Entry, Situation, explanation, failures, features, kind, simplified
 from xentcheck.yamltext import CaseFileError, Document
 
 HEADER = {
@@ -106,7 +106,8 @@ def replay(path: Path, implementation: Implementation, known: Iterable[Situation
     if not wrong:
         return Replay("fixed", f"passes now; move the case to cases/ or delete {path}", case)
     seen = features(case, examiner.batch(case))
-    new = next((v for v in wrong if not any(s.explains(v, seen) for s in known)), None)
+    known = list(known)
+    new = next((v for v in wrong if explanation(known, v, seen) is None), None)
     return Replay("failing", new.message, case, new) if new else Replay("known", wrong[0].message, case, wrong[0])
 
 
@@ -263,7 +264,7 @@ class _Search:
         explained = ""
         for verdict in failures(case, self.implementation, self.examiner):
             seen = features(case, batch)
-            by = next((s.name for s in self.known if s.explains(verdict, seen)), None)
+            by = explanation(self.known, verdict, seen)
             if by is None:
                 return Find(entry, case, verdict, seen)
             explained = explained or by
@@ -290,5 +291,12 @@ class _Search:
         kept = _store(replace(find, after=self.first.after), self.implementation, self.folder)
         if kept.case.path != self.first.case.path:
             self.first.case.path.unlink(missing_ok=True)
+        covered = [
+            f for f in self.result.finds if kind(f.verdict) == kind(kept.verdict) and kept.features <= f.features
+        ]
+        for find in covered:  # had they been found in the other order, these would have been known
+            self.result.finds.remove(find)
+            if find.case.path != kept.case.path:
+                find.case.path.unlink(missing_ok=True)
         self.result.finds.append(kept)
         self.learn(kept.case)

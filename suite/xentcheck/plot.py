@@ -44,7 +44,8 @@ def accuracy(verdicts: Iterable[Verdict], path: Path) -> None:
             )
     for dtype, colour in COLOURS.items():
         axes.scatter([], [], s=24, color=colour, label=dtype)
-    axes.set_xscale("log")
+    if measured:  # an empty axis has no logarithm
+        axes.set_xscale("log")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("error in units of rounding; the bar marks what is allowed; filled: passes, hollow: does not")

@@ -47,6 +47,15 @@ class Situation:
         return kind(verdict) == (self.aspect, self.fault) and self.features <= seen and units <= _limit(self)
 
 
+def explanation(known: Iterable[Situation], verdict: Verdict, seen: frozenset[str]) -> str | None:
+    """The name of the known situation that explains a failure in a batch with these features, if one does."""
+    here = [s for s in known if s.aspect == verdict.aspect and s.features <= seen]
+    same = [s for s in here if s.fault == kind(verdict)[1]]
+    # Where two known faults meet, such as rounding and NaN, the size of the one is lost in the infinity of the other.
+    two = verdict.error_units is None and len({s.fault for s in here}) > 1
+    return next((s.name for s in same if two or s.explains(verdict, seen)), None)
+
+
 def kind(verdict: Verdict) -> tuple[str, str]:
     """A failure's aspect and fault."""
     return verdict.aspect, verdict.fault or verdict.status
