@@ -1,5 +1,7 @@
 """maskedce with ``inplace=True``: the gradient takes no memory, because it overwrites the logits, as a fused kernel's does."""
 
+from importlib import metadata
+
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation
 from xentcheck.losses import masked_cross_entropy
 
@@ -28,4 +30,5 @@ implementation = Implementation(
             certain=False,  # where no gradient is wanted, nothing is overwritten
         ),
     ),
+    version=metadata.version("xentcheck"),
 )

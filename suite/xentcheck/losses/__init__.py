@@ -3,14 +3,17 @@
 The loss of a position with logits x, target class t, class weights w and label smoothing s is, as in the documentation
 of ``torch.nn.CrossEntropyLoss`` and, for the smoothing, Szegedy et al. 2016 (arXiv:1512.00567, section 7),
 
-    l = sum_c w_c q_c (lse - x_c),    q_c = (1 - s) [c = t] + s / C,    lse = log sum_c exp(x_c)
+    l = sum_c w_c q'_c (lse - x_c),    q' = (1 - s) q + s / C,    lse = log sum_c exp(x_c)
 
-and its gradient is A p_j - w_j q_j with p = softmax(x) and A = sum_c w_c q_c. The mean is the sum of the losses over
-the sum of w_t over the positions that are not ignored. ``masked_cross_entropy`` computes this in one of three ways:
+where q is 1 for the target class and 0 for the others, or what is given as class probabilities. Its gradient is
+A p_j - w_j q'_j with p = softmax(x) and A = sum_c w_c q'_c. The mean is the sum of the losses over the sum of w_t over the
+positions that are not ignored, over the number of rows of class probabilities, or over a normaliser that is given.
+``masked_cross_entropy`` computes this in one of four ways:
 
 - ``guarded``: few logits on the CPU; torch's own loss, kept from what it gets wrong;
-- ``blockwise``: many logits on the CPU; one sweep over blocks, into one buffer of the logits' size;
-- ``composed``: plain torch operations that never branch on a value: other devices, torch.func, torch.compile.
+- ``blockwise``: many logits on the CPU; one ``sweep``, into one buffer of the logits' size, or in their place;
+- ``compiled``: many logits on the CPU under torch.compile; the sweep as an operator;
+- ``composed``: plain torch operations that never branch on a value: other devices, torch.func, second derivatives.
 """
 
 from .cross_entropy import MaskedCrossEntropyLoss, masked_cross_entropy

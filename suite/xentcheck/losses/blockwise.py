@@ -19,6 +19,9 @@ class Blockwise(torch.autograd.Function):
     For another one, the backward pass scales it in place in float32 and float64, and sweeps again in half types, where
     the rounding has to come last. Of losses of positions nobody knows the upstream gradients yet: there, the gradient is
     left to the backward pass.
+
+    In place, the gradient is saved instead of the logits, which it has overwritten. They are gone then: half types round
+    a second time for an upstream gradient that is not a power of two.
     """
 
     @staticmethod

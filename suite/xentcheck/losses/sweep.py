@@ -10,7 +10,7 @@ from torch import Tensor
 from . import buffers
 from .terms import Question, Shares, losses_of, shares_of, smoothed, weighed, working_dtype
 
-_SMALLEST_BLOCK, _LARGEST_BLOCK = 2**20, 2**23  # logits
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 2**22, 2**23  # logits
 
 Block = tuple[slice, ...] | Tensor  # slices, or the numbers of rows
 
