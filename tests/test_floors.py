@@ -19,7 +19,7 @@ FLOORS = [
     {"judge"},
     {"examine", "record"},
     {"terminal", "repro", "lint", "plot"},
-    {"answers"},
+    {"answers", "wildbugs"},
     {"report"},
     {"plugin", "cli"},
 ]
