@@ -60,7 +60,6 @@ def test_a_correct_loss_fails_nowhere(name):
 def test_there_are_enough_of_both():
     assert len(MUTANTS) >= 80
     assert len(LOOKALIKES) >= 15
-    assert len({name for _, name in NAMED}) >= 220
 
 
 def test_every_case_names_a_mutant():

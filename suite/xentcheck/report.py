@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from xentcheck import plot
+from xentcheck import plot, wildbugs
 from xentcheck.answers import Answer, evidence_table
 from xentcheck.case import Case
 from xentcheck.casefile import CASES
@@ -22,7 +22,7 @@ from xentcheck.judge import STATUSES, Verdict, case_status
 from xentcheck.naming import matches
 from xentcheck.record import RecordError, Results
 from xentcheck.terminal import by_case, counts, worst_units
-from xentcheck.wildbugs import NEEDS, WHERE, Report, Theme
+from xentcheck.wildbugs import Theme
 
 Script = Callable[
     [str, str], str
@@ -63,7 +63,7 @@ def write(
         "accuracy.md": _accuracy(results),
         "conventions.md": _conventions(results),
         "answers.md": _answers(results, answers),
-        "wild-bugs.md": _wild_bugs(results, bugs, clauses),
+        "wild-bugs.md": _wild_bugs(results, bugs),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
@@ -373,59 +373,29 @@ def _answers(results: Results, answers: Sequence[Answer]) -> str:
     )
 
 
-def _wild_bugs(results: Results, themes: Sequence[Theme], clauses: dict[str, Case]) -> str:
-    """A view of ``cases/wild-bugs.yaml``."""
+def _wild_bugs(results: Results, themes: Sequence[Theme]) -> str:
     reports = [report for theme in themes for report in theme.reports]
+    anchors = [re.sub(r"[^a-z0-9 -]", "", theme.title.lower()).replace(" ", "-") for theme in themes]
     overview = [
-        {"theme": f"[{theme.title}](#{re.sub(r'[^a-z0-9 -]', '', theme.title.lower()).replace(' ', '-')})"}
-        | _bug_counts(theme.reports)
-        for theme in themes
+        {"theme": f"[{theme.title}](#{anchor})"} | wildbugs.counts(theme.reports)
+        for theme, anchor in zip(themes, anchors, strict=True)
     ]
-    missed = Counter(report.needs for report in reports if report.why_not)
-    left = [
-        f"{missed[need]} need {text}" for need, text in (*NEEDS.items(), (None, "another tolerance")) if missed[need]
-    ]
+    missed = wildbugs.missed(reports)
     return _page(
         "Reported bugs",
         results,
         "Bugs that were reported of real implementations of the cross entropy, each with the cases that catch it: a wrong loss that reproduces the bug "
         "([tests/mutants](../tests/mutants)) is run against these cases and must fail in one of them (`pytest tests/test_wild_bugs.py`). "
         "**where**: where the bug was reported. What happened on a GPU or between ranks is reproduced here as the same wrong scheme on a CPU, "
-        "and the same cases ask the original where it runs. The data is [cases/wild-bugs.yaml](../cases/wild-bugs.yaml).",
-        _table([*overview, {"theme": "**all**"} | _bug_counts(reports)]),
-        f"Of those that no case catches, {', '.join(left)}." if left else "",
-        *(f"## {theme.title}\n\n{_table([_bug_row(r, clauses) for r in theme.reports])}" for theme in themes),
+        "and the same cases ask the original where it runs. A case `clause/name` stands in `cases/clause.yaml`. The data is "
+        "[cases/wild-bugs.yaml](../cases/wild-bugs.yaml).",
+        _table([*overview, {"theme": "**all**"} | wildbugs.counts(reports)]),
+        f"What it would take to reach those that no case catches: {missed}." if missed else "",
+        *(
+            f"## {theme.title}\n\n{_table({k: _escape(v) for k, v in wildbugs.row(r).items()} for r in theme.reports)}"
+            for theme in themes
+        ),
     )
-
-
-def _bug_counts(reports: Sequence[Report]) -> dict[str, str]:
-    caught = [report for report in reports if report.cases]
-    return {
-        "reports": str(len(reports)),
-        "caught": str(len(caught)),
-        **{
-            f"caught, {text}": f"{sum(r.where == where for r in caught)} of {sum(r.where == where for r in reports)}"
-            for where, text in WHERE.items()
-        },
-    }
-
-
-def _bug_row(report: Report, clauses: dict[str, Case]) -> dict[str, str]:
-    links = ", ".join(f"[{link.removeprefix('https://').removeprefix('github.com/')}]({link})" for link in report.links)
-    cases = ", ".join(
-        f"[`{pattern}`](../cases/{clauses[clause].path.relative_to(CASES)})" if clause in clauses else f"`{pattern}`"
-        for pattern in report.cases
-        for clause in [pattern.partition("/")[0]]
-    )
-    proof = ", ".join(f"`{name}`" for name in report.mutants)
-    return {
-        "id": report.id,
-        "report": f"{report.project}: {links}",
-        "where": WHERE[report.where],
-        "symptom": _escape(report.symptom),
-        "caught by": cases or f"not here: {_escape(report.why_not or '')}",
-        "reproduced by": " ".join(part for part in (proof, _escape(report.note or "")) if part),
-    }
 
 
 def _escape(text: str) -> str:
