@@ -52,6 +52,14 @@ IMPOSSIBLE_CLASS = Deviation(
     reason="The probability 0 is multiplied by the log-probability -inf of its class.",
     link="https://github.com/OpenBMB/ModelCenter/issues/14",
 )
+DROPPED_IGNORE_VALUE = Deviation(
+    "bad-input/ignore-value-beside-probabilities",
+    aspect="rejection",
+    fault="accepted",
+    observed="an ignore value beside class probabilities is dropped in silence",
+    reason="It is compared with the probabilities before torch is called, which would refuse it, and torch is called without it.",
+    link="https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html",
+)
 _ROUNDED = {
     "fault": "value",
     "reason": (

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from _torch import FLOAT16_MEAN, HALF_GRADIENT, HALF_LOSS, HALF_RELATIONS, IMPOSSIBLE_CLASS
+from _torch import DROPPED_IGNORE_VALUE, FLOAT16_MEAN, HALF_GRADIENT, HALF_LOSS, HALF_RELATIONS, IMPOSSIBLE_CLASS
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation
 
 
@@ -36,6 +36,7 @@ implementation = Implementation(
         *HALF_RELATIONS,
         *FLOAT16_MEAN,
         IMPOSSIBLE_CLASS,
+        DROPPED_IGNORE_VALUE,
         Deviation(
             (
                 "bad-input/probabilities-of-another-shape[too-few-rows]",

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from _torch import (
+    DROPPED_IGNORE_VALUE,
     FLOAT16_MEAN,
     FULL_SMOOTHING,
     HALF_GRADIENT,
@@ -42,6 +43,7 @@ implementation = Implementation(
         *HALF_RELATIONS,
         *FLOAT16_MEAN,
         IMPOSSIBLE_CLASS,
+        DROPPED_IGNORE_VALUE,
         FULL_SMOOTHING,
         NEGATIVE_SMOOTHING,
     ),

@@ -23,7 +23,7 @@ FLOORS = [
     {"examine", "record", "large"},
     {"cost"},
     {"terminal", "terminal_cost", "repro", "lint", "plot", "plot_cost", "situations"},
-    {"answers", "explore"},
+    {"answers", "explore", "wildbugs"},
     {"report", "report_cost", "gate"},
     {"second_process"},
     {"plugin", "gate_trials"},

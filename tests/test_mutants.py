@@ -40,6 +40,8 @@ def test_a_case_kills_the_mutants_it_names(entry):
     examiner = Examiner()
     for (named_by, name), cases in NAMED.items():
         if named_by == entry:
+            if any(case.is_huge for case in cases):
+                pytest.skip(f"more than 2^31 logits: pytest suite/ --huge --cases {entry} --impl {MUTANTS[name]}")
             mutant = find(MUTANTS[name])[0]  # executed anew: what it kept from other cases may not decide
             assert any(faults(case, mutant, examiner) for case in cases), f"{name} survives {entry}"
 
@@ -58,4 +60,11 @@ def test_a_correct_loss_fails_nowhere(name):
 def test_there_are_enough_of_both():
     assert len(MUTANTS) >= 80
     assert len(LOOKALIKES) >= 15
-    assert len({name for _, name in NAMED}) >= 220
+
+
+def test_every_case_names_a_mutant():
+    assert [case.id for case in CASES if not case.kills] == []
+
+
+def test_every_mutant_is_named_by_a_case():
+    assert MUTANTS.keys() - {name for _, name in NAMED} == set()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from xentcheck import answers, cli, record, report
+from xentcheck import answers, cli, record, report, wildbugs
 from xentcheck.case import Case, Clause, Question
 from xentcheck.casefile import CASES
 from xentcheck.judge import Verdict
@@ -138,15 +138,28 @@ def questions():
     return (answers.Answer.model_validate({"seed": "000", "question": "Are they?", "claims": [claim]}),)
 
 
+def bugs():
+    caught = {"cases": ["ignored/nan", "plain"], "mutants": ["nan_leaks", "no_maximum"]}
+    rows = [
+        {"id": "AB-01", "where": "cpu", "note": "One of two.", **caught},
+        {"id": "AB-02", "where": "gpu", "needs": "linear", "why_not": "It has weights | of its own."},
+        {"id": "AB-03", "where": "gpu", **caught},
+    ]
+    common = {"project": "Some", "links": ["https://github.com/a/b/issues/1", "https://d.example/2"]}
+    rows = [{**common, "symptom": f"Wrong as {row['id']}.", **row} for row in rows]
+    return (wildbugs.Theme.model_validate({"prefix": "AB", "title": "Things and more", "reports": rows}),)
+
+
 def pages(folder, shown):
     report.write(
-        shown, cases(), questions(), lambda implementation, case: f"print('{implementation}, {case}')\n", folder
+        shown, cases(), questions(), bugs(), lambda implementation, case: f"print('{implementation}, {case}')\n", folder
     )
     return folder
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "conformance.md", "deviations.md", "accuracy.md", "conventions.md", "answers.md"]
+    "page",
+    ["README.md", "conformance.md", "deviations.md", "accuracy.md", "conventions.md", "answers.md", "wild-bugs.md"],
 )
 def test_a_page_is_as_published(tmp_path, page):
     assert (pages(tmp_path, results()) / page).read_text() == (GOLDEN / page).read_text()

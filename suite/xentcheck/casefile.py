@@ -21,7 +21,7 @@ from xentcheck.yamltext import CaseFileError, Document, Location, read
 
 CASES = Path(__file__).resolve().parents[2] / "cases"
 # Data beside the clauses that holds no cases of its own.
-CATALOGUES = frozenset({"answers.yaml"})
+CATALOGUES = frozenset({"answers.yaml", "wild-bugs.yaml"})
 # What is asked of an implementation's cost; see ``profiles``.
 SPEED = "speed"
 MAX_CASES_PER_FILE = 2000

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from xentcheck import answers, casefile, gate, profiles, record, report, report_cost, repro
+from xentcheck import answers, casefile, gate, profiles, record, report, report_cost, repro, wildbugs
 from xentcheck.batch import build
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation, ImplementationError, find
@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add.add_argument("results", type=Path, nargs="+")
     add.add_argument("--to", type=Path, required=True)
     add.set_defaults(run=_merge)
-    add = commands.add_parser("lint", help="check case files: the shipped ones, or those named")
+    add = commands.add_parser(
+        "lint", help="check case files: those named, or the shipped ones and the table of reported bugs"
+    )
     add.add_argument("files", type=Path, nargs="*")
     add.set_defaults(run=_lint)
     add = commands.add_parser("schema", help="print the JSON Schema of case files")
@@ -93,7 +95,7 @@ def _report(options: argparse.Namespace) -> int:
 
     questions = answers.load()
     target = Path(tempfile.mkdtemp()) if options.check else options.to
-    written = report.write(results, cases, questions, script, target)
+    written = report.write(results, cases, questions, wildbugs.load(), script, target)
     problems = answers.unverified(questions, results)
     excerpt = report.with_excerpt(results, options.excerpt) if options.excerpt else None
     if options.check:
@@ -146,6 +148,8 @@ def _lint(options: argparse.Namespace) -> int:
 
     cases = [case for path in options.files for case in casefile.load(path)] if options.files else casefile.load_all()
     messages = lint(cases)
+    if not options.files:
+        messages += wildbugs.lint(wildbugs.load(), cases)
     for message in messages:
         print(message)
     print(f"{len(cases)} cases, {len(messages)} to mend", file=sys.stderr)

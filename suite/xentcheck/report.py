@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from xentcheck import plot
+from xentcheck import plot, wildbugs
 from xentcheck.answers import Answer, evidence_table
 from xentcheck.case import Case
 from xentcheck.casefile import CASES
@@ -20,6 +20,7 @@ from xentcheck.markdown import table as _table
 from xentcheck.naming import matches
 from xentcheck.record import RecordError, Results
 from xentcheck.terminal import by_case, counts, worst_units
+from xentcheck.wildbugs import Theme
 
 Script = Callable[
     [str, str], str
@@ -44,7 +45,12 @@ ENVIRONMENT = ("<!-- environment -->", "<!-- /environment -->")
 
 
 def write(
-    results: Results, cases: Sequence[Case], answers: Sequence[Answer], script: Script, folder: Path
+    results: Results,
+    cases: Sequence[Case],
+    answers: Sequence[Answer],
+    bugs: Sequence[Theme],
+    script: Script,
+    folder: Path,
 ) -> list[Path]:
     """Writes every page into the folder; returns their paths."""
     clauses = {case.clause.clause: case for case in cases}
@@ -55,6 +61,7 @@ def write(
         "accuracy.md": _accuracy(results),
         "conventions.md": _conventions(results),
         "answers.md": _answers(results, answers),
+        "wild-bugs.md": _wild_bugs(results, bugs),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
@@ -157,8 +164,7 @@ def _summary(results: Results) -> str:
         "- [accuracy](accuracy.md): the error in units, by dtype\n"
         "- [conventions](conventions.md): which answer each gives where several are defensible\n"
         "- [answers](answers.md): common questions and claims about `ignore_index`, answered by running them\n"
-        "- [speed](speed.md) and [memory](memory.md): what each costs beside native (made by `make speed`)\n"
-        "- [gate](gate.md): how often the gate on costs is right (made by `make gate-trials`)",
+        "- [wild bugs](wild-bugs.md): bugs reported of real losses, and the cases that catch them",
         "Made by `make conform`; `xentcheck report DIR --to reports` makes the pages from any results.",
         _environment(results),
     )
@@ -357,6 +363,31 @@ def _answers(results: Results, answers: Sequence[Answer]) -> str:
         ),
         LEGEND,
         *sections,
+    )
+
+
+def _wild_bugs(results: Results, themes: Sequence[Theme]) -> str:
+    reports = [report for theme in themes for report in theme.reports]
+    anchors = [re.sub(r"[^a-z0-9 -]", "", theme.title.lower()).replace(" ", "-") for theme in themes]
+    overview = [
+        {"theme": f"[{theme.title}](#{anchor})"} | wildbugs.counts(theme.reports)
+        for theme, anchor in zip(themes, anchors, strict=True)
+    ]
+    missed = wildbugs.missed(reports)
+    return _page(
+        "Reported bugs",
+        results,
+        "Bugs that were reported of real implementations of the cross entropy, each with the cases that catch it: a wrong loss that reproduces the bug "
+        "([tests/mutants](../tests/mutants)) is run against these cases and must fail in one of them (`pytest tests/test_wild_bugs.py`). "
+        "**where**: where the bug was reported. What happened on a GPU or between ranks is reproduced here as the same wrong scheme on a CPU, "
+        "and the same cases ask the original where it runs. A case `clause/name` stands in `cases/clause.yaml`. The data is "
+        "[cases/wild-bugs.yaml](../cases/wild-bugs.yaml).",
+        _table([*overview, {"theme": "**all**"} | wildbugs.counts(reports)]),
+        f"What it would take to reach those that no case catches: {missed}." if missed else "",
+        *(
+            f"## {theme.title}\n\n{_table({k: _escape(v) for k, v in wildbugs.row(r).items()} for r in theme.reports)}"
+            for theme in themes
+        ),
     )
 
 

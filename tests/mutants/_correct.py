@@ -8,7 +8,11 @@ logits hold out of both passes: ``neutral`` gives them zero logits, ``mask`` giv
 Below ``loss`` stand the tools that several mutants build their bug with.
 """
 
+from dataclasses import replace
+
 import torch
+
+from xentcheck.implementation import from_callable
 
 
 def check_options(reduction, label_smoothing):
@@ -119,6 +123,11 @@ def denominator(classes, keep, weight):
     return mask(weight[classes], keep).sum()
 
 
+def divisor(denominator, normalizer):
+    """What the mean divides by: the number given from outside, if there is one."""
+    return denominator if normalizer is None else normalizer
+
+
 def reduce(losses, denominator, reduction, shape):
     if reduction == "none":
         return losses.reshape(shape)
@@ -132,6 +141,7 @@ def loss(
     ignore_index,
     reduction,
     label_smoothing,
+    normalizer=None,
     *,
     check_options=check_options,
     check_logits=check_logits,
@@ -147,6 +157,7 @@ def loss(
     position_losses=position_losses,
     mask=mask,
     denominator=denominator,
+    divisor=divisor,
     reduce=reduce,
 ):
     """Cross entropy as torch documents it, out of reach of ignored logits; no targets: mean NaN."""
@@ -161,11 +172,23 @@ def loss(
     classes = torch.where(keep, classes, 0)
     log_p = log_softmax(neutral(logits, keep))
     losses = mask(position_losses(log_p, classes, weight, label_smoothing), keep)
-    total = denominator(classes, keep, weight)
+    total = divisor(denominator(classes, keep, weight), normalizer)
     return reduce(losses, total, reduction, target.shape).to(input.dtype)
 
 
 # Tools to build a bug with.
+
+
+def claims(*capabilities, **conventions):
+    """For a mutant with a bug in what a bare callable is not asked about: it says that it offers these, too."""
+
+    def state(function):
+        bare = from_callable(function, function.__name__)
+        offered = (bare.capabilities - {"class_probabilities"}) | set(capabilities)
+        function.implementation = replace(bare, capabilities=offered, tentative=frozenset(), **conventions)
+        return function
+
+    return state
 
 
 class _Altered(torch.autograd.Function):

@@ -282,3 +282,13 @@ def integer_logits_are_cast(input, target, *, weight=None, ignore_index=-100, re
     """Integer logits are taken for float32."""
     input = input if input.is_floating_point() else input.float()
     return loss(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def unknown_options_are_swallowed(
+    input, target, *, weight=None, ignored_index=-100, reduction="mean", label_smoothing=0.0, **others
+):
+    """The ignore value has another name here, and what is passed as ignore_index is lost.
+
+    Link: https://github.com/allenai/OLMo/pull/580
+    """
+    return loss(input, target, weight, ignored_index, reduction, label_smoothing)

@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 from _correct import (
+    claims,
     flat,
     kept,
     log_softmax_with_backward,
@@ -276,6 +277,7 @@ def second_backward_is_wrong(input, target, *, weight=None, ignore_index=-100, r
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
+@claims("double_backward")
 def second_derivative_is_zero(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The probabilities in the gradient are taken for constants by a second differentiation."""
 

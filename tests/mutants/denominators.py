@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from _correct import denominator, flat, ignore_values, kept, loss, mask, reduce
+from _correct import claims, denominator, flat, ignore_values, kept, loss, mask, reduce
 
 
 def _all_positions(classes, keep, weight):
@@ -151,6 +151,7 @@ def denominator_is_at_least_one(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
+@claims("double_backward")
 def negative_total_weight_gives_zero(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):

@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from _correct import denominator, flat, kept, loss, reduce, with_gradient
+from _correct import claims, denominator, flat, kept, loss, reduce, with_gradient
 
 
 def all_ignored_raises(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
@@ -85,4 +85,21 @@ def sum_is_the_mean_times_the_count(
         return reduce(losses, total, "mean", shape) * total
 
     wrong = partial(loss, reduce=sum_from_mean)
+    return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+@claims(empty_mean="nan")
+def mean_of_nothing_depends_on_the_shape(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
+):
+    """The mean over no position is NaN, but for images it is 0.
+
+    Link: https://github.com/pytorch/pytorch/pull/64572
+    """
+
+    def at_least_one(classes, keep, weight):
+        total = denominator(classes, keep, weight)
+        return total if keep.any() or target.dim() < 3 else total + 1
+
+    wrong = partial(loss, denominator=at_least_one)
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)

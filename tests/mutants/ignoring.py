@@ -12,6 +12,7 @@ from _correct import (
     log_softmax,
     loss,
     position_losses,
+    reduce,
 )
 
 
@@ -332,3 +333,59 @@ def byte_targets_are_never_ignored(
 
     wrong = partial(loss, kept=only_int64)
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def class_zero_is_taken_for_padding(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
+):
+    """Class 0 is ignored as well, as if it were always padding.
+
+    Link: https://github.com/lukas-blecher/LaTeX-OCR/issues/305
+    """
+
+    def not_padding(classes, ignore_index):
+        return kept(classes, ignore_index) & (classes != 0)
+
+    wrong = partial(loss, kept=not_padding)
+    return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def nothing_to_ignore_raises(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    """A batch without an ignored position is an error: an index of nothing has been looked up.
+
+    Link: https://github.com/harvardnlp/annotated-transformer/issues/39
+    """
+    if target.numel() and kept(flat(target), ignore_index).all():
+        raise IndexError("no position is ignored")
+    return loss(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def negative_ignore_value_gives_nan(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
+):
+    """Positions that are ignored by a negative value cost NaN instead of nothing.
+
+    Link: https://github.com/keras-team/tf-keras/issues/734
+    """
+    negative = not isinstance(ignore_index, (list, tuple)) and ignore_index < 0
+
+    def unmasked(losses, keep):
+        return torch.where(keep, losses, float("nan") if negative else 0.0)
+
+    wrong = partial(loss, mask=unmasked)
+    return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def ignore_mask_loses_a_trailing_axis(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
+):
+    """A last dimension of size 1 is squeezed out of the mask, which then broadcasts over the losses.
+
+    Link: https://github.com/keras-team/keras/pull/19838
+    """
+    keep = kept(flat(target), ignore_index)
+    if target.dim() < 2 or target.shape[-1] != 1 or keep.all():
+        return loss(input, target, weight, ignore_index, reduction, label_smoothing)
+    losses = loss(input, target, weight, ignore_index, "none", label_smoothing)
+    masked = torch.where(keep.reshape(target.shape).squeeze(-1), losses, 0.0)
+    return reduce(masked, keep.sum(), reduction, masked.shape)

@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 from _correct import (
+    claims,
     log_softmax_with_backward,
     loss,
     mask,
@@ -20,6 +21,7 @@ def _multiplied(losses, keep):
     return losses * keep
 
 
+@claims("double_backward")
 def nan_leaks_into_gradient(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Ignored losses are masked, ignored logits are not: their gradient is 0 * NaN.
 

@@ -378,3 +378,36 @@ def runs_in_bfloat16_under_autocast(
         return loss(input, target, weight, ignore_index, reduction, label_smoothing)
     wrong = partial(loss, to_rows=lambda input: to_rows(input.bfloat16()))
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def float16_is_not_implemented(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    """Float16 logits are an error.
+
+    Link: https://github.com/pytorch/pytorch/issues/123328
+    """
+    if input.dtype == torch.float16:
+        raise RuntimeError("not implemented for 'Half'")
+    return loss(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def bfloat16_is_not_implemented(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
+):
+    """Bfloat16 logits are an error.
+
+    Link: https://github.com/unslothai/unsloth/pull/1254
+    """
+    if input.dtype == torch.bfloat16:
+        raise RuntimeError("branches of different data types")
+    return loss(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def classes_are_counted_twice(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    """Every class stands twice in the softmax, as if two ranks held all of them: log 2 too much.
+
+    Link: https://github.com/NVIDIA/Megatron-LM/issues/7452
+    """
+    wrong = partial(
+        loss, log_softmax=log_softmax_from(lambda x: torch.logsumexp(torch.cat([x, x], 1), 1, keepdim=True))
+    )
+    return wrong(input, target, weight, ignore_index, reduction, label_smoothing)

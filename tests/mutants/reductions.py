@@ -137,3 +137,11 @@ def bfloat16_loss_comes_back_as_float16(
     """The loss of bfloat16 logits is float16."""
     result = loss(input, target, weight, ignore_index, reduction, label_smoothing)
     return result.half() if input.dtype == torch.bfloat16 else result
+
+
+def nothing_is_returned(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    """The loss is worked out, and None returned.
+
+    Link: https://github.com/NVIDIA/Megatron-LM/issues/1481
+    """
+    loss(input, target, weight, ignore_index, reduction, label_smoothing)

@@ -40,6 +40,17 @@ def _log_sum_exp_over_tiles(logits, tile):
     return top + total.log()
 
 
+def leading_tile_of_64_at_minus_inf(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
+):
+    """An online softmax over tiles of 64 classes gives NaN if the first tile is all -inf.
+
+    Link: https://github.com/Dao-AILab/flash-attention/issues/1930
+    """
+    wrong = partial(loss, log_softmax=log_softmax_from(lambda x: _log_sum_exp_over_tiles(x, 64)))
+    return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
 def leading_tile_of_1024_at_minus_inf(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
@@ -264,3 +275,18 @@ def class_index_in_bfloat16(input, target, *, weight=None, ignore_index=-100, re
 
     wrong = partial(loss, position_losses=_losses_at(rounded))
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def offsets_wrap_at_32_bits(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    """Offsets of 32 bits wrap around, and samples that begin beyond 2^31 logits are never reached.
+
+    ``offsets_overflow_at_65536`` is its small twin. Link: https://github.com/intel/torch-xpu-ops/pull/4725
+    """
+    reached = 2**31 // max(input[0].numel(), 1) if input.dim() > 1 and len(input) else 1
+    if len(input) <= reached or input.dim() == 1:
+        return loss(input, target, weight, ignore_index, reduction, label_smoothing)
+    counted = (target[:reached].reshape(reached, -1) != ignore_index).any(1).nonzero().squeeze(1)
+    result = loss(input[counted], target[counted], weight, ignore_index, reduction, label_smoothing)
+    if reduction != "none":
+        return result
+    return result.new_zeros(target.shape).index_put((counted,), result)
