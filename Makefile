@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDER_VENV := .venv-older
 RESULTS := reports/results
 # Whose costs the reports compare, and what else to hand to pytest, such as ARGS=--resume.
 MEASURED := native,maskedce,nan_guard,filtered
 ARGS :=
 OTHERS := native_module,nll,remapped,masked_mean,filtered,nan_guard
 
-.PHONY: conform test speed baseline gate gate-trials lint clean
+.PHONY: conform test mutants older-torch speed baseline gate gate-trials lint clean
 
 # Runs the suite, then the implementations that the reports compare beside the first two, and writes reports/.
 # The reports are written even where something fails; the exit status still says that it did.
@@ -44,6 +45,16 @@ gate-trials: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/ -q -n 2
 
+# Puts every case to every mutant and writes reports/mutants.md; takes a while, and goes on where it was interrupted.
+mutants: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_matrix.py
+
+# The shipped implementations and tests/lookalikes/ on an older torch, in an environment of its own; writes reports/older-torch.md.
+older-torch: $(VENV)/.installed $(OLDER_VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/older_torch.py ask $(RESULTS)-torch/pinned
+	OMP_NUM_THREADS=1 $(OLDER_VENV)/bin/python tests/older_torch.py ask $(RESULTS)-torch/older
+	$(BIN)/python tests/older_torch.py page $(RESULTS)-torch/pinned $(RESULTS)-torch/older reports/older-torch.md
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,5 +65,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(OLDER_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(OLDER_VENV)
+	$(OLDER_VENV)/bin/python -m pip install --quiet torch==2.6.0 -e ".[dev]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(RESULTS)
+	rm -rf $(VENV) $(OLDER_VENV) $(RESULTS) $(RESULTS)-mutants $(RESULTS)-torch

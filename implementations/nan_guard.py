@@ -39,7 +39,7 @@ implementation = Implementation(
         nan_in_ignored_rows(),
         POISONED,
         *COMPILED_UINT8,
-        COMPILED_INT32,
+        *COMPILED_INT32,
         *HALF_LOSS,
         *HALF_GRADIENT,
         *HALF_RELATIONS,

@@ -14,7 +14,7 @@ from _torch import (
     nan_in_ignored_rows,
     uint8_refused,
 )
-from xentcheck.implementation import EVERYTHING, Implementation
+from xentcheck.implementation import EVERYTHING, Deviation, Implementation
 
 
 def cross_entropy(input, target, *, weight=None, ignore_index=-100, reduction="mean"):
@@ -32,12 +32,22 @@ implementation = Implementation(
         nan_in_ignored_rows("infinite-or-nan-valid-row/nan-beside-ignored-nan"),
         POISONED,
         *COMPILED_UINT8,
-        COMPILED_INT32,
+        *COMPILED_INT32,
         *HALF_LOSS,
         *HALF_GRADIENT,
         *HALF_RELATIONS,
         *FLOAT16_MEAN,
         *uint8_refused("target-dtypes/uint8-pixels"),
+        Deviation(
+            "bad-input/shape-of-unbatched",
+            aspect="rejection",
+            fault="accepted",
+            observed="for logits of shape (C,), a target of C elements is taken, and all but its first are dropped",
+            reason="torch 2.6 compares the length of the target with the number of classes there; 2.13 asks for one element.",
+            link="https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.nll_loss.html",
+            torch="<2.13",
+            certain=False,
+        ),
     ),
     version=torch.__version__,
 )

@@ -202,7 +202,8 @@ def test_compile_hands_the_function_to_torch(seen, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or f)
     answer = seen(F.cross_entropy, "logits: {shape: [3, 4]}, mode: compile").first
-    assert compiled == [F.cross_entropy]  # once for both calls: compiling takes seconds
+    assert len(compiled) == 1  # once for both calls: compiling takes seconds
+    assert compiled[0] is not F.cross_entropy  # torch 2.6 compiles its own functions inside others only
     assert answer.gradient is not None
 
 

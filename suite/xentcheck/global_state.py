@@ -43,11 +43,11 @@ _PATCHABLE = (torch, torch.nn.functional, torch.Tensor)
 
 
 class GlobalState:
-    """A snapshot, taken when it is made."""
+    """A snapshot, taken when it is made; of the settings alone, or of the functions of torch, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, functions: bool = True) -> None:
         self._settings = {name: read() for name, (read, _) in _SETTINGS.items()}
-        self._functions = [dict(vars(namespace)) for namespace in _PATCHABLE]
+        self._functions = [(n, dict(vars(n))) for n in _PATCHABLE] if functions else []
 
     def restore(self) -> tuple[str, ...]:
         """Puts everything back; returns the names of what had changed."""
@@ -56,10 +56,10 @@ class GlobalState:
             if read() != self._settings[name]:
                 changed.append(name)
                 write(self._settings[name])
-        for namespace, functions in zip(_PATCHABLE, self._functions, strict=True):
-            now = dict(vars(namespace))
-            if now == functions:
+        for namespace, functions in self._functions:
+            if vars(namespace) == functions:
                 continue
+            now = dict(vars(namespace))
             for name, function in functions.items():
                 if callable(function) and now.get(name) is not function and not _is_torchs_own(now.get(name)):
                     changed.append(f"{namespace.__name__}.{name}")

@@ -311,11 +311,14 @@ def load_file(path: Path) -> ModuleType:
         ) from error
     finally:
         sys.path.remove(str(path.parent))
-        # What the file imports from its own folder belongs to this execution alone.
+        # What the file imports from its own folder belongs to this execution alone. It stays there under a name of its own, as
+        # torch.compile looks up the module of each function that it meets by the name.
         for name in [
             n for n in sys.modules.keys() - before if _lies_in(path.parent, sys.modules.get(n.partition(".")[0]))
         ]:
-            del sys.modules[name]
+            own = sys.modules.pop(name)
+            own.__name__ = f"{spec.name}_{name}"
+            sys.modules[own.__name__] = own
     return module
 
 

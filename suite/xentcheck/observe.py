@@ -83,7 +83,7 @@ def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, 
     answers: list[Answer] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        before = GlobalState()
+        before = GlobalState(functions=False)
         _unusual_random_states()  # so that a seed set by the implementation is a change, whichever it is
         state = GlobalState()
         function = _callable(implementation, batch)
@@ -119,7 +119,13 @@ def _callable(implementation: Implementation, batch: Batch) -> Function:
     function = implementation.cross_entropy or through(implementation.linear_cross_entropy)
     if batch.mode == "compile":
         torch.compiler.reset()
-        return torch.compile(function)
+
+        def compiled(
+            *arguments: Any, **options: Any
+        ) -> Any:  # a function of torch itself compiles inside others only, up to 2.6
+            return function(*arguments, **options)
+
+        return torch.compile(compiled)
     return function
 
 

@@ -77,8 +77,38 @@ def mixed(hard, uniform, smoothing):
     return uniform if smoothing == 1 else (1 - smoothing) * hard + smoothing * uniform
 
 
-def reduced(losses, total, reduction, target, dtype):
-    """Losses (P,), 0 where ignored, and the sum of the weights of the kept targets."""
+def reduced(losses, total, reduction, like, dtype, normalizer=None):
+    """Losses (P,), 0 where ignored, and the sum of the weights of the kept targets, which ``normalizer`` replaces.
+
+    ``like`` has the shape of the positions.
+    """
     if reduction == "none":
-        return losses.reshape(target.shape).to(dtype)
+        return losses.reshape(like.shape).to(dtype)
+    total = total if normalizer is None else normalizer
     return (losses.sum() if reduction == "sum" else losses.sum() / total).to(dtype)
+
+
+def distributed(input, target, ignore_index, reduction, weight, label_smoothing, *, lists=True):
+    """Check all arguments, of class indices or of class probabilities.
+
+    Gives the logits (P, C) in the dtype to compute in, the share of each class in the target, times its weight (P, C), the mask in
+    the shape of the positions, and what the mean divides by.
+    """
+    if target.is_floating_point():
+        if target.shape != input.shape:
+            raise ValueError(f"probabilities {tuple(target.shape)} do not fit logits {tuple(input.shape)}")
+        positions = torch.zeros(input.shape[:1] + input.shape[2:] if input.dim() > 1 else (), dtype=torch.int64)
+        _values(ignore_index, lists)
+        keep = kept_mask(input, positions, -100, reduction, weight, label_smoothing)
+        rows, _, _ = as_rows(input, positions, keep)
+        target = target if input.dim() > 1 else target.unsqueeze(0)
+        hot = target.movedim(1, -1).reshape(rows.shape).to(rows.dtype)
+        w = weights(weight, rows)
+        total = len(rows)
+    else:
+        keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing, lists=lists)
+        rows, classes, _ = as_rows(input, target, keep)
+        hot = torch.nn.functional.one_hot(classes, rows.shape[1]).to(rows.dtype)
+        w = weights(weight, rows)
+        total = w[classes[keep.reshape(-1)]].sum()
+    return rows, w * ((1 - label_smoothing) * hot + label_smoothing / rows.shape[1]), keep, total

@@ -1,7 +1,11 @@
 """Correct losses that differ in what is left open, or in the precision of sums."""
 
+from dataclasses import replace
+
 import torch
 from _checks import as_rows, kept_mask, mixed, reduced, uniform_losses, weights
+
+from xentcheck.implementation import from_callable
 
 
 def _losses(rows, classes, keep, w, smoothing):
@@ -10,6 +14,18 @@ def _losses(rows, classes, keep, w, smoothing):
     return torch.where(keep, mixed(hard, uniform_losses(rows, w), smoothing), 0)
 
 
+def _stating(**conventions):
+    """Says which answer a loss gives, so that it is held to it."""
+
+    def state(function):
+        bare = from_callable(function, function.__name__)
+        function.implementation = replace(bare, **conventions)
+        return function
+
+    return state
+
+
+@_stating(empty_mean="zero")
 def empty_mean_is_zero(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The mean over no position is 0."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
@@ -20,6 +36,7 @@ def empty_mean_is_zero(input, target, *, weight=None, ignore_index=-100, reducti
     return reduced(losses, total, reduction, target, input.dtype)
 
 
+@_stating(empty_mean="nan", half_loss_dtype="input")
 def empty_mean_is_nan(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The mean over no position is NaN. One ignore value."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing, lists=False)
@@ -29,6 +46,7 @@ def empty_mean_is_nan(input, target, *, weight=None, ignore_index=-100, reductio
     return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype)
 
 
+@_stating(half_loss_dtype="float32")
 def half_loss_in_float32(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The loss of bfloat16 and float16 logits stays in the float32 that it is computed in."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
@@ -38,13 +56,15 @@ def half_loss_in_float32(input, target, *, weight=None, ignore_index=-100, reduc
     return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, rows.dtype)
 
 
-def float64_inside(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+def float64_inside(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, normalizer=None
+):
     """All is computed in float64, and rounded once at the end."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input.double(), target, keep)
     w = weights(weight, rows)
     losses = _losses(rows, classes, keep, w, label_smoothing)
-    return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype)
+    return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype, normalizer)
 
 
 def sums_in_float64(input, target, *, weight=None, ignore_index=-100, reduction="mean"):

@@ -35,14 +35,14 @@ class _GradientFirst(torch.autograd.Function):
 
 
 def gradient_in_the_forward_pass(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, normalizer=None
 ):
     """The forward pass works out the gradient, the backward pass scales it."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
     w = weights(weight, rows)
     losses = _GradientFirst.apply(rows, classes, keep, w, label_smoothing)
-    return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype)
+    return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype, normalizer)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -111,13 +111,15 @@ class _InNumpy(torch.autograd.Function):
         return _scaled(upstream, *ctx.saved_tensors), None, None, None, None
 
 
-def numpy_inside(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+def numpy_inside(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, normalizer=None
+):
     """Losses and gradients by numpy, in its float32 or float64."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
     w = weights(weight, rows)
     losses = _InNumpy.apply(rows, classes, keep, w, label_smoothing)
-    return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype)
+    return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype, normalizer)
 
 
 class _InPlace(torch.autograd.Function):

@@ -16,7 +16,9 @@ from _checks import (
 from torch.autograd.function import once_differentiable
 
 
-def online_softmax_over_tiles(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+def online_softmax_over_tiles(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, normalizer=None
+):
     """One pass over tiles of classes, with a running maximum and a running sum."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
@@ -40,7 +42,7 @@ def online_softmax_over_tiles(input, target, *, weight=None, ignore_index=-100, 
     hard = w[classes] * (lse - target_logit)
     uniform = (w.sum() * lse - weighted_logits) / count
     losses = torch.where(keep, mixed(hard, uniform, label_smoothing), 0)
-    return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype)
+    return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype, normalizer)
 
 
 def blocks_of_rows(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
@@ -97,13 +99,15 @@ class _PythonLosses(torch.autograd.Function):
         return torch.where(keep.unsqueeze(1), scaled, 0), None, None, None, None
 
 
-def loop_over_positions(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+def loop_over_positions(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, normalizer=None
+):
     """Python floats and the math module."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
     w = weights(weight, rows)
     losses = _PythonLosses.apply(rows, classes, keep, w, label_smoothing)
-    return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype)
+    return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype, normalizer)
 
 
 def loop_over_the_dimensions(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):

@@ -4,7 +4,9 @@ import torch
 from _checks import as_rows, compute_dtype, kept_mask, mixed, reduced, uniform_losses, weights
 
 
-def rows_selected(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+def rows_selected(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, normalizer=None
+):
     """Kept rows are copied out, and their losses put back."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
@@ -15,7 +17,7 @@ def rows_selected(input, target, *, weight=None, ignore_index=-100, reduction="m
     losses = mixed(hard, uniform_losses(rows, w), label_smoothing)
     if reduction == "none":
         losses = rows.new_zeros(len(keep)).index_add(0, places, losses)
-    return reduced(losses, w[classes].sum(), reduction, target, input.dtype)
+    return reduced(losses, w[classes].sum(), reduction, target, input.dtype, normalizer)
 
 
 def native_on_selected_rows(input, target, *, weight=None, ignore_index=-100, reduction="mean"):

@@ -13,7 +13,9 @@ from _checks import (
 )
 
 
-def where_on_the_logits(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+def where_on_the_logits(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, normalizer=None
+):
     """Zero logits where ignored, log-softmax, gather."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
@@ -21,10 +23,12 @@ def where_on_the_logits(input, target, *, weight=None, ignore_index=-100, reduct
     rows = torch.where(keep.unsqueeze(1), rows, 0)
     hard = -w[classes] * torch.log_softmax(rows, 1).gather(1, classes.unsqueeze(1)).squeeze(1)
     losses = torch.where(keep, mixed(hard, uniform_losses(rows, w), label_smoothing), 0)
-    return reduced(losses, (w[classes] * keep).sum(), reduction, target, input.dtype)
+    return reduced(losses, (w[classes] * keep).sum(), reduction, target, input.dtype, normalizer)
 
 
-def double_where(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+def double_where(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, normalizer=None
+):
     """A constant row where ignored, as is no class of it; masked again behind the logarithm."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
     rows, classes, keep = as_rows(input, target, keep)
@@ -33,7 +37,7 @@ def double_where(input, target, *, weight=None, ignore_index=-100, reduction="me
     log_p = log_softmax(safe).masked_fill(~keep.unsqueeze(1), 0)
     picked = (w * log_p).take_along_dim(classes.unsqueeze(1), 1).squeeze(1)
     losses = -mixed(picked, (w * log_p).sum(1) / len(w), label_smoothing)
-    return reduced(losses, w[classes[keep]].sum(), reduction, target, input.dtype)
+    return reduced(losses, w[classes[keep]].sum(), reduction, target, input.dtype, normalizer)
 
 
 def one_hot_with_where(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
@@ -51,7 +55,7 @@ def one_hot_with_where(input, target, *, weight=None, ignore_index=-100, reducti
 
 
 def log_sum_exp_minus_target_logit(
-    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, normalizer=None
 ):
     """No log-softmax at all: the log-sum-exp less the logit of the target."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, label_smoothing)
@@ -62,7 +66,7 @@ def log_sum_exp_minus_target_logit(
     hard = w[classes] * (lse - rows[torch.arange(len(rows)), classes])
     uniform = (w * (lse.unsqueeze(1) - rows)).mean(1)
     losses = torch.where(keep, mixed(hard, uniform, label_smoothing), 0)
-    return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype)
+    return reduced(losses, torch.where(keep, w[classes], 0).sum(), reduction, target, input.dtype, normalizer)
 
 
 def exponentials_by_hand(input, target, *, ignore_index=-100, reduction="mean", label_smoothing=0.0):

@@ -1,0 +1,94 @@
+"""What differs on an older torch, as ``reports/older-torch.md``.
+
+``make older-torch`` runs ``python tests/older_torch.py ask FOLDER`` under the pinned and under the older torch, which puts all cases to
+the shipped implementations and to ``lookalikes/``, and then ``python tests/older_torch.py page PINNED OLDER FILE``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.progress import track
+
+from kill_page import asked
+from xentcheck.casefile import digest, load_all
+from xentcheck.examine import Examiner
+from xentcheck.implementation import find
+from xentcheck.judge import GOOD
+from xentcheck.record import NAME, Results, Writer, key, load, run_header
+
+LOOKALIKES = Path(__file__).resolve().parent / "lookalikes"
+
+
+def ask(folder: Path) -> None:
+    """Writes every verdict under the torch that is installed to ``folder/results.jsonl``."""
+    torch.set_num_threads(1)
+    files = sorted(f for f in LOOKALIKES.glob("*.py") if not f.name.startswith("_"))
+    implementations = find(",".join(["all", *(f"{file}:*" for file in files)]))
+    cases, examiner = asked(load_all()), Examiner()
+    writer = Writer(folder, run_header(implementations, digest(cases), "all"))
+    for case in track(cases, description=f"torch {torch.__version__}"):
+        for implementation in implementations:
+            for aspect in examiner.aspects(case, implementation):
+                writer.verdict(examiner.examine(case, aspect, implementation))
+    writer.close()
+
+
+def page(pinned: Results, older: Results) -> str:
+    new, old = pinned.run["environment"]["torch"], older.run["environment"]["torch"]
+    before = {key(v): v for v in pinned.verdicts}
+    both = [(before[key(v)], v) for v in older.verdicts if key(v) in before]
+    counts, groups = [], defaultdict(list)
+    for name in older.run["implementations"]:
+        mine = [(a, b) for a, b in both if b.implementation == name]
+        counts.append(
+            {
+                "implementation": f"`{name}`",
+                "verdicts": str(len(mine)),
+                f"not good on {new}": str(sum(a.status not in GOOD for a, _ in mine)),
+                f"not good on {old}": str(sum(b.status not in GOOD for _, b in mine)),
+                "other than on the pinned torch": str(sum(a.status != b.status for a, b in mine)),
+            }
+        )
+    for a, b in both:
+        if a.status != b.status:
+            groups[b.clause, b.aspect, a.status, b.status, b.fault].append(b)
+    rows = [
+        {
+            "clause": clause,
+            "aspect": aspect,
+            new: was,
+            old: now,
+            "implementations": ", ".join(f"`{n}`" for n in sorted({v.implementation for v in verdicts})),
+            "cases": str(len({v.case for v in verdicts})),
+            "for instance": f"`{verdicts[0].case}`: {verdicts[0].message}".replace("|", "\\|").replace("\n", " "),
+        }
+        for (clause, aspect, was, now, _), verdicts in sorted(groups.items())
+    ]
+    parts = [
+        f"# torch {old} beside torch {new}",
+        "The same cases, put to the shipped implementations and to the correct losses of `tests/lookalikes/`, on both. A difference is torch's own, "
+        "unless it says otherwise. Good is every verdict that passes, deviates in a way that is known, or is not asked.",
+        _table(counts),
+        "## Verdicts that differ",
+        _table(rows),
+        f"Made by `make older-torch`; python {older.run['environment']['python']}, {older.run['environment']['capability']}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) if rows else "None."
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "ask":
+        ask(Path(sys.argv[2]))
+    else:
+        pinned, older = (load(Path(folder) / NAME) for folder in sys.argv[2:4])
+        Path(sys.argv[4]).write_text(page(pinned, older), encoding="utf-8")
+        print(f"written: {sys.argv[4]}")
