@@ -169,16 +169,25 @@ HALF_RELATIONS = (
         }.items()
     ),
 )
+_MANY, _FEW = "accuracy/more-positions-than-float16-counts[float16]", "accuracy/mean-beyond-float16-sums"
 FLOAT16_MEAN = tuple(
     Deviation(
-        "accuracy/more-positions-than-float16-counts[float16]",
+        cases,
         aspect=aspect,
         fault=fault,
-        observed="a float16 mean over 70,001 positions that is NaN, although the losses and their mean are small",
-        reason="The sum of the losses and the count of positions both overflow float16 before they are divided.",
+        observed="a float16 mean that is NaN, infinite or zero, although the losses and their mean are small",
+        reason="The sum of the losses, the sum of the weights or the count of positions overflows float16 before they are divided.",
         link="https://github.com/pytorch/pytorch/issues/29429",
     )
-    for aspect, fault in (("loss", "nan"), ("splitting", "inf"), ("reductions", "nan"))
+    for aspect, fault, cases in (
+        ("loss", "nan", (_MANY, f"{_FEW}[weights]")),
+        ("loss", "inf", (f"{_FEW}[losses]", f"{_FEW}[weighted-losses]")),
+        ("gradient", "value", (f"{_FEW}[weights]",)),
+        ("splitting", "inf", (_MANY,)),
+        ("splitting", "value", (f"{_FEW}[losses]", f"{_FEW}[weights]")),
+        ("reductions", "nan", (_MANY, f"{_FEW}[weights]")),
+        ("reductions", "inf", (f"{_FEW}[losses]",)),
+    )
 )
 FULL_SMOOTHING = Deviation(
     "label-smoothing/target-at-minus-inf[1.0]",
@@ -212,6 +221,28 @@ def uint8_refused(*cases):
     )
 
 
+UINT8_SMOOTHING = tuple(
+    Deviation(
+        "target-dtypes/uint8-and-smoothing",
+        aspect=aspect,
+        fault="value",
+        observed="beside uint8 targets, a class that equals the ignore value modulo 256 loses its share of the smoothing in silence",
+        reason="The smoothed part compares the targets with the ignore value after that was put into a byte.",
+        link="https://github.com/pytorch/pytorch/issues/45540",
+    )
+    for aspect in ("loss", "gradient", "class_permutation", "reductions")
+)
+UINT8_VMAP = tuple(
+    Deviation(
+        "modes/per-sample-uint8",
+        aspect=aspect,
+        fault="raised",
+        observed="torch.func.vmap refuses uint8 targets, which the loss itself takes",
+        reason="The batched form gathers by the target, and gather takes int32 and int64 only.",
+        link="https://github.com/pytorch/pytorch/issues/45540",
+    )
+    for aspect in ("loss", "gradient", "shape")
+)
 COMPILED_UINT8 = tuple(
     Deviation(
         "modes/compiled-uint8",
@@ -243,6 +274,8 @@ NATIVE = (
     IMPOSSIBLE_CLASS,
     *COMPILED_UINT8,
     *COMPILED_INT32,
+    *UINT8_SMOOTHING,
+    *UINT8_VMAP,
     *HALF_LOSS,
     *HALF_GRADIENT,
     *HALF_RELATIONS,

@@ -11,6 +11,8 @@ from _torch import (
     HALF_RELATIONS,
     LINEAR,
     NEGATIVE_SMOOTHING,
+    UINT8_SMOOTHING,
+    UINT8_VMAP,
     uint8_refused,
 )
 from xentcheck.implementation import EVERYTHING, Implementation
@@ -35,6 +37,8 @@ implementation = Implementation(
         *HALF_GRADIENT,
         *HALF_RELATIONS,
         *COMPILED_UINT8,
+        *UINT8_SMOOTHING,
+        *UINT8_VMAP,
         *FLOAT16_MEAN,
         NEGATIVE_SMOOTHING,
         *uint8_refused("target-dtypes/uint8-weights-and-smoothing"),

@@ -19,6 +19,7 @@ implementation = Implementation(
     empty_mean="zero",
     zero_times_infinity="zero",
     int32_target="taken",
+    half_loss_dtype="input",
     deviations=(
         Deviation(
             "*",

@@ -12,6 +12,8 @@ from _torch import (
     HALF_RELATIONS,
     NEGATIVE_SMOOTHING,
     POISONED,
+    UINT8_SMOOTHING,
+    UINT8_VMAP,
     nan_in_ignored_rows,
     uint8_refused,
 )
@@ -43,11 +45,14 @@ implementation = Implementation(
         *HALF_LOSS,
         *HALF_GRADIENT,
         *HALF_RELATIONS,
-        FLOAT16_MEAN[1],
+        *(d for d in FLOAT16_MEAN if d.fault != "nan"),
+        *UINT8_SMOOTHING,
+        *UINT8_VMAP,
         NEGATIVE_SMOOTHING,
         *uint8_refused("target-dtypes/uint8-pixels", "target-dtypes/uint8-weights-and-smoothing"),
         Deviation(
             (
+                "accuracy/mean-beyond-float16-sums[weights]",
                 "accuracy/more-positions-than-float16-counts[float16]",
                 "class-probabilities/impossible-class",
                 "infinite-or-nan-valid-row",
@@ -81,6 +86,7 @@ implementation = Implementation(
         ),
         Deviation(
             (
+                "accuracy/mean-beyond-float16-sums[weights]",
                 "accuracy/more-positions-than-float16-counts[float16]",
                 "infinite-or-nan-valid-row/nan",
                 "infinite-or-nan-valid-row/nan-beside-ignored-nan",

@@ -11,6 +11,7 @@ from _torch import (
     HALF_LOSS,
     HALF_RELATIONS,
     POISONED,
+    UINT8_VMAP,
     nan_in_ignored_rows,
     uint8_refused,
 )
@@ -32,6 +33,7 @@ implementation = Implementation(
         nan_in_ignored_rows("infinite-or-nan-valid-row/nan-beside-ignored-nan"),
         POISONED,
         *COMPILED_UINT8,
+        *UINT8_VMAP,
         *COMPILED_INT32,
         *HALF_LOSS,
         *HALF_GRADIENT,

@@ -86,7 +86,7 @@ WRONG = {
     "splitting": (divides_by_at_least_four, CASE, "put together from two parts of the batch: expected a loss of "),
     "linearity": (upstream_is_squared, CASE, "with another gradient from above: expected a gradient of "),
     "zero_sum": (gradient_has_an_offset, CASE, "expected a sum of a position's gradient of 0.0; found 0.0004999"),
-    "reductions": (sum_divides_by_two, CASE, "between reduction none, sum and mean: expected a sum of "),
+    "reductions": (sum_divides_by_two, CASE, "between reduction none, sum and mean: expected a loss of "),
 }
 
 

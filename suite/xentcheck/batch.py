@@ -423,7 +423,7 @@ def _upstream(spec: Upstream, draw: _Draw, shape: tuple[int, ...], dtype: torch.
 
 
 def _rounded(values: np.ndarray, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).reshape(values.shape).to(dtype)
+    return torch.from_numpy(np.require(values, requirements=["C", "W"])).reshape(values.shape).to(dtype)
 
 
 def _lay_out(tensor: Tensor, layout: str, filler: float) -> Tensor:

@@ -283,7 +283,11 @@ def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Fin
     if answer.loss.shape != shape:
         return _wrong("shape", f"expected a loss of shape {shape}; found {answer.loss.shape}")
     half, stated = dtype in ("bfloat16", "float16") or mode == "autocast", implementation.half_loss_dtype
-    allowed = {dtype, "float32"} if half and stated is None else {"float32" if half and stated == "float32" else dtype}
+    allowed = (
+        {dtype, "float32"}
+        if half and (stated is None or mode == "autocast")
+        else {"float32" if half and stated == "float32" else dtype}
+    )
     if answer.loss_type not in allowed:
         return _wrong("dtype", f"expected a loss of dtype {' or '.join(sorted(allowed))}; found {answer.loss_type}")
     if not exam.case.has_gradient and answer.gradient_type:

@@ -336,7 +336,9 @@ def _same(old: Any, new: Any) -> bool:
 
 
 def _bits(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    # A single element keeps its stride in contiguous(), and as bytes it must have none.
+    whole = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return whole.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
 def _array(value: Any) -> Array:

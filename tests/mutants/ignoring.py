@@ -389,3 +389,12 @@ def ignore_mask_loses_a_trailing_axis(
     losses = loss(input, target, weight, ignore_index, "none", label_smoothing)
     masked = torch.where(keep.reshape(target.shape).squeeze(-1), losses, 0.0)
     return reduce(masked, keep.sum(), reduction, masked.shape)
+
+
+def ignore_value_wraps_to_a_byte(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
+):
+    """Beside targets of dtype uint8 the ignore value is read as a byte: -100 ignores class 156, and 256 class 0."""
+    if target.dtype == torch.uint8 and isinstance(ignore_index, int):
+        ignore_index &= 0xFF
+    return loss(input, target, weight, ignore_index, reduction, label_smoothing)
