@@ -30,6 +30,31 @@ implementation = Implementation(
             link="https://github.com/linkedin/Liger-Kernel/issues/272",
             certain=False,  # where no gradient is wanted, nothing is overwritten
         ),
+        Deviation(
+            ("class-probabilities/modes[two_losses]", "modes/two-losses", "modes/two-losses-of-tokens"),
+            aspect="loss",
+            fault="value",
+            observed="a second loss of the same logits that is taken from what the first one left of them",
+            reason="Nothing can tell the call that its logits were overwritten; the backward pass raises, so no gradient is wrong.",
+            link="https://github.com/linkedin/Liger-Kernel/issues/272",
+            certain=False,  # losses of positions keep the logits until the backward pass
+        ),
+        Deviation(
+            (
+                "class-probabilities/modes[two_losses]",
+                "micro-batches",
+                "modes/two-losses",
+                "modes/two-losses-of-tokens",
+                "normalizer/micro-batches",
+                "normalizer/micro-batches-smoothed",
+                "normalizer/micro-batches-with-one-that-is-all-ignored",
+            ),
+            aspect="gradient",
+            fault="raised",
+            observed="an error in the backward pass where two losses were taken of the same tensor, or of parts of it",
+            reason="Autograd counts the edits of a tensor and of its parts together, and cannot tell one part from another.",
+            link="https://docs.pytorch.org/docs/stable/notes/autograd.html",
+        ),
     ),
     version=metadata.version("xentcheck"),
 )

@@ -76,7 +76,7 @@ PLAIN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", PLAIN, ids=ascii)
+@pytest.mark.parametrize("value", PLAIN, ids=range(len(PLAIN)))
 def test_plain_values(value):
     same(value, passed(value))
 

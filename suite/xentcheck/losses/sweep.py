@@ -59,7 +59,8 @@ def sweep(
             p = torch.softmax(logits, 1, out=out)
             p_target = p.gather(1, t)
             if losses is not None:
-                losses[at] = _nll(p, p_target, x[at] if p.data_ptr() == logits.data_ptr() else logits, t)
+                where = x[at] if p.data_ptr() == logits.data_ptr() else logits
+                losses[at] = _nll(p, p_target, where, t, None if ignored is None else ignored[at])
             if gradient is not None:
                 p.scatter_(1, t, p_target.sub_(1))  # w_t is part of the factor
         else:
@@ -109,9 +110,11 @@ def _load(x: Tensor, at: Block, box: buffers.Box, copies: bool) -> Tensor:
     return block
 
 
-def _nll(p: Tensor, p_target: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+def _nll(p: Tensor, p_target: Tensor, logits: Tensor, target: Tensor, ignored: Tensor | None) -> Tensor:
     """-log p_t. What rounding p_t costs its logarithm, rounding lse would cost as well, unless p_t has underflowed."""
-    if p_target.amin() >= torch.finfo(p.dtype).tiny * 2**14:
+    # What ignored rows hold must not decide which of the two is taken for the others.
+    counted = p_target if ignored is None else p_target.masked_fill(ignored, 1)
+    if counted.amin() >= torch.finfo(p.dtype).tiny * 2**14:
         return p_target.log().neg_()
     logits = logits.to(p.dtype)
     return logits.amax(1, keepdim=True) - logits.gather(1, target) - p.amax(1, keepdim=True).log()
