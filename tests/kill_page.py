@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import pandas as pd
-
 from xentcheck.case import RELATIONS, Case
 
 DIGEST = re.compile(r"<!-- digest ([0-9a-f]+) -->")
@@ -155,7 +153,7 @@ def page(matrix: Matrix) -> str:
         "what it catches. A mutant is killed by a case if any aspect of its answer (loss, gradient, shape, rejection, purity) or any relation "
         "between its answers fails.",
         _table({"": name, "count": str(count)} for name, count in counts.items()),
-        *(["**What is wrong:**\n\n" + "\n".join(f"- {problem}" for problem in problems)] if problems else []),
+        *([_folded(f"What is wrong: {len(problems)} problems", _items(problems))] if problems else []),
         "## By bug",
         "**cases**: how many of them kill the mutant. **named by**: the entry of a case file that was written against it. **shows in**: the first "
         "aspect that fails, with the number of cases where it is that one; an answer's own aspects are looked at before relations.",
@@ -191,7 +189,7 @@ def _theme(matrix: Matrix, theme: str) -> str:
         }
         for m in mine
     ]
-    places = "\n".join(f"- `{m.name}`: {_clauses(matrix, m.name)}" for m in mine)
+    places = _items(f"`{m.name}`: {_clauses(matrix, m.name)}" for m in mine)
     return f"### {theme}\n\n{about}\n\n{_table(rows)}\n\n{_folded(f'{theme}: the clauses that catch each, and by how many cases', places)}"
 
 
@@ -236,6 +234,10 @@ def _shown(aspects: Iterable[str]) -> str:
     return ", ".join(f"{aspect} {count}" for aspect, count in counts) or "nothing"
 
 
+def _items(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
@@ -251,9 +253,10 @@ def _folded(title: str, text: str) -> str:
 
 
 def _table(rows: Iterable[dict[str, str]]) -> str:
-    frame = pd.DataFrame(list(rows))
-    # Not padded to columns: one long cell would make every line of the source as long as itself.
-    return frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True) if len(frame) else "(none)"
+    """Not padded to columns: one long cell would make every line of the source as long as itself."""
+    rows = list(rows)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)] if rows else []
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) or "None."
 
 
 def _escape(text: str) -> str:

@@ -507,6 +507,15 @@ def test_a_helper_module_beside_the_file_is_private_to_it(source):
     assert "xentcheck_test_helper" not in sys.modules
 
 
+def test_a_helper_is_found_by_the_name_that_it_has_now(source):
+    """As torch.compile does with the module of each function that it meets."""
+    source("def helped():\n    return 1", "xentcheck_test_helper.py")
+    path = source("from xentcheck_test_helper import helped\n\ndef f(input, target):\n    return helped")
+    found = find(f"{path}:f")
+    helped = loss(found[0])
+    assert sys.modules[helped.__globals__["__name__"]].helped is helped
+
+
 def test_a_helper_package_beside_the_file_is_private_to_it(source):
     source("state = []", "xentcheck_test_package/__init__.py")
     first, second = find(f"{source(HELPED.format(name='xentcheck_test_package'))}:*")

@@ -142,7 +142,8 @@ def difference_of_products(
     rows, shares, keep, total = distributed(input, target, ignore_index, reduction, weight, label_smoothing)
     rows = _safe(rows, keep)
     wanted = torch.where(shares != 0, rows, 0)
-    products = torch.bmm(shares.unsqueeze(1), wanted.unsqueeze(2)).reshape(-1)
+    with torch.autocast(input.device.type, enabled=False):  # which would round the factors to bfloat16
+        products = torch.bmm(shares.unsqueeze(1), wanted.unsqueeze(2)).reshape(-1)
     losses = shares.sum(1) * torch.logsumexp(rows, 1) - products
     return reduced(_kept(losses, keep), total, reduction, keep, input.dtype, normalizer)
 
