@@ -7,7 +7,7 @@ RESULTS := reports/results
 # Whose costs the reports compare, and what else to hand to pytest, such as ARGS=--resume.
 MEASURED := native,maskedce,nan_guard,filtered
 ARGS :=
-OTHERS := native_module,nll,remapped,masked_mean,filtered,nan_guard
+OTHERS := native_module,nll,remapped,masked_mean,filtered,nan_guard,maskedce_inplace,linear_maskedce,linear_cross_entropy,linear_cross_entropy_chunked
 
 .PHONY: conform test mutants older-torch speed baseline gate gate-trials lint clean
 
@@ -16,7 +16,7 @@ OTHERS := native_module,nll,remapped,masked_mean,filtered,nan_guard
 conform: $(VENV)/.installed
 	@status=0; \
 	$(BIN)/python -m pytest suite/ -q --impl native,maskedce --benchmark-skip --results $(RESULTS) || status=$$?; \
-	$(BIN)/python -m pytest suite/ -q --impl $(OTHERS) --benchmark-skip --results $(RESULTS)/others || status=$$?; \
+	$(BIN)/python -m pytest suite/ -q -n 2 --impl $(OTHERS) --benchmark-skip --results $(RESULTS)/others || status=$$?; \
 	$(BIN)/xentcheck report $(RESULTS) $(RESULTS)/others --to reports --excerpt README.md || status=$$?; \
 	exit $$status
 

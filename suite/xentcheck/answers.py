@@ -13,9 +13,8 @@ from pydantic import Field, ValidationError
 
 from xentcheck.case import Model
 from xentcheck.casefile import CASES
-from xentcheck.judge import case_status
 from xentcheck.record import Results
-from xentcheck.terminal import by_case
+from xentcheck.terminal import by_case, status_of
 from xentcheck.yamltext import CaseFileError, read
 
 
@@ -63,7 +62,7 @@ def unverified(answers: Sequence[Answer], results: Results) -> list[str]:
             if evidence.implementation not in results.run["implementations"]:
                 continue
             verdicts = grouped.get((evidence.implementation, evidence.case))
-            status = case_status(v.status for v in verdicts) if verdicts else "not run"
+            status = status_of(verdicts) if verdicts else "not run"
             if status != evidence.status:
                 problems.append(
                     f"answers.yaml: seed {answer.seed}: {evidence.implementation} {evidence.case}: expected {evidence.status}, found {status}"
@@ -83,7 +82,7 @@ def evidence_table(
             if not verdicts:
                 row[name] = "not run"
                 continue
-            status = case_status(v.status for v in verdicts)
+            status = status_of(verdicts)
             answers = sorted({a for v in verdicts for c, a in v.conventions.items() if c != "half_loss_dtype"})
             faults = sorted({f"{v.aspect} {v.fault}" for v in verdicts if v.status == status and v.fault})
             row[name] = " ".join([symbols[status], *answers, *faults])

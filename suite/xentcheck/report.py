@@ -11,15 +11,15 @@ from pathlib import Path
 
 from xentcheck import plot, wildbugs
 from xentcheck.answers import Answer, evidence_table
-from xentcheck.case import Case
+from xentcheck.case import RELATIONS, Case
 from xentcheck.casefile import CASES
 from xentcheck.claims import CAPABILITIES, CONVENTIONS
 from xentcheck.compare import ALLOWED_UNITS
-from xentcheck.judge import STATUSES, Verdict, case_status
+from xentcheck.judge import STATUSES, Verdict
 from xentcheck.markdown import table as _table
 from xentcheck.naming import matches
 from xentcheck.record import RecordError, Results
-from xentcheck.terminal import by_case, counts, worst_units
+from xentcheck.terminal import by_case, counts, status_of, worst_units
 from xentcheck.wildbugs import Theme
 
 Script = Callable[
@@ -192,7 +192,7 @@ def _conformance(results: Results, clauses: dict[str, Case]) -> str:
     names, grouped = _implementations(results), by_case(results.verdicts)
     statuses: dict[tuple[str, str], list[str]] = {}
     for (name, _), verdicts in grouped.items():
-        statuses.setdefault((verdicts[0].clause, name), []).append(case_status(v.status for v in verdicts))
+        statuses.setdefault((verdicts[0].clause, name), []).append(status_of(verdicts))
     seen = sorted({clause for clause, _ in statuses})
     rows = [{"clause": f"[{c}](#{c})", **{n: _cell(statuses.get((c, n), ())) for n in names}} for c in seen]
     sections = []
@@ -203,15 +203,40 @@ def _conformance(results: Results, clauses: dict[str, Case]) -> str:
             lines += [
                 f"{about.requirement} ([cases](../cases/{path}); sources: {', '.join(f'[{i}]({s})' for i, s in enumerate(about.sources, 1))})"
             ]
-        troubles = [
-            v for v in results.verdicts if v.clause == clause and v.status not in ("pass", "unsupported", "unavailable")
-        ]
+        troubles = [v for v in _troubles(results) if v.clause == clause and v.aspect not in RELATIONS]
         if troubles:
             lines.append(_table(_trouble_rows(troubles, names)))
         sections.append("\n\n".join(lines))
     return _page(
-        "Conformance", results, "Clauses by implementations, counted in cases.", _table(rows), LEGEND, *sections
+        "Conformance",
+        results,
+        "Clauses by implementations, counted in cases.",
+        _table(rows),
+        LEGEND,
+        *_relations(results, names),
+        *sections,
     )
+
+
+def _relations(results: Results, names: list[str]) -> list[str]:
+    statuses: dict[tuple[str, str], list[str]] = {}
+    for v in results.verdicts:
+        if v.aspect in RELATIONS:
+            statuses.setdefault((v.aspect, v.implementation), []).append(v.status)
+    if not statuses:
+        return []
+    seen = [name for name in RELATIONS if any(name == relation for relation, _ in statuses)]
+    troubles = [v for v in _troubles(results) if v.aspect in RELATIONS]
+    return [
+        "## relations\n\nWhat must hold between the answers to a case's batch and to others made of it, whatever the right answer is "
+        "([what each says](../suite/test_relations.py)); counted in cases that it applies to.",
+        _table([{"relation": r, **{n: _cell(statuses.get((r, n), ())) for n in names}} for r in seen]),
+        *([_table(_trouble_rows(troubles, names))] if troubles else []),
+    ]
+
+
+def _troubles(results: Results) -> list[Verdict]:
+    return [v for v in results.verdicts if v.status not in ("pass", "unsupported", "unavailable")]
 
 
 def _trouble_rows(troubles: list[Verdict], names: list[str]) -> list[dict[str, str]]:

@@ -10,10 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from xentcheck.case import Case
+from xentcheck.case import RELATIONS, Case
 from xentcheck.casefile import CASES
 from xentcheck.implementation import Implementation
-from xentcheck.judge import Verdict, case_status
+from xentcheck.judge import GOOD, Verdict, case_status
 
 GROUPS = {
     "passed": ("pass",),
@@ -49,11 +49,29 @@ def by_case(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], list[Verdict]]
     return grouped
 
 
+def status_of(of_case: Iterable[Verdict]) -> str:
+    """A case's status, from its own aspects. A relation to other batches that is known not to hold does not make it a deviating case,
+    since it would in every case that the relation applies to; one that fails does make it a failed one."""
+    of_case = list(of_case)
+    own = [v.status for v in of_case if v.aspect not in RELATIONS or v.status not in GOOD]
+    return case_status(own or [v.status for v in of_case])
+
+
+def relations_held(verdicts: Iterable[Verdict]) -> dict[str, tuple[int, int]]:
+    """For each implementation how many relations hold, of how many it was asked about."""
+    held: dict[str, tuple[int, int]] = {}
+    for v in verdicts:
+        if v.aspect in RELATIONS and v.status not in ("unsupported", "unavailable"):
+            holds, asked = held.get(v.implementation, (0, 0))
+            held[v.implementation] = (holds + (v.status == "pass"), asked + 1)
+    return held
+
+
 def counts(verdicts: Iterable[Verdict]) -> dict[str, dict[str, int]]:
     """For each implementation how many cases ended in each group of statuses."""
     table: dict[str, dict[str, int]] = {}
     for (implementation, _), of_case in by_case(verdicts).items():
-        status = case_status(v.status for v in of_case)
+        status = status_of(of_case)
         row = table.setdefault(implementation, dict.fromkeys(GROUPS, 0))
         row[next(group for group, statuses in GROUPS.items() if status in statuses)] += 1
     return table
@@ -75,6 +93,9 @@ def summary(verdicts: list[Verdict], versions: dict[str, str], console: Console)
         units = "" if worst is None else f"{worst:.2g} units"
         table.add_row(implementation, versions.get(implementation, ""), *(str(n) for n in row.values()), units)
     console.print(table)
+    held = relations_held(verdicts)
+    if held:
+        console.print("relations that hold: " + ", ".join(f"{n} {a} of {b}" for n, (a, b) in held.items()))
 
 
 def _relative(path: Path) -> Path:
