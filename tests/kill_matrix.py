@@ -214,8 +214,9 @@ def run(cases: Sequence[Case], sources: dict[str, str], store: Store, console: C
         except KeyboardInterrupt:
             progress.stop()
             console.print(f"interrupted; {len(found)} of {len(cases)} cases are known, and the next run goes on there")
-            sys.stdout.flush()
-            os._exit(130)  # the workers end with this process
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            sys.exit(130)
     return found
 
 

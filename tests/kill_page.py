@@ -152,7 +152,7 @@ def page(matrix: Matrix) -> str:
         "Which case catches which bug. A mutant is a deliberately wrong loss with one bug, and every case is put to every mutant: a suite is worth "
         "what it catches. A mutant is killed by a case if any aspect of its answer (loss, gradient, shape, rejection, purity) or any relation "
         "between its answers fails.",
-        _table({"": name, "count": str(count)} for name, count in counts.items()),
+        table({"": name, "count": str(count)} for name, count in counts.items()),
         *([_folded(f"What is wrong: {len(problems)} problems", _items(problems))] if problems else []),
         "## By bug",
         "**cases**: how many of them kill the mutant. **named by**: the entry of a case file that was written against it. **shows in**: the first "
@@ -160,7 +160,7 @@ def page(matrix: Matrix) -> str:
         *(_theme(matrix, theme) for theme in dict.fromkeys(m.theme for m in matrix.mutants)),
         "## Bugs that only relations catch",
         "No case's own answer gives them away; only two answers that do not fit each other do.",
-        _table(_relation_rows(matrix, relations)),
+        table(_relation_rows(matrix, relations)),
         "## By case",
         "**kills**: mutants that any case of the entry kills. **alone**: those that no other entry kills.",
         *(_clause(matrix, clause) for clause in dict.fromkeys(case.clause.clause for case in matrix.cases)),
@@ -190,7 +190,7 @@ def _theme(matrix: Matrix, theme: str) -> str:
         for m in mine
     ]
     places = _items(f"`{m.name}`: {_clauses(matrix, m.name)}" for m in mine)
-    return f"### {theme}\n\n{about}\n\n{_table(rows)}\n\n{_folded(f'{theme}: the clauses that catch each, and by how many cases', places)}"
+    return f"### {theme}\n\n{about}\n\n{table(rows)}\n\n{_folded(f'{theme}: the clauses that catch each, and by how many cases', places)}"
 
 
 def _clauses(matrix: Matrix, name: str) -> str:
@@ -226,7 +226,7 @@ def _clause(matrix: Matrix, clause: str) -> str:
             }
         )
     in_all = {n for name, killed in matrix.killed_by_entry.items() if name.startswith(f"{clause}/") for n in killed}
-    return _folded(f"{clause}: {len(rows)} entries kill {len(in_all)} mutants", _table(rows))
+    return _folded(f"{clause}: {len(rows)} entries kill {len(in_all)} mutants", table(rows))
 
 
 def _shown(aspects: Iterable[str]) -> str:
@@ -252,7 +252,7 @@ def _folded(title: str, text: str) -> str:
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
-def _table(rows: Iterable[dict[str, str]]) -> str:
+def table(rows: Iterable[dict[str, str]]) -> str:
     """Not padded to columns: one long cell would make every line of the source as long as itself."""
     rows = list(rows)
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)] if rows else []

@@ -10,11 +10,10 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-import pandas as pd
 import torch
 from rich.progress import track
 
-from kill_page import asked
+from kill_page import asked, table
 from xentcheck.casefile import digest, load_all
 from xentcheck.examine import Examiner
 from xentcheck.implementation import find
@@ -69,20 +68,18 @@ def page(pinned: Results, older: Results) -> str:
         }
         for (clause, aspect, was, now, _), verdicts in sorted(groups.items())
     ]
+    complete = pinned.complete and older.complete
     parts = [
         f"# torch {old} beside torch {new}",
         "The same cases, put to the shipped implementations and to the correct losses of `tests/lookalikes/`, on both. A difference is torch's own, "
         "unless it says otherwise. Good is every verdict that passes, deviates in a way that is known, or is not asked.",
-        _table(counts),
+        *([] if complete else ["> **A run did not end; what follows is not complete.**"]),
+        table(counts),
         "## Verdicts that differ",
-        _table(rows),
+        table(rows),
         f"Made by `make older-torch`; python {older.run['environment']['python']}, {older.run['environment']['capability']}.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(rows: list[dict[str, str]]) -> str:
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) if rows else "None."
 
 
 if __name__ == "__main__":

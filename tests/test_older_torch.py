@@ -1,0 +1,29 @@
+"""The page on an older torch shows what differs, and nothing else."""
+
+from dataclasses import replace
+
+from older_torch import page
+from xentcheck.judge import Verdict
+from xentcheck.record import Results
+
+RIGHT = Verdict("mine", "plain-values", "plain-values/one", "loss", "pass")
+
+
+def results(torch, *verdicts, complete=True):
+    environment = {"torch": torch, "python": "3.11.7", "capability": "AVX2"}
+    return Results({"environment": environment, "implementations": {"mine": {}}}, verdicts, complete=complete)
+
+
+def test_a_verdict_that_differs_is_shown_with_its_message():
+    wrong = replace(RIGHT, status="fail", fault="value", message="expected 1; found 2")
+    text = page(results("2.13.0", RIGHT), results("2.6.0", wrong))
+    assert "| plain-values | loss | pass | fail | `mine` | 1 | `plain-values/one`: expected 1; found 2 |" in text
+    assert "| `mine` | 1 | 0 | 1 | 1 |" in text
+    assert "did not end" not in text
+
+
+def test_equal_verdicts_are_counted_only():
+    text = page(results("2.13.0", RIGHT), results("2.6.0", RIGHT, complete=False))
+    assert text.count("plain-values/one") == 0
+    assert "| `mine` | 1 | 0 | 0 | 0 |" in text
+    assert "did not end" in text
