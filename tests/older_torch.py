@@ -24,16 +24,18 @@ LOOKALIKES = Path(__file__).resolve().parent / "lookalikes"
 
 
 def ask(folder: Path) -> None:
-    """Writes every verdict under the torch that is installed to ``folder/results.jsonl``."""
+    """Writes every verdict under the torch that is installed to ``folder/results.jsonl``; goes on where it was interrupted."""
     torch.set_num_threads(1)
     files = sorted(f for f in LOOKALIKES.glob("*.py") if not f.name.startswith("_"))
     implementations = find(",".join(["all", *(f"{file}:*" for file in files)]))
     cases, examiner = asked(load_all()), Examiner()
-    writer = Writer(folder, run_header(implementations, digest(cases), "all"))
+    interrupted = (folder / NAME).exists() and not load(folder / NAME).complete
+    writer = Writer(folder, run_header(implementations, digest(cases), "all"), resume=interrupted)
     for case in track(cases, description=f"torch {torch.__version__}"):
         for implementation in implementations:
             for aspect in examiner.aspects(case, implementation):
-                writer.verdict(examiner.examine(case, aspect, implementation))
+                if (implementation.name, case.id, aspect) not in writer.already:
+                    writer.verdict(examiner.examine(case, aspect, implementation))
     writer.close()
 
 
