@@ -57,27 +57,28 @@ def page(pinned: Results, older: Results) -> str:
         )
     for a, b in both:
         if a.status != b.status:
-            groups[b.clause, b.aspect, a.status, b.status, b.fault].append(b)
+            groups[b.clause, b.aspect, a.status, b.status, b.fault].append((b, b.message or a.message))
     rows = [
         {
             "clause": clause,
             "aspect": aspect,
             new: was,
             old: now,
-            "implementations": ", ".join(f"`{n}`" for n in sorted({v.implementation for v in verdicts})),
-            "cases": str(len({v.case for v in verdicts})),
-            "for instance": f"`{verdicts[0].case}`: {verdicts[0].message}".replace("|", "\\|").replace("\n", " "),
+            "implementations": ", ".join(f"`{n}`" for n in sorted({v.implementation for v, _ in verdicts})),
+            "cases": str(len({v.case for v, _ in verdicts})),
+            "for instance": f"`{verdicts[0][0].case}`: {verdicts[0][1]}".replace("|", "\\|").replace("\n", " "),
         }
         for (clause, aspect, was, now, _), verdicts in sorted(groups.items())
     ]
     complete = pinned.complete and older.complete
     parts = [
         f"# torch {old} beside torch {new}",
-        "The same cases, put to the shipped implementations and to the correct losses of `tests/lookalikes/`, on both. A difference is torch's own, "
-        "unless it says otherwise. Good is every verdict that passes, deviates in a way that is known, or is not asked.",
+        "The same cases, put to the shipped implementations and to the correct losses of `tests/lookalikes/`, on both. A difference is torch's own. "
+        "Good is every verdict that passes, deviates in a way that is known, or is not asked.",
         *([] if complete else ["> **A run did not end; what follows is not complete.**"]),
         table(counts),
         "## Verdicts that differ",
+        "The message is that of the torch on which the case does not pass.",
         table(rows),
         f"Made by `make older-torch`; python {older.run['environment']['python']}, {older.run['environment']['capability']}.",
     ]
