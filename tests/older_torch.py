@@ -24,16 +24,18 @@ LOOKALIKES = Path(__file__).resolve().parent / "lookalikes"
 
 
 def ask(folder: Path) -> None:
-    """Writes every verdict under the torch that is installed to ``folder/results.jsonl``."""
+    """Writes every verdict under the torch that is installed to ``folder/results.jsonl``; goes on where it was interrupted."""
     torch.set_num_threads(1)
     files = sorted(f for f in LOOKALIKES.glob("*.py") if not f.name.startswith("_"))
     implementations = find(",".join(["all", *(f"{file}:*" for file in files)]))
     cases, examiner = asked(load_all()), Examiner()
-    writer = Writer(folder, run_header(implementations, digest(cases), "all"))
+    interrupted = (folder / NAME).exists() and not load(folder / NAME).complete
+    writer = Writer(folder, run_header(implementations, digest(cases), "all"), resume=interrupted)
     for case in track(cases, description=f"torch {torch.__version__}"):
         for implementation in implementations:
             for aspect in examiner.aspects(case, implementation):
-                writer.verdict(examiner.examine(case, aspect, implementation))
+                if (implementation.name, case.id, aspect) not in writer.already:
+                    writer.verdict(examiner.examine(case, aspect, implementation))
     writer.close()
 
 
@@ -55,27 +57,28 @@ def page(pinned: Results, older: Results) -> str:
         )
     for a, b in both:
         if a.status != b.status:
-            groups[b.clause, b.aspect, a.status, b.status, b.fault].append(b)
+            groups[b.clause, b.aspect, a.status, b.status, b.fault].append((b, b.message or a.message))
     rows = [
         {
             "clause": clause,
             "aspect": aspect,
             new: was,
             old: now,
-            "implementations": ", ".join(f"`{n}`" for n in sorted({v.implementation for v in verdicts})),
-            "cases": str(len({v.case for v in verdicts})),
-            "for instance": f"`{verdicts[0].case}`: {verdicts[0].message}".replace("|", "\\|").replace("\n", " "),
+            "implementations": ", ".join(f"`{n}`" for n in sorted({v.implementation for v, _ in verdicts})),
+            "cases": str(len({v.case for v, _ in verdicts})),
+            "for instance": f"`{verdicts[0][0].case}`: {verdicts[0][1]}".replace("|", "\\|").replace("\n", " "),
         }
         for (clause, aspect, was, now, _), verdicts in sorted(groups.items())
     ]
     complete = pinned.complete and older.complete
     parts = [
         f"# torch {old} beside torch {new}",
-        "The same cases, put to the shipped implementations and to the correct losses of `tests/lookalikes/`, on both. A difference is torch's own, "
-        "unless it says otherwise. Good is every verdict that passes, deviates in a way that is known, or is not asked.",
+        "The same cases, put to the shipped implementations and to the correct losses of `tests/lookalikes/`, on both. A difference is torch's own. "
+        "Good is every verdict that passes, deviates in a way that is known, or is not asked.",
         *([] if complete else ["> **A run did not end; what follows is not complete.**"]),
         table(counts),
         "## Verdicts that differ",
+        "The message is that of the torch on which the case does not pass.",
         table(rows),
         f"Made by `make older-torch`; python {older.run['environment']['python']}, {older.run['environment']['capability']}.",
     ]

@@ -25,13 +25,13 @@ for _case in CASES:
 PARALLEL = 2**15  # elements from which torch shares its work out among threads
 
 
-def wrong(cases, lookalikes=LOOKALIKES):
+def wrong(cases, relations=True):
     examiner = Examiner()
     verdicts = [
         examiner.examine(case, aspect, lookalike)
         for case in cases
-        for lookalike in lookalikes
-        for aspect in examiner.aspects(case, lookalike)
+        for lookalike in LOOKALIKES
+        for aspect in (examiner.aspects(case, lookalike) if relations else case.aspects)
     ]
     return [f"{v.implementation} {v.case} {v.aspect}: {v.message}" for v in verdicts if v.status not in GOOD]
 
@@ -60,7 +60,8 @@ def two_threads():
 
 @pytest.mark.parametrize("case", [*LARGE, *OTHERS], ids=lambda case: case.id)
 def test_correct_losses_fail_nowhere_with_two_threads(case, two_threads):
-    assert wrong([case]) == []
+    # Relations ask for a dozen batches of the same size, so they are left to the smaller ones of those that are shared out.
+    assert wrong([case], relations=_size(case) < 2 * PARALLEL) == []
 
 
 def test_there_are_enough_large_cases_for_two_threads():
