@@ -235,7 +235,8 @@ rarely_wrong.implementation = Implementation(
     cross_entropy=rarely_wrong,
     capabilities=EVERYTHING
     - {"compile", "vmap", "func_grad", "double_backward", "autocast", "k_dim", "unbatched", "many_classes"}
-    - {"non_contiguous", "uint8_target", "non_finite", "float16", "bfloat16", "weight", "ignore_index_list"},
+    - {"non_contiguous", "uint8_target", "non_finite", "float16", "bfloat16", "weight", "ignore_index_list"}
+    - {"class_probabilities", "normalizer"},
 )
 
 

@@ -38,7 +38,9 @@ def wrong(cases, relations=True):
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_correct_losses_fail_nowhere(name):
-    assert wrong(ENTRIES[name]) == []
+    """The first case of a matrix with its relations, the others without; `make older-torch` asks all about all."""
+    first, *others = ENTRIES[name]
+    assert wrong([first]) + wrong(others, relations=False) == []
 
 
 def _size(case):

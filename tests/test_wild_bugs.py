@@ -20,7 +20,10 @@ CAUGHT = [report for report in REPORTS if report.cases]
 def test_every_mutant_of_a_report_is_killed_by_a_case_of_it(report):
     examiner = Examiner()
     cases = [c for c in CASES if not c.is_huge and any(matches(pattern, c.id) for pattern in report.cases)]
+    named = {name.replace("-", "_") for case in cases for name in case.kills}
     for name in report.mutants:
+        if name in named:
+            continue  # test_mutants.py holds the case to it
         mutant = find(SOURCES[name])[0]
         assert any(faults(case, mutant, examiner) for case in cases), f"{name} survives {', '.join(report.cases)}"
 

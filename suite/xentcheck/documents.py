@@ -2,7 +2,8 @@
 
 A document is a plain dict, one entry of ``cases:`` as a person would write it. Each key of the format has a function here that draws
 its value from what is drawn already, and a line in ``KEYS``; a key that comes to the format comes here as one more of both. Values
-that shrink well stand first. Not drawn: ``file`` (tensors stand elsewhere), ``matrix`` (several cases in one), ``needs`` (asks for no
+that shrink well stand first. Not drawn yet: class probabilities, ``normalizer``, ``linear``, ``padded_to``, ``weight_layout`` and the
+modes detached, two_losses, edited, accumulated and deterministic. Not drawn: ``file`` (tensors stand elsewhere), ``matrix`` (several cases in one), ``needs`` (asks for no
 more), weaker expectations than the definition, and ``mode: compile`` (seconds a case).
 """
 
@@ -210,8 +211,6 @@ def _ignore_index(facts: Facts) -> Any:
 
 
 def _target(facts: Facts) -> Any:
-    if facts.can("class_probabilities") and "ignore_index" not in facts.entry and facts.chance(8):
-        return {"probabilities": facts.one_of("random", "one-hot")}
     dtype = facts.one_of(*["int64"] * 8, "int32", *(["uint8"] if facts.can("uint8_target") else []))
     low, high = {"int64": (-(2**63), 2**63 - 1), "int32": (-(2**31), 2**31 - 1), "uint8": (0, 255)}[dtype]
     if facts.classes > high + 1:
@@ -280,17 +279,8 @@ def _reduction(facts: Facts) -> Any:
     return facts.one_of(ABSENT, *named)
 
 
-def _normalizer(facts: Facts) -> Any:
-    if not facts.can("normalizer") or facts.entry.get("reduction", "mean") != "mean" or not facts.chance(6):
-        return ABSENT
-    return facts.one_of(1, 7, 2.5, {"tensor": 3}, {"tensor": 0.5}, 100000)
-
-
 def _mode(facts: Facts) -> Any:
-    plain = ["no_grad", "inference_mode", "detached", "deterministic"]
-    plain += ["twice", "two_losses", "edited"] if facts.can("backward") else []
-    # The shares by which micro-batches are weighed are rounded, too: in half types more often than an answer may be.
-    plain += ["accumulated"] if facts.dtype in ("float32", "float64") and "weight" not in facts.entry else []
+    plain = ["no_grad", "inference_mode", "twice"] if facts.can("backward") else []
     claimed = [m for m in ("double_backward", "func_grad", "autocast", "vmap") if facts.can(m)]
     # vmap calls the loss once per position, with a batch of one.
     if facts.entry.get("reduction") != "none" or len(facts.shape) == 1 or not facts.shape[0]:
@@ -336,7 +326,6 @@ KEYS: dict[str, Callable[[Facts], Any]] = {
     "weight": _weight,
     "label_smoothing": _label_smoothing,
     "reduction": _reduction,
-    "normalizer": _normalizer,
     "mode": _mode,
     "upstream": _upstream,
     "expect": _expect,

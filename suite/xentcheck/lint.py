@@ -68,7 +68,7 @@ def _about_the_case(case: Case, examiner: Examiner, mutants: Collection[str] | N
         return
     if case.expects_error:
         return
-    misfits = list(_about_the_shapes(batch))
+    misfits = list(shapes_that_do_not_fit(batch))
     yield from misfits
     if misfits:
         return
@@ -98,7 +98,8 @@ def _about_the_target(case: Case, batch: Batch, valid: Array) -> Iterator[str]:
             yield f"target: expected some target in the last class, {last}, where mistakes by one show"
 
 
-def _about_the_shapes(batch: Batch) -> Iterator[str]:
+def shapes_that_do_not_fit(batch: Batch) -> Iterator[str]:
+    """What in a batch cannot be answered, because its parts are not of one size."""
     positions = batch.positions
     if tuple(batch.target.shape) != positions and not batch.has_probabilities:
         yield f"target: expected the shape {positions}, or expect.error; found {tuple(batch.target.shape)}"

@@ -7,6 +7,8 @@ from torch.autograd.function import once_differentiable
 from xentcheck.implementation import EVERYTHING, Implementation
 
 _OFFERED = EVERYTHING - {
+    "class_probabilities",
+    "normalizer",
     "ignore_index_list",
     "double_backward",
     "compile",
