@@ -25,22 +25,24 @@ for _case in CASES:
 PARALLEL = 2**15  # elements from which torch shares its work out among threads
 
 
-def wrong(cases, relations=True):
+def wrong(cases, relations=LOOKALIKES):
+    """relations: those who are also asked about the relations to other batches."""
     examiner = Examiner()
     verdicts = [
         examiner.examine(case, aspect, lookalike)
         for case in cases
         for lookalike in LOOKALIKES
-        for aspect in (examiner.aspects(case, lookalike) if relations else case.aspects)
+        for aspect in (examiner.aspects(case, lookalike) if lookalike in relations else case.aspects)
     ]
     return [f"{v.implementation} {v.case} {v.aspect}: {v.message}" for v in verdicts if v.status not in GOOD]
 
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_correct_losses_fail_nowhere(name):
-    """The first case of a matrix with its relations, the others without; `make older-torch` asks all about all."""
+    """With the relations of a matrix's first case, asked of a fifth of them in turn; `make older-torch` asks all about all."""
     first, *others = ENTRIES[name]
-    assert wrong([first]) + wrong(others, relations=False) == []
+    turn = list(ENTRIES).index(name) % 5
+    assert wrong([first], LOOKALIKES[turn::5]) + wrong(others, ()) == []
 
 
 def _size(case):
@@ -49,7 +51,7 @@ def _size(case):
 
 
 LARGE = [case for case in CASES if _size(case) >= PARALLEL]
-OTHERS = [case for case in CASES if _size(case) < PARALLEL][::20]
+OTHERS = [case for case in CASES if _size(case) < PARALLEL][::40]
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def two_threads():
 @pytest.mark.parametrize("case", [*LARGE, *OTHERS], ids=lambda case: case.id)
 def test_correct_losses_fail_nowhere_with_two_threads(case, two_threads):
     # Relations ask for a dozen batches of the same size, so they are left to the smaller ones of those that are shared out.
-    assert wrong([case], relations=_size(case) < 2 * PARALLEL) == []
+    assert wrong([case], LOOKALIKES[::5] if _size(case) < 2 * PARALLEL else ()) == []
 
 
 def test_there_are_enough_large_cases_for_two_threads():
