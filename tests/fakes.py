@@ -8,7 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from xentcheck.implementation import EVERYTHING, Implementation
+try:
+    from xentcheck.implementation import EVERYTHING, Implementation
+except ModuleNotFoundError:  # the scripts of test_repro import this file where there is no suite
+    EVERYTHING, Implementation = frozenset(), dict
 
 
 def right(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):

@@ -271,7 +271,7 @@ def test_a_captured_file_that_is_missing_is_a_usage_error(run, write, tmp_path):
 def test_selecting_nothing_is_an_error(run, two, tmp_path):
     status, screen = run("--impl", "native", "--cases", two, "-k", "no_such_test", "--results", tmp_path)
     assert status == 5
-    assert re.search(rf"{2 * ASPECTS + 3} deselected", screen), "three tests have nothing to ask"
+    assert re.search(rf"{2 * ASPECTS + 4} deselected", screen), "four tests have nothing to ask"
     assert not load(tmp_path).complete
 
 

@@ -98,7 +98,8 @@ def distributed(input, target, ignore_index, reduction, weight, label_smoothing,
         if target.shape != input.shape:
             raise ValueError(f"probabilities {tuple(target.shape)} do not fit logits {tuple(input.shape)}")
         positions = torch.zeros(input.shape[:1] + input.shape[2:] if input.dim() > 1 else (), dtype=torch.int64)
-        _values(ignore_index, lists)
+        if _values(ignore_index, lists) not in ([-100], (-100,)):
+            raise ValueError("probabilities have no value to be ignored by")
         keep = kept_mask(input, positions, -100, reduction, weight, label_smoothing)
         rows, _, _ = as_rows(input, positions, keep)
         target = target if input.dim() > 1 else target.unsqueeze(0)
