@@ -15,7 +15,7 @@ OTHERS := native_module,nll,remapped,masked_mean,filtered,nan_guard,maskedce_inp
 # The reports are written even where something fails; the exit status still says that it did.
 conform: $(VENV)/.installed
 	@status=0; \
-	$(BIN)/python -m pytest suite/ -q --impl native,maskedce --benchmark-skip --results $(RESULTS) || status=$$?; \
+	$(BIN)/python -m pytest suite/ -q -n 2 --impl native,maskedce --benchmark-skip --results $(RESULTS) || status=$$?; \
 	$(BIN)/python -m pytest suite/ -q -n 2 --impl $(OTHERS) --benchmark-skip --results $(RESULTS)/others || status=$$?; \
 	$(BIN)/xentcheck report $(RESULTS) $(RESULTS)/others --to reports --excerpt README.md || status=$$?; \
 	exit $$status
