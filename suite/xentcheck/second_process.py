@@ -29,7 +29,9 @@ def measure_again(lines: Sequence[Line]) -> list[Line]:
     nodes = [f"{test}::test_speed[{names[line['implementation']]}:{line['case']}]" for line in lines]
     sources = dict.fromkeys(line["source"] for line in lines)
     profiles = dict.fromkeys(line["profile"] for line in lines)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(lines[0]["settings"]["threads"])}
+    # A process started from an xdist worker is none itself; pytest-benchmark would measure nothing in one.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = {**inherited, "OMP_NUM_THREADS": str(lines[0]["settings"]["threads"])}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *nodes]
         command += ["--impl", ",".join(sources), "--profile", ",".join(profiles), "--device", lines[0]["device"]]
