@@ -281,11 +281,6 @@ def test_verdicts_are_the_same_either_way(workers, source):
                 assert repr(replace(one, implementation=there.name)) == repr(two)
 
 
-def test_the_compilers_threads_are_not_the_implementations(workers, put, cases):
-    asked = cases("id: c, logits: {shape: [3, 5]}, mode: compile")[0]
-    assert statuses(put(asked, workers.find("maskedce")[0])) == {"pass"}
-
-
 def test_a_worker_that_died_between_two_cases_is_replaced(workers, put, five):
     implementation = workers.find(f"{FAKES}:right")[0]
     put(five[0], implementation)
