@@ -386,6 +386,7 @@ def test_speed_cases_are_listed(capsys):
 def test_tests_of_the_same_name_elsewhere_are_not_ours(monkeypatch, tmp_path, run):
     (tmp_path / "test_memory.py").write_text("def test_mine():\n    pass\n")
     plugins = [o for name in ("plugin", "plugin_cost") for o in ("-p", f"xentcheck.{name}")]
-    alone = "--import-mode=importlib"  # the suite has a module of that name
+    alone = "--import-mode=importlib"  # the suite has a module of that name,
+    monkeypatch.delitem(sys.modules, "test_memory", raising=False)  # which runs before this one have imported
     _, screen = run("--impl", fake("right"), "--benchmark-skip", alone, *plugins, path=tmp_path)
     assert "1 passed" in screen

@@ -281,6 +281,17 @@ def test_verdicts_are_the_same_either_way(workers, source):
                 assert repr(replace(one, implementation=there.name)) == repr(two)
 
 
+def test_the_compilers_threads_are_not_the_implementations(monkeypatch, tmp_path, cases):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what is compiled already starts no thread
+    asked = cases("id: c, logits: {shape: [3, 5]}, mode: compile")[0]
+    fresh = Workers(limit=300.0)
+    try:
+        verdict = Examiner(fresh.observe).examine(asked, "loss", fresh.find("maskedce")[0])
+    finally:
+        fresh.close()
+    assert verdict.status == "pass", verdict.message
+
+
 def test_a_worker_that_died_between_two_cases_is_replaced(workers, put, five):
     implementation = workers.find(f"{FAKES}:right")[0]
     put(five[0], implementation)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import functools
 import gc
 import json
 import os
@@ -127,7 +128,7 @@ def _live(start: dict[str, Any], requests: int, answers: int, output: int) -> No
         faulthandler.register(signal.SIGUSR1, all_threads=False)  # asked for before a worker that hangs is killed
         if start["memory"]:
             resource.setrlimit(resource.RLIMIT_DATA, (start["memory"], start["memory"]))
-        sys.addaudithook(_note_torchs_threads)
+        _note_torchs_threads()
         _work(start, requests, answers)
         code = 0
     except BaseException:
@@ -223,8 +224,7 @@ def _answer(
         if memory and isinstance(error, MemoryError):
             return _exhausted(memory, f"MemoryError: {error}")
         return {"escaped": type(error).__name__, "text": str(error), "traceback": traceback.format_exc()}
-    # What compiles in this process keeps threads of its own, which are not the implementation's.
-    left = [] if batch.mode == "compile" else _left_behind(before)
+    left = _left_behind(before)
     if left:
         names = ", ".join(thread.name for thread in left)
         return Failure("crash", f"left {len(left)} thread{'s' * (len(left) > 1)} running after the call: {names}")
@@ -247,15 +247,21 @@ def _exhausted(memory: int, text: str) -> Failure:
 _torchs_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
-def _note_torchs_threads(event: str, arguments: tuple[Any, ...]) -> None:
-    """An audit hook: torch's compiler keeps a pool of threads, which is not the implementation's doing."""
-    if event not in ("_thread.start_new_thread", "_thread.start_joinable_thread"):
-        return
-    thread, frame = getattr(arguments[0], "__self__", None), sys._getframe(1)
-    while frame is not None and _is_pythons(frame.f_code.co_filename):
-        frame = frame.f_back
-    if isinstance(thread, threading.Thread) and frame and Path(frame.f_code.co_filename).is_relative_to(_TORCH):
-        _torchs_threads.add(thread)
+def _note_torchs_threads() -> None:
+    """From now on: torch's compiler keeps a pool of threads, which is not the implementation's doing. An audit hook would see every
+    start, but only from Python 3.12 on."""
+    start = threading.Thread.start
+
+    @functools.wraps(start)
+    def noted(thread: threading.Thread) -> None:
+        frame = sys._getframe(1)
+        while frame is not None and _is_pythons(frame.f_code.co_filename):
+            frame = frame.f_back  # type: ignore[assignment]
+        if frame and Path(frame.f_code.co_filename).is_relative_to(_TORCH):
+            _torchs_threads.add(thread)
+        start(thread)
+
+    threading.Thread.start = noted  # type: ignore[method-assign]
 
 
 def _is_pythons(filename: str) -> bool:
