@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from xentcheck import losses_linear
-from xentcheck.losses_linear import linear_masked_cross_entropy
+from xentcheck.losses import linear, linear_masked_cross_entropy
 
 N, C, H = 13, 11, 7
 OPTIONS = [
@@ -28,9 +27,9 @@ OPTIONS = [
 def chunks(request, monkeypatch):
     """So few positions at a time that every chunk but the last is full, and chunks consist of several parts."""
     if request.param == "many chunks":
-        monkeypatch.setattr(losses_linear, "_SMALLEST_CHUNK", 3 * C)
-        monkeypatch.setattr(losses_linear, "_LARGEST_CHUNK", 3 * C)
-        monkeypatch.setattr(losses_linear, "_CACHED", 2 * C)
+        monkeypatch.setattr(linear, "_SMALLEST_CHUNK", 3 * C)
+        monkeypatch.setattr(linear, "_LARGEST_CHUNK", 3 * C)
+        monkeypatch.setattr(linear, "_CACHED", 2 * C)
     return request.param
 
 
@@ -282,7 +281,7 @@ class _Largest(TorchDispatchMode):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_logits_are_never_held(chunks, reduction, dtype, monkeypatch):
-    monkeypatch.setattr(losses_linear, "_SMALLEST_CHUNK", 1)
+    monkeypatch.setattr(linear, "_SMALLEST_CHUNK", 1)
     count = 400
     hidden = torch.randn(count, 8).to(dtype).requires_grad_()
     matrix = torch.randn(1000, 8).to(dtype).requires_grad_()
@@ -298,9 +297,9 @@ BAD = [
     (lambda a: a.update(reduction="avg"), ValueError, "reduction: expected"),
     (lambda a: a.update(label_smoothing=1.5), ValueError, "label_smoothing: expected a number from 0 to 1, found 1.5"),
     (lambda a: a.update(ignore_index="x"), TypeError, "ignore_index: expected"),
-    (lambda a: a.update(normalizer=3, reduction="sum"), ValueError, "normalizer: expected None"),
-    (lambda a: a.update(normalizer=torch.ones(1)), ValueError, "normalizer: expected a number or a tensor of shape"),
-    (lambda a: a.update(normalizer="3"), TypeError, "normalizer: expected a number"),
+    (lambda a: a.update(normalizer=3, reduction="sum"), ValueError, "normalizer: expected reduction='mean'"),
+    (lambda a: a.update(normalizer=torch.ones(1)), ValueError, "normalizer: expected a number, or a real tensor of shape"),
+    (lambda a: a.update(normalizer="3"), TypeError, "normalizer: expected an int, a float"),
     (lambda a: a.update(target=a["target"][:-1]), ValueError, r"shape of target: expected \(13,\)"),
     (lambda a: a.update(target=a["target"].double()), TypeError, "class probabilities are not supported"),
     (lambda a: a["target"].__setitem__(4, C), IndexError, f"found {C} at position 4"),

@@ -38,14 +38,14 @@ if not INTERPRETED:
     def test_without_a_device_it_says_why():
         import torch
 
-        from xentcheck import losses_triton
+        from xentcheck.losses import triton_kernels
 
-        if torch.cuda.is_available() and losses_triton.triton is not None:
-            assert losses_triton.UNAVAILABLE == ""
+        if torch.cuda.is_available() and triton_kernels.triton is not None:
+            assert triton_kernels.UNAVAILABLE == ""
             return
-        assert "triton" in losses_triton.UNAVAILABLE or "CUDA" in losses_triton.UNAVAILABLE
+        assert "triton" in triton_kernels.UNAVAILABLE or "CUDA" in triton_kernels.UNAVAILABLE
         with pytest.raises(RuntimeError, match=r"CUDA|triton"):
-            losses_triton.triton_masked_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]))
+            triton_kernels.triton_masked_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]))
 
 else:
     import torch
@@ -56,7 +56,7 @@ else:
     from xentcheck.implementation import find
     from xentcheck.judge import GOOD
     from xentcheck.losses import masked_cross_entropy
-    from xentcheck.losses_triton import UNAVAILABLE, triton_masked_cross_entropy
+    from xentcheck.losses.triton_kernels import UNAVAILABLE, triton_masked_cross_entropy
 
     # Every clause; of those whose cases are many or large for an interpreter, the part that the kernels could break.
     CLAUSES = (
@@ -99,7 +99,7 @@ else:
         target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
         target.view(-1)[1::3] = -100
         weight = torch.rand(shape[1], generator=generator) + 0.5
-        for options in ({}, {"weight": weight, "label_smoothing": 0.1}, {"label_smoothing": 1.0}):
+        for options in ({}, {"weight": weight, "label_smoothing": 0.1}, {"label_smoothing": 1.0}, {"normalizer": 7}):
             mine, other = both(x, target, **options)
             torch.testing.assert_close(mine[0], other[0], rtol=2e-6, atol=1e-6)
             torch.testing.assert_close(mine[1], other[1], rtol=2e-5, atol=float(other[1].abs().max()) * 2e-6 + 1e-7)
@@ -137,6 +137,29 @@ else:
             loss = triton_masked_cross_entropy(x, torch.randint(3000, (8,)))
         assert loss.requires_grad
         assert sum(t.numel() for t in saved if t.data_ptr() != x.data_ptr()) < 200
+
+    def test_the_function_for_users_comes_here(monkeypatch):
+        """As it does on a CUDA device, but for what the kernels cannot do."""
+        from xentcheck.losses import cross_entropy, triton_kernels
+
+        monkeypatch.setattr(cross_entropy, "_is_for_kernels", lambda input: True)
+        monkeypatch.setattr(cross_entropy, "_values_are_out_of_sight", lambda input: True)
+        asked = []
+        kernel_loss = triton_kernels.kernel_loss
+        monkeypatch.setattr(triton_kernels, "kernel_loss", lambda *a: asked.append(a) or kernel_loss(*a))
+        x, target = torch.randn(4, 5, requires_grad=True), torch.tensor([1, -100, 4, 0])
+        for options in ({}, {"weight": torch.rand(5), "reduction": "sum"}, {"normalizer": torch.tensor(3.0)}):
+            before = len(asked)
+            mine, kernels = masked_cross_entropy(x, target, **options), triton_masked_cross_entropy(x, target, **options)
+            assert len(asked) == before + 2
+            assert torch.equal(mine, kernels)
+            assert torch.equal(*(torch.autograd.grad(loss, x)[0] for loss in (mine, kernels)))
+        before = len(asked)
+        for probabilities in (torch.rand(4, 5), torch.rand(4, 5, requires_grad=True)):
+            torch.testing.assert_close(masked_cross_entropy(x, probabilities), F.cross_entropy(x, probabilities))
+        per_row = torch.func.vmap(masked_cross_entropy)(x.detach(), torch.tensor([1, 2, 4, 0]))
+        torch.testing.assert_close(per_row, F.cross_entropy(x, torch.tensor([1, 2, 4, 0]), reduction="none"))
+        assert len(asked) == before
 
     def test_second_derivatives():
         x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)

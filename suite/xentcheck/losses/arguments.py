@@ -20,7 +20,7 @@ def ignore_values(ignore_index: int | Sequence[int] | None) -> tuple[int, ...]:
     try:
         return tuple(map(operator.index, ignore_index if isinstance(ignore_index, Sequence) else (ignore_index,)))
     except TypeError:
-        raise TypeError(_expected("ignore_index", "an int or a sequence of ints", repr(ignore_index))) from None
+        raise TypeError(expected("ignore_index", "an int or a sequence of ints", repr(ignore_index))) from None
 
 
 def is_ignored(target: Tensor, values: tuple[int, ...]) -> Tensor:
@@ -29,33 +29,33 @@ def is_ignored(target: Tensor, values: tuple[int, ...]) -> Tensor:
     return torch.isin(target, torch.tensor(values, dtype=torch.int64, device=target.device))
 
 
-def _expected(what: str, expected: object, found: object) -> str:
+def expected(what: str, expected: object, found: object) -> str:
     return f"{what}: expected {expected}, found {found}"
 
 
 def check_options(reduction: str, smoothing: float, normalizer: Tensor | float | None = None) -> None:
     if reduction not in ("none", "mean", "sum"):
-        raise ValueError(_expected("reduction", "'none', 'mean' or 'sum'", repr(reduction)))
+        raise ValueError(expected("reduction", "'none', 'mean' or 'sum'", repr(reduction)))
     if not 0 <= smoothing <= 1:
-        raise ValueError(_expected("label_smoothing", "a number from 0 to 1", repr(smoothing)))
+        raise ValueError(expected("label_smoothing", "a number from 0 to 1", repr(smoothing)))
     if normalizer is None:
         return
     if reduction != "mean":
         raise ValueError(
-            _expected("normalizer", "reduction='mean', which is what it replaces the divisor of", repr(reduction))
+            expected("normalizer", "reduction='mean', which is what it replaces the divisor of", repr(reduction))
         )
     if isinstance(normalizer, Tensor):
         if normalizer.dim() or normalizer.is_complex() or normalizer.dtype == torch.bool:
             found = f"{normalizer.dtype} of shape {tuple(normalizer.shape)}"
-            raise ValueError(_expected("normalizer", "a number, or a real tensor of shape ()", found))
+            raise ValueError(expected("normalizer", "a number, or a real tensor of shape ()", found))
         if normalizer.requires_grad and torch.is_grad_enabled():
             raise ValueError(
-                _expected("requires_grad of normalizer", "False, for it gets no gradient (detach it)", "True")
+                expected("requires_grad of normalizer", "False, for it gets no gradient (detach it)", "True")
             )
     elif isinstance(normalizer, bool) or not isinstance(normalizer, (int, float)):
-        raise TypeError(_expected("normalizer", "an int, a float or a tensor of shape ()", repr(normalizer)))
+        raise TypeError(expected("normalizer", "an int, a float or a tensor of shape ()", repr(normalizer)))
     elif not 0 <= normalizer < math.inf:
-        raise ValueError(_expected("normalizer", "a finite number that is not negative", repr(normalizer)))
+        raise ValueError(expected("normalizer", "a finite number that is not negative", repr(normalizer)))
 
 
 def check_tensors(
@@ -63,9 +63,9 @@ def check_tensors(
 ) -> None:
     shape = input.shape
     if input.dtype not in _FLOATING:
-        raise TypeError(_expected("dtype of input", "float64, float32, bfloat16 or float16", input.dtype))
+        raise TypeError(expected("dtype of input", "float64, float32, bfloat16 or float16", input.dtype))
     if not shape or not shape[:2][-1]:
-        raise ValueError(_expected("shape of input", "(C), (N, C) or (N, C, d1, ..., dk) with C > 0", tuple(shape)))
+        raise ValueError(expected("shape of input", "(C), (N, C) or (N, C, d1, ..., dk) with C > 0", tuple(shape)))
     if len(shape) == 1:
         positions, dimension = (), 0
     else:
@@ -73,39 +73,39 @@ def check_tensors(
     if target.is_floating_point() and target.shape == shape:
         if target.dtype not in _FLOATING:
             raise TypeError(
-                _expected("dtype of class probabilities", "float64, float32, bfloat16 or float16", target.dtype)
+                expected("dtype of class probabilities", "float64, float32, bfloat16 or float16", target.dtype)
             )
         if ignore_index is not None:
             raise ValueError(
-                _expected("ignore_index", "none beside class probabilities, which it cannot mark", repr(ignore_index))
+                expected("ignore_index", "none beside class probabilities, which it cannot mark", repr(ignore_index))
             )
     elif target.dtype not in (torch.int64, torch.int32, torch.uint8):
         wanted = f"class indices in int64, int32 or uint8 of shape {tuple(positions)}, or class probabilities"
         raise TypeError(
-            _expected(
+            expected(
                 "dtype of target", f"{wanted} of shape {tuple(shape)}", f"{target.dtype} of shape {tuple(target.shape)}"
             )
         )
     elif target.shape != torch.Size(positions):
         wanted = f"{tuple(positions)} for logits of shape {tuple(shape)} with the classes in dimension {dimension}"
-        raise ValueError(_expected("shape of target", wanted, tuple(target.shape)))
+        raise ValueError(expected("shape of target", wanted, tuple(target.shape)))
     if inplace and input.is_leaf and input.requires_grad and torch.is_grad_enabled():
         found = "a leaf that requires a gradient, whose values would be lost"
-        raise ValueError(_expected("inplace=True", "logits that something computed, for they are overwritten", found))
+        raise ValueError(expected("inplace=True", "logits that something computed, for they are overwritten", found))
     if target.device != input.device:
-        raise ValueError(_expected("device of target", f"{input.device} as for the input", target.device))
+        raise ValueError(expected("device of target", f"{input.device} as for the input", target.device))
     if weight is None:
         return
     if weight.shape != shape[dimension : dimension + 1]:
         raise ValueError(
-            _expected("shape of weight", f"({shape[dimension]},), one weight per class", tuple(weight.shape))
+            expected("shape of weight", f"({shape[dimension]},), one weight per class", tuple(weight.shape))
         )
     if not weight.is_floating_point():
-        raise TypeError(_expected("dtype of weight", "floating point", weight.dtype))
+        raise TypeError(expected("dtype of weight", "floating point", weight.dtype))
     if weight.device != input.device:
-        raise ValueError(_expected("device of weight", f"{input.device} as for the input", weight.device))
+        raise ValueError(expected("device of weight", f"{input.device} as for the input", weight.device))
     if weight.requires_grad and torch.is_grad_enabled():
-        raise ValueError(_expected("requires_grad of weight", "False, for it gets no gradient (detach it)", "True"))
+        raise ValueError(expected("requires_grad of weight", "False, for it gets no gradient (detach it)", "True"))
 
 
 def check_range(target: Tensor, classes: int, values: tuple[int, ...]) -> None:
@@ -116,4 +116,4 @@ def check_range(target: Tensor, classes: int, values: tuple[int, ...]) -> None:
     if least < 0 or largest >= classes:
         position = tuple(((target < 0) | (target >= classes)).nonzero()[0].tolist())
         wanted = f"a class from 0 to {classes - 1}, or {' or '.join(map(str, values)) or 'nothing'} to be ignored"
-        raise IndexError(_expected("target", wanted, f"{int(target[position])} at position {position}"))
+        raise IndexError(expected("target", wanted, f"{int(target[position])} at position {position}"))

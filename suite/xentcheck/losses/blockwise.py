@@ -49,7 +49,7 @@ class Blockwise(torch.autograd.Function):
 
 
 def _gradient(ctx: Any, input: Tensor | None, question: Question, upstream: Tensor, gradient: Tensor | None) -> Tensor:
-    may_change = not _is_graph_kept()
+    may_change = not is_graph_kept()
     if gradient is None:
         room = input.detach() if ctx.inplace and may_change else None
         scale = scale_of(upstream, question, working_dtype(input))
@@ -74,7 +74,7 @@ def _reciprocal(denominator: Tensor | float) -> float:
     return 1 / denominator if denominator else math.inf
 
 
-def _is_graph_kept() -> bool:
+def is_graph_kept() -> bool:
     """Whether backward may come again (retain_graph), so that what it has saved must stay."""
     asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return asked is None or asked()

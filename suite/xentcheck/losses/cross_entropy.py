@@ -100,6 +100,11 @@ def masked_cross_entropy(
         dtype = dtype_of_loss(input)
         return loss_of_many_logits(input, target, values, weight, label_smoothing, reduction, normalizer, dtype)
     question = Question.ask(input, target, values, weight, label_smoothing, reduction, normalizer, may_look)
+    if _is_for_kernels(input) and not learns_target:
+        from . import triton_kernels  # imports triton, which takes a second
+
+        if triton_kernels.can_be_put(input, question):
+            return triton_kernels.kernel_loss(input, question)
     if may_look and question.is_about_classes:
         check_range(question.target.squeeze(1), input.shape[1], values)
     if not may_look or small or learns_target:
@@ -168,6 +173,10 @@ def _is_plain(input: Tensor, target: Tensor) -> bool:
         and input.numel() > 0
         and _is_small(input)
     )
+
+
+def _is_for_kernels(input: Tensor) -> bool:
+    return input.is_cuda
 
 
 def _can_use_operator(input: Tensor) -> bool:

@@ -1,8 +1,7 @@
 """The loss of logits on a CUDA device, by two Triton kernels: one pass that gives loss and log-sum-exp, one more for the gradient.
 
 Together they read the logits twice and write the gradient once; nothing else of the logits' size is made or read. Logits of ignored
-positions are not read at all. Sums are in float32 (float64 for float64), addresses in 64 bits, strides whatever they are. Formulas and
-names are those of ``losses``.
+positions are not read at all. Sums are in float32 (float64 for float64), addresses in 64 bits, strides whatever they are.
 
 A tile of positions x classes belongs to each step of a program; a program goes along the classes of its positions. With
 ``TRITON_INTERPRET=1`` in the environment the same kernels run on the CPU, slowly, as a check of their arithmetic.
@@ -17,23 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xentcheck.losses import masked_cross_entropy
-from xentcheck.losses_linear import (
-    _check_options,
-    _expected,
-    _ignore_values,
-    _is_ignored,
-    _needs_plain_operations,
-    _working_dtype,
-)
+from .arguments import check_options, check_range, check_tensors, expected, ignore_values
+from .composed import composed, composed_gradient
+from .terms import Question, reduced, working_dtype
 
 try:
     import triton
     import triton.language as tl
 except ImportError:
     triton = None
-
-__all__ = ["UNAVAILABLE", "triton_masked_cross_entropy"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -54,84 +45,93 @@ def triton_masked_cross_entropy(
     target: Tensor,
     *,
     weight: Tensor | None = None,
-    ignore_index: int | Sequence[int] = -100,
+    ignore_index: int | Sequence[int] | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    normalizer: Tensor | float | None = None,
 ) -> Tensor:
-    """``masked_cross_entropy``, with the same arguments and results, for logits on a CUDA device (interpreted: on the CPU).
+    """``masked_cross_entropy`` by these kernels and nothing else, to test them where they are interpreted, on the CPU.
 
-    No value is waited for: a target out of range is a device-side assertion, as in torch's own loss. From the second derivative
-    on, and under torch.func and torch.compile, it is ``masked_cross_entropy`` itself.
+    On CUDA devices ``masked_cross_entropy`` itself comes here, where the kernels can do what is asked: classes, not class
+    probabilities; no second derivative, torch.func or torch.compile.
 
     Raises: what ``masked_cross_entropy`` does; RuntimeError where the kernels cannot run (see ``UNAVAILABLE``).
     """
     if UNAVAILABLE:
         raise RuntimeError(UNAVAILABLE)
-    options: dict[str, Any] = {
-        "weight": weight,
-        "ignore_index": ignore_index,
-        "reduction": reduction,
-        "label_smoothing": label_smoothing,
-    }
-    if _needs_plain_operations(input, target, weight) or input.dim() < 2 or not input.numel():
-        return masked_cross_entropy(input, target, **options)
-    _check_options(reduction, label_smoothing, None)
-    _check_tensors(input, target, weight)
-    target = target.long()
-    ignored = _is_ignored(target, _ignore_values(ignore_index))
-    valid = target.masked_fill(ignored, -1)
-    _check_range(target, ignored, input.shape[1])
-    losses = _Kernels.apply(input, target, valid, options)
-    if reduction == "none":
-        return losses.to(input.dtype)
-    if reduction == "mean":
-        weights = None if weight is None else weight.to(losses.dtype)[valid.clamp(min=0)]
-        counted = (~ignored).to(losses.dtype) if weights is None else weights.masked_fill(ignored, 0)
-        # Over no position the mean is 0; over positions that all weigh 0 it is 0 / 0.
-        return (losses.sum() / torch.where(ignored.all(), 1, counted.sum())).to(input.dtype)
-    return losses.sum().to(input.dtype)
+    check_options(reduction, label_smoothing, normalizer)
+    values = ignore_values(ignore_index)
+    check_tensors(input, target, weight, ignore_index)
+    if not INTERPRETED and not input.is_cuda:
+        raise ValueError(expected("device of input", "a CUDA device", input.device))
+    unbatched = input.dim() == 1
+    if unbatched:
+        input, target = input.unsqueeze(0), target.unsqueeze(0)
+    question = Question.ask(input, target, values, weight, label_smoothing, reduction, normalizer, may_look=False)
+    if not input.is_cuda and can_be_put(input, question):
+        check_range(question.target.squeeze(1), input.shape[1], values)
+    loss = kernel_loss(input, question) if can_be_put(input, question) else composed(input, question)
+    return loss.squeeze(0) if unbatched and reduction == "none" else loss
+
+
+def can_be_put(input: Tensor, question: Question) -> bool:
+    """Whether this is a question for the kernels."""
+    return (
+        not UNAVAILABLE
+        and question.is_about_classes
+        and input.numel() > 0
+        and type(input) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+def kernel_loss(input: Tensor, question: Question) -> Tensor:
+    """The loss. No value is waited for: on a device a target out of range is an assertion there, as in torch's own loss."""
+    if input.is_cuda:
+        torch._assert_async(((question.target >= 0) & (question.target < input.shape[1])).all())
+    return reduced(_Kernels.apply(input, question), question).to(question.dtype)
 
 
 class _Kernels(torch.autograd.Function):
-    """The losses of all positions in the working dtype, 0 where ignored."""
+    """The losses of all positions, (N, 1, d1, ..., dk) in the working dtype, 0 where ignored."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor, valid: Tensor, options: dict[str, Any]) -> Tensor:
-        work = _Work(input, valid, options)
-        losses = torch.zeros(valid.shape, dtype=work.dtype, device=input.device)
-        top, log_sum = torch.empty(2, valid.numel(), dtype=work.dtype, device=input.device)
+    def forward(ctx: Any, input: Tensor, question: Question) -> Tensor:
+        work = _Work(input, question)
+        losses = torch.zeros(question.target.shape, dtype=work.dtype, device=input.device)
+        top, log_sum = torch.empty(2, losses.numel(), dtype=work.dtype, device=input.device)
         work.launch(_losses_kernel, losses.view(-1), top, log_sum)
-        ctx.save_for_backward(input, target, valid, top, log_sum, work.weight)
-        ctx.options = {**options, "weight": None}
+        ctx.save_for_backward(input, top, log_sum, *question[:3])
+        ctx.smoothing = question.smoothing
         return losses
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        input, target, valid, top, log_sum, weight = ctx.saved_tensors
-        options = {**ctx.options, "weight": weight}
+        input, top, log_sum, target, ignored, weight = ctx.saved_tensors
+        question = Question(target, ignored, weight, 1.0, ctx.smoothing, "none", working_dtype(input))
         if torch.is_grad_enabled() or not torch._C._has_storage(upstream):  # create_graph; a wrapper of vmap
-            with torch.enable_grad():
-                losses = masked_cross_entropy(input, target, **{**options, "reduction": "none"})
-                (gradient,) = torch.autograd.grad(losses, input, upstream.to(losses.dtype), create_graph=True)
-            return gradient, None, None, None
-        work = _Work(input, valid, options)
+            return composed_gradient(input, upstream.squeeze(1), question), None
+        work = _Work(input, question)
         gradient = torch.empty_like(work.x)
         upstream = upstream.reshape(-1)  # its stride may be 0
         work.launch(_gradient_kernel, gradient, *gradient.stride(), top, log_sum, upstream, upstream.stride(0))
-        return gradient.view(input.shape), None, None, None
+        return gradient.view(input.shape), None
 
 
 class _Work:
     """Logits as (N, C, S), S being all positions of a sample, and what the kernels share."""
 
-    def __init__(self, input: Tensor, valid: Tensor, options: dict[str, Any]) -> None:
-        self.dtype = _working_dtype(input)
+    def __init__(self, input: Tensor, question: Question) -> None:
+        self.dtype = working_dtype(input)
         self.x = input.unsqueeze(2) if input.dim() == 2 else input.flatten(2)
+        valid = question.target if question.ignored is None else question.target.masked_fill(question.ignored, -1)
         self.valid = valid.reshape(-1)
-        weight = options["weight"]
-        self.weight = None if weight is None else weight.to(self.dtype).contiguous()
-        self.smoothing = s = options["label_smoothing"]
-        mean = torch.ones((), dtype=self.dtype, device=input.device) if weight is None else self.weight.mean()
+        weight = question.weight
+        self.weight = None if weight is None else weight.contiguous()
+        self.smoothing = s = question.smoothing
+        mean = torch.ones((), dtype=self.dtype, device=input.device) if weight is None else weight.mean()
         # As a tensor, for a number would reach the kernel in float32: 1 - s, s / C, and what smoothing adds to A.
         self.shares = torch.stack([torch.full_like(mean, 1 - s), torch.full_like(mean, s / input.shape[1]), mean * s])
 
@@ -156,37 +156,6 @@ class _Work:
             TOGETHER=together,
             BLOCK=block,
         )
-
-
-def _check_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> None:
-    shape = input.shape
-    if input.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise TypeError(_expected("dtype of input", "float64, float32, bfloat16 or float16", input.dtype))
-    if target.dtype not in (torch.int64, torch.int32, torch.uint8):
-        hint = " (class probabilities are not supported)" if target.is_floating_point() else ""
-        raise TypeError(_expected("dtype of target", "class indices in int64, int32 or uint8", f"{target.dtype}{hint}"))
-    if target.shape != shape[:1] + shape[2:]:
-        wanted = f"{(shape[0], *shape[2:])} for logits of shape {tuple(shape)} with the classes in dimension 1"
-        raise ValueError(_expected("shape of target", wanted, tuple(target.shape)))
-    if weight is not None and (weight.shape != shape[1:2] or not weight.is_floating_point()):
-        raise ValueError(
-            _expected("weight", f"({shape[1]},) in floating point", f"{tuple(weight.shape)}, {weight.dtype}")
-        )
-    if weight is not None and weight.requires_grad and torch.is_grad_enabled():
-        raise ValueError(_expected("requires_grad of weight", "False, for it gets no gradient (detach it)", "True"))
-    for name, tensor in (("target", target), ("weight", weight)):
-        if tensor is not None and tensor.device != input.device:
-            raise ValueError(_expected(f"device of {name}", f"{input.device} as for the input", tensor.device))
-    if not INTERPRETED and not input.is_cuda:
-        raise ValueError(_expected("device of input", "a CUDA device", input.device))
-
-
-def _check_range(target: Tensor, ignored: Tensor, classes: int) -> None:
-    fine = (ignored | ((target >= 0) & (target < classes))).all()
-    if target.is_cuda:
-        torch._assert_async(fine)
-    elif not fine:
-        raise IndexError(_expected("target", f"classes from 0 to {classes - 1} or values to be ignored", "others"))
 
 
 if triton is not None:

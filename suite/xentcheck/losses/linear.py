@@ -11,7 +11,6 @@ computed. How much room a few positions take is in ``_positions_at_once``.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -19,15 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from xentcheck.losses import masked_cross_entropy
-
-__all__ = ["linear_masked_cross_entropy"]
+from .arguments import check_options, expected, ignore_values, is_ignored
+from .blockwise import is_graph_kept
+from .cross_entropy import masked_cross_entropy
+from .products import product_for
+from .terms import weighed, working_dtype
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 2**21, 2**24  # logits
-_CACHED = (
-    2**21
-)  # logits that are worked on together; fewer are nearer in the cache, but each operation wakes all threads
-_FEW = 8  # parts of a sum that may each be rounded to a half type
+_CACHED = 2**21  # logits worked on together; fewer are nearer in the cache, but each operation wakes all threads
 
 
 def linear_masked_cross_entropy(
@@ -73,8 +71,8 @@ def linear_masked_cross_entropy(
             normalizer that requires a gradient; a normalizer for another reduction than "mean".
         IndexError: a target that is neither a class nor ignored.
     """
-    _check_options(reduction, label_smoothing, normalizer)
-    values = _ignore_values(ignore_index)
+    check_options(reduction, label_smoothing, normalizer)
+    values = ignore_values(ignore_index)
     if torch.is_autocast_enabled(hidden.device.type):
         linear_weight = linear_weight.to(hidden.dtype)
         linear_bias = None if linear_bias is None else linear_bias.to(hidden.dtype)
@@ -85,7 +83,7 @@ def linear_masked_cross_entropy(
         if _needs_plain_operations(hidden, linear_weight, linear_bias, weight):
             loss = _composed(rows, linear_weight, linear_bias, flat, weight, options)
         else:
-            positions = _positions(flat, linear_weight.shape[0], weight, options, _working_dtype(hidden))
+            positions = _positions(flat, linear_weight.shape[0], weight, options, working_dtype(hidden))
             loss = _Chunked.apply(rows, linear_weight, linear_bias, flat, weight, positions, options)
     return loss.reshape(target.shape) if reduction == "none" else loss
 
@@ -111,7 +109,7 @@ class _Positions(NamedTuple):
 def _positions(
     target: Tensor, classes: int, weight: Tensor | None, options: _Options, dtype: torch.dtype
 ) -> _Positions:
-    ignored = _is_ignored(target, options.ignored)
+    ignored = is_ignored(target, options.ignored)
     rows = (~ignored).nonzero().flatten() if ignored.any() else None
     valid = target if rows is None else target[rows]
     wrong = ((valid < 0) | (valid >= classes)).nonzero().flatten()
@@ -120,7 +118,7 @@ def _positions(
         wanted = (
             f"a class from 0 to {classes - 1}, or {' or '.join(map(str, options.ignored)) or 'nothing'} to be ignored"
         )
-        raise IndexError(_expected("target", wanted, f"{int(target[at])} at position {at} of the flattened target"))
+        raise IndexError(expected("target", wanted, f"{int(target[at])} at position {at} of the flattened target"))
     s, one = options.smoothing, torch.ones((), dtype=dtype, device=target.device)
     w = one.expand(classes) if weight is None else weight.to(dtype)
     counted = w[valid]
@@ -169,8 +167,8 @@ class _Chunked(torch.autograd.Function):
                     found = iter(torch.autograd.grad(loss, inputs, upstream, create_graph=True))
                 return *(next(found) if w else None for w in wanted), *nothing
             unit = options.reduction != "none" and upstream == 1
-            if unit or (options.reduction != "none" and hidden.dtype == _working_dtype(hidden)):
-                may_change = not _is_graph_kept()
+            if unit or (options.reduction != "none" and hidden.dtype == working_dtype(hidden)):
+                may_change = not is_graph_kept()
                 done = [
                     None
                     if g is None
@@ -197,11 +195,11 @@ def _sweep(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The losses (M), 0 where ignored; and, given u / D as ``scale``, () or (K), those gradients that are wanted."""
-    dtype, classes = _working_dtype(hidden), matrix.shape[0]
+    dtype, classes = working_dtype(hidden), matrix.shape[0]
     losses = hidden.new_zeros(len(hidden), dtype=dtype)
     count, chunk = len(positions.target), _positions_at_once(len(positions.target), classes)
     chunks = [slice(n, min(n + chunk, count)) for n in range(0, count, chunk)]
-    product = _product_for(matrix, min(chunk, count), len(chunks))
+    product = product_for(matrix, min(chunk, count), len(chunks))
     wants_hidden, wants_matrix, wants_bias = (w and scale is not None for w in wanted)
     of_hidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format) if wants_hidden else None
     of_bias = torch.zeros(classes, dtype=dtype, device=hidden.device) if wants_bias else None
@@ -248,11 +246,11 @@ def _losses_and_difference(x: Tensor, mine: _Positions, room: Tensor) -> tuple[T
         nll = -p.gather(1, t).log()
         if bool((nll > -math.log(torch.finfo(p.dtype).tiny) - 10).any()):  # p_t has underflowed, or is about to
             nll = x.amax(1, keepdim=True) - x.gather(1, t) - p.amax(1, keepdim=True).log()
-        losses = _weighed(nll.squeeze(1), mine.of_target)
+        losses = weighed(nll.squeeze(1), mine.of_target)
     else:
         log_p = torch.log_softmax(x, 1, out=room)
-        losses = _weighed(-log_p.gather(1, t).squeeze(1), mine.of_target)
-        losses += _weighed(-log_p, mine.of_classes).sum(1)
+        losses = weighed(-log_p.gather(1, t).squeeze(1), mine.of_target)
+        losses += weighed(-log_p, mine.of_classes).sum(1)
         p = log_p.exp_()
     if mine.total is not None:
         p *= mine.total.unsqueeze(1)
@@ -260,11 +258,6 @@ def _losses_and_difference(x: Tensor, mine: _Positions, room: Tensor) -> tuple[T
     if mine.of_classes is not None:
         p -= mine.of_classes
     return losses, p
-
-
-def _weighed(nll: Tensor, share: Tensor) -> Tensor:
-    """nll * share, where inf * 0 is 0."""
-    return nll.masked_fill((share == 0) & nll.isposinf(), 0) * share
 
 
 def _part(positions: _Positions, few: slice) -> _Positions:
@@ -285,135 +278,12 @@ def _positions_at_once(count: int, classes: int) -> int:
     return max(1, min(count, -(-size // classes)))
 
 
-# Three products for one chunk of positions: its logits, and what their gradient d gives for hidden states and matrix. Each of these
-# classes has the same methods: fill and logits; place, where d goes; times_matrix, d V; add_outer and outer, d^T h of all chunks.
-
-
-def _product_for(matrix: Tensor, chunk: int, chunks: int) -> _Plain | _Split | _Widened:
-    if matrix.dtype == _working_dtype(matrix):
-        return _Plain(matrix, chunk)
-    if matrix.dtype == torch.bfloat16 and matrix.is_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return _Split(matrix, chunk, chunks)
-    return _Widened(matrix, chunk)
-
-
-class _Plain:
-    """In the dtype of the matrix."""
-
-    def __init__(self, matrix: Tensor, chunk: int) -> None:
-        self.matrix = matrix
-        self.sum: Tensor | None = None
-        self.room = matrix.new_empty(chunk, matrix.shape[0])
-
-    def fill(self, hidden: Tensor) -> None:
-        self.filled = torch.mm(hidden, self.matrix.T, out=self.room[: len(hidden)])
-
-    def logits(self, few: slice) -> Tensor:
-        return self.room[few]
-
-    def place(self, few: slice) -> Tensor:
-        return self.room[few]
-
-    def times_matrix(self, count: int, out: Tensor | None = None) -> Tensor:
-        return torch.mm(self.room[:count], self.matrix, out=out)
-
-    def add_outer(self, hidden: Tensor) -> None:
-        d = self.room[: len(hidden)]
-        self.sum = torch.mm(d.T, hidden) if self.sum is None else self.sum.addmm_(d.T, hidden)
-
-    def outer(self) -> Tensor:
-        return torch.zeros_like(self.matrix) if self.sum is None else self.sum
-
-
-class _Split:
-    """bfloat16 on a CPU, whose products sum in float32 but are rounded: the logits as the rounded product and what that leaves.
-
-    The rest comes from the same product with the rounded one taken off before the second rounding; both together have 16 bits.
-    """
-
-    def __init__(self, matrix: Tensor, chunk: int, chunks: int) -> None:
-        self.matrix, self.chunks = matrix, chunks
-        self.rounded, self.rest = matrix.new_empty(2, chunk, matrix.shape[0])
-        self.few: Tensor | None = None
-        self.sum: Tensor | None = None
-
-    def fill(self, hidden: Tensor) -> None:
-        rounded, rest = self.rounded[: len(hidden)], self.rest[: len(hidden)]
-        torch.mm(hidden, self.matrix.T, out=rounded)
-        torch.addmm(rounded, hidden, self.matrix.T, beta=-1, out=rest)
-        if not rounded.amin() > -torch.inf:
-            rest.masked_fill_(rounded.isneginf(), 0)  # -inf + inf would be NaN
-
-    def logits(self, few: slice) -> Tensor:
-        if self.few is None:
-            self.few = torch.empty_like(self.rounded[few], dtype=torch.float32)
-        return self.few[: few.stop - few.start].copy_(self.rounded[few]).add_(self.rest[few])
-
-    def place(self, few: slice) -> Tensor:
-        return self.rounded[few]
-
-    def times_matrix(self, count: int, out: Tensor | None = None) -> Tensor:
-        return torch.mm(self.rounded[:count], self.matrix, out=out)
-
-    def add_outer(self, hidden: Tensor) -> None:
-        d = self.rounded[: len(hidden)]
-        if self.chunks <= _FEW:
-            self.sum = torch.mm(d.T, hidden) if self.sum is None else self.sum.addmm_(d.T, hidden)
-            return
-        self.sum = torch.zeros_like(self.matrix, dtype=torch.float32) if self.sum is None else self.sum
-        for some in _blocks_of_classes(self.matrix):
-            self.sum[some] += torch.mm(d[:, some].T, hidden)
-
-    def outer(self) -> Tensor:
-        return torch.zeros_like(self.matrix) if self.sum is None else self.sum.to(self.matrix.dtype)
-
-
-class _Widened:
-    """Half types elsewhere: in float32, into which the matrix is brought some classes at a time."""
-
-    def __init__(self, matrix: Tensor, chunk: int) -> None:
-        self.matrix = matrix
-        self.room = matrix.new_empty(chunk, matrix.shape[0], dtype=torch.float32)
-        self.sum: Tensor | None = None
-
-    def fill(self, hidden: Tensor) -> None:
-        wide = hidden.float()
-        for some in _blocks_of_classes(self.matrix):
-            self.room[: len(hidden), some] = wide @ self.matrix[some].float().T
-
-    def logits(self, few: slice) -> Tensor:
-        return self.room[few]
-
-    def place(self, few: slice) -> Tensor:
-        return self.room[few]
-
-    def times_matrix(self, count: int, out: Tensor | None = None) -> Tensor:
-        product = self.room.new_zeros(count, self.matrix.shape[1])
-        for some in _blocks_of_classes(self.matrix):
-            product.addmm_(self.room[:count, some], self.matrix[some].float())
-        return product.to(self.matrix.dtype) if out is None else out.copy_(product)
-
-    def add_outer(self, hidden: Tensor) -> None:
-        d, wide = self.room[: len(hidden)], hidden.float()
-        self.sum = torch.zeros_like(self.matrix, dtype=torch.float32) if self.sum is None else self.sum
-        for some in _blocks_of_classes(self.matrix):
-            self.sum[some].addmm_(d[:, some].T, wide)
-
-    def outer(self) -> Tensor:
-        return torch.zeros_like(self.matrix) if self.sum is None else self.sum.to(self.matrix.dtype)
-
-
-def _blocks_of_classes(matrix: Tensor) -> list[slice]:
-    step = max(1, 2**22 // max(1, matrix.shape[1]))
-    return [slice(c, c + step) for c in range(0, len(matrix), step)]
-
-
 def _composed(
     hidden: Tensor, matrix: Tensor, bias: Tensor | None, target: Tensor, weight: Tensor | None, options: _Options
 ) -> Tensor:
     """The loss by way of all logits, in operations that can be differentiated any number of times, traced and mapped."""
-    dtype = _working_dtype(hidden)
-    ignored = _is_ignored(target, options.ignored)
+    dtype = working_dtype(hidden)
+    ignored = is_ignored(target, options.ignored)
     kept = hidden.masked_fill(ignored.unsqueeze(1), 0).to(dtype)
     x = nn.functional.linear(kept, matrix.to(dtype), None if bias is None else bias.to(dtype))
     by_count = options.normalizer is None
@@ -426,10 +296,6 @@ def _composed(
         label_smoothing=options.smoothing,
     )
     return (loss if by_count else loss / options.normalizer).to(hidden.dtype)
-
-
-def _working_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _as_given(x: Tensor) -> AbstractContextManager[Any]:
@@ -447,80 +313,33 @@ def _needs_plain_operations(*tensors: Tensor | None) -> bool:
     )
 
 
-def _is_graph_kept() -> bool:
-    """Whether backward may come again (retain_graph), so that what it has saved must stay."""
-    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return asked is None or asked()
-
-
-# Arguments
-
-
-def _ignore_values(ignore_index: int | Sequence[int]) -> tuple[int, ...]:
-    try:
-        return tuple(map(operator.index, ignore_index if isinstance(ignore_index, Sequence) else (ignore_index,)))
-    except TypeError:
-        raise TypeError(_expected("ignore_index", "an int or a sequence of ints", repr(ignore_index))) from None
-
-
-def _is_ignored(target: Tensor, values: tuple[int, ...]) -> Tensor:
-    if len(values) == 1:
-        return target == values[0]
-    return (target.unsqueeze(-1) == torch.tensor(values, dtype=torch.int64, device=target.device)).any(-1)
-
-
-def _expected(what: str, expected: object, found: object) -> str:
-    return f"{what}: expected {expected}, found {found}"
-
-
-def _check_options(reduction: str, smoothing: float, normalizer: int | float | Tensor | None) -> None:
-    if reduction not in ("none", "mean", "sum"):
-        raise ValueError(_expected("reduction", "'none', 'mean' or 'sum'", repr(reduction)))
-    if not 0 <= smoothing <= 1:
-        raise ValueError(_expected("label_smoothing", "a number from 0 to 1", repr(smoothing)))
-    if normalizer is None:
-        return
-    if reduction != "mean":
-        raise ValueError(
-            _expected("normalizer", "None unless the reduction is 'mean', whose denominator it is", normalizer)
-        )
-    if isinstance(normalizer, Tensor):
-        if normalizer.dim() or normalizer.requires_grad:
-            found = f"shape {tuple(normalizer.shape)}, requires_grad {normalizer.requires_grad}"
-            raise ValueError(
-                _expected("normalizer", "a number or a tensor of shape () that requires no gradient", found)
-            )
-    elif isinstance(normalizer, bool) or not isinstance(normalizer, (int, float)):
-        raise TypeError(_expected("normalizer", "a number or a tensor of shape ()", repr(normalizer)))
-
-
 def _check_tensors(hidden: Tensor, matrix: Tensor, target: Tensor, bias: Tensor | None, weight: Tensor | None) -> None:
     if hidden.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise TypeError(_expected("dtype of hidden", "float64, float32, bfloat16 or float16", hidden.dtype))
+        raise TypeError(expected("dtype of hidden", "float64, float32, bfloat16 or float16", hidden.dtype))
     if target.dtype not in (torch.int64, torch.int32, torch.uint8):
         hint = " (class probabilities are not supported)" if target.is_floating_point() else ""
-        raise TypeError(_expected("dtype of target", "class indices in int64, int32 or uint8", f"{target.dtype}{hint}"))
+        raise TypeError(expected("dtype of target", "class indices in int64, int32 or uint8", f"{target.dtype}{hint}"))
     if not hidden.dim():
-        raise ValueError(_expected("shape of hidden", "(H) or (N, ..., H)", "()"))
+        raise ValueError(expected("shape of hidden", "(H) or (N, ..., H)", "()"))
     if matrix.dim() != 2 or not len(matrix) or matrix.shape[1] != hidden.shape[-1]:
         wanted = f"(C, {hidden.shape[-1]}) with C > 0 for hidden states of shape {tuple(hidden.shape)}"
-        raise ValueError(_expected("shape of linear_weight", wanted, tuple(matrix.shape)))
+        raise ValueError(expected("shape of linear_weight", wanted, tuple(matrix.shape)))
     if target.shape != hidden.shape[:-1]:
         wanted = f"{tuple(hidden.shape[:-1])} for hidden states of shape {tuple(hidden.shape)}"
-        raise ValueError(_expected("shape of target", wanted, tuple(target.shape)))
+        raise ValueError(expected("shape of target", wanted, tuple(target.shape)))
     for name, tensor in (("linear_bias", bias), ("weight", weight)):
         if tensor is not None and tensor.shape != matrix.shape[:1]:
             raise ValueError(
-                _expected(f"shape of {name}", f"({len(matrix)},), one number per class", tuple(tensor.shape))
+                expected(f"shape of {name}", f"({len(matrix)},), one number per class", tuple(tensor.shape))
             )
     for name, tensor in (("linear_weight", matrix), ("linear_bias", bias)):
         if tensor is not None and tensor.dtype != hidden.dtype:
-            raise ValueError(_expected(f"dtype of {name}", f"{hidden.dtype} as of hidden", tensor.dtype))
+            raise ValueError(expected(f"dtype of {name}", f"{hidden.dtype} as of hidden", tensor.dtype))
     named = (("linear_weight", matrix), ("target", target), ("linear_bias", bias), ("weight", weight))
     for name, tensor in named:
         if tensor is not None and tensor.device != hidden.device:
-            raise ValueError(_expected(f"device of {name}", f"{hidden.device} as of hidden", tensor.device))
+            raise ValueError(expected(f"device of {name}", f"{hidden.device} as of hidden", tensor.device))
     if weight is not None and not weight.is_floating_point():
-        raise TypeError(_expected("dtype of weight", "floating point", weight.dtype))
+        raise TypeError(expected("dtype of weight", "floating point", weight.dtype))
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
-        raise ValueError(_expected("requires_grad of weight", "False, for it gets no gradient (detach it)", "True"))
+        raise ValueError(expected("requires_grad of weight", "False, for it gets no gradient (detach it)", "True"))

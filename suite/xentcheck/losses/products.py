@@ -1,0 +1,133 @@
+"""Three matrix products for one chunk of positions: its logits, and what their gradient d gives for hidden states and matrix.
+
+Each class here has the same methods: fill and logits; place, where d goes; times_matrix, d V; add_outer and outer, d^T h of
+all chunks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .terms import working_dtype
+
+_FEW = 8  # parts of a sum that may each be rounded to a half type
+
+
+def product_for(matrix: Tensor, chunk: int, chunks: int) -> Plain | Split | Widened:
+    if matrix.dtype == working_dtype(matrix):
+        return Plain(matrix, chunk)
+    if matrix.dtype == torch.bfloat16 and matrix.is_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return Split(matrix, chunk, chunks)
+    return Widened(matrix, chunk)
+
+
+class Plain:
+    """In the dtype of the matrix."""
+
+    def __init__(self, matrix: Tensor, chunk: int) -> None:
+        self.matrix = matrix
+        self.sum: Tensor | None = None
+        self.room = matrix.new_empty(chunk, matrix.shape[0])
+
+    def fill(self, hidden: Tensor) -> None:
+        self.filled = torch.mm(hidden, self.matrix.T, out=self.room[: len(hidden)])
+
+    def logits(self, few: slice) -> Tensor:
+        return self.room[few]
+
+    def place(self, few: slice) -> Tensor:
+        return self.room[few]
+
+    def times_matrix(self, count: int, out: Tensor | None = None) -> Tensor:
+        return torch.mm(self.room[:count], self.matrix, out=out)
+
+    def add_outer(self, hidden: Tensor) -> None:
+        d = self.room[: len(hidden)]
+        self.sum = torch.mm(d.T, hidden) if self.sum is None else self.sum.addmm_(d.T, hidden)
+
+    def outer(self) -> Tensor:
+        return torch.zeros_like(self.matrix) if self.sum is None else self.sum
+
+
+class Split:
+    """bfloat16 on a CPU, whose products sum in float32 but are rounded: the logits as the rounded product and what that leaves.
+
+    The rest comes from the same product with the rounded one taken off before the second rounding; both together have 16 bits.
+    """
+
+    def __init__(self, matrix: Tensor, chunk: int, chunks: int) -> None:
+        self.matrix, self.chunks = matrix, chunks
+        self.rounded, self.rest = matrix.new_empty(2, chunk, matrix.shape[0])
+        self.few: Tensor | None = None
+        self.sum: Tensor | None = None
+
+    def fill(self, hidden: Tensor) -> None:
+        rounded, rest = self.rounded[: len(hidden)], self.rest[: len(hidden)]
+        torch.mm(hidden, self.matrix.T, out=rounded)
+        torch.addmm(rounded, hidden, self.matrix.T, beta=-1, out=rest)
+        if not rounded.amin() > -torch.inf:
+            rest.masked_fill_(rounded.isneginf(), 0)  # -inf + inf would be NaN
+
+    def logits(self, few: slice) -> Tensor:
+        if self.few is None:
+            self.few = torch.empty_like(self.rounded[few], dtype=torch.float32)
+        return self.few[: few.stop - few.start].copy_(self.rounded[few]).add_(self.rest[few])
+
+    def place(self, few: slice) -> Tensor:
+        return self.rounded[few]
+
+    def times_matrix(self, count: int, out: Tensor | None = None) -> Tensor:
+        return torch.mm(self.rounded[:count], self.matrix, out=out)
+
+    def add_outer(self, hidden: Tensor) -> None:
+        d = self.rounded[: len(hidden)]
+        if self.chunks <= _FEW:
+            self.sum = torch.mm(d.T, hidden) if self.sum is None else self.sum.addmm_(d.T, hidden)
+            return
+        self.sum = torch.zeros_like(self.matrix, dtype=torch.float32) if self.sum is None else self.sum
+        for some in _blocks_of_classes(self.matrix):
+            self.sum[some] += torch.mm(d[:, some].T, hidden)
+
+    def outer(self) -> Tensor:
+        return torch.zeros_like(self.matrix) if self.sum is None else self.sum.to(self.matrix.dtype)
+
+
+class Widened:
+    """Half types elsewhere: in float32, into which the matrix is brought some classes at a time."""
+
+    def __init__(self, matrix: Tensor, chunk: int) -> None:
+        self.matrix = matrix
+        self.room = matrix.new_empty(chunk, matrix.shape[0], dtype=torch.float32)
+        self.sum: Tensor | None = None
+
+    def fill(self, hidden: Tensor) -> None:
+        wide = hidden.float()
+        for some in _blocks_of_classes(self.matrix):
+            self.room[: len(hidden), some] = wide @ self.matrix[some].float().T
+
+    def logits(self, few: slice) -> Tensor:
+        return self.room[few]
+
+    def place(self, few: slice) -> Tensor:
+        return self.room[few]
+
+    def times_matrix(self, count: int, out: Tensor | None = None) -> Tensor:
+        product = self.room.new_zeros(count, self.matrix.shape[1])
+        for some in _blocks_of_classes(self.matrix):
+            product.addmm_(self.room[:count, some], self.matrix[some].float())
+        return product.to(self.matrix.dtype) if out is None else out.copy_(product)
+
+    def add_outer(self, hidden: Tensor) -> None:
+        d, wide = self.room[: len(hidden)], hidden.float()
+        self.sum = torch.zeros_like(self.matrix, dtype=torch.float32) if self.sum is None else self.sum
+        for some in _blocks_of_classes(self.matrix):
+            self.sum[some].addmm_(d[:, some].T, wide)
+
+    def outer(self) -> Tensor:
+        return torch.zeros_like(self.matrix) if self.sum is None else self.sum.to(self.matrix.dtype)
+
+
+def _blocks_of_classes(matrix: Tensor) -> list[slice]:
+    step = max(1, 2**22 // max(1, matrix.shape[1]))
+    return [slice(c, c + step) for c in range(0, len(matrix), step)]
