@@ -23,7 +23,11 @@ def right(input, target, *, weight=None, ignore_index=-100, reduction="mean", la
     values = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index)
     axis = 0 if input.dim() == 1 else 1
     target = target.long()
+    if target.shape != input.shape[:axis] + input.shape[axis + 1 :]:
+        raise ValueError("the target's shape is not that of the positions")
     ignored = torch.isin(target, torch.tensor(values, dtype=torch.long))
+    if ((target < 0) & ~ignored).any():  # torch would ignore -100
+        raise IndexError("a target is below 0")
     wide = torch.promote_types(input.dtype, torch.float32)
     x = input.masked_fill(ignored.unsqueeze(axis), 0.0).to(wide)
     w = None if weight is None else weight.to(wide)

@@ -74,13 +74,21 @@ def test_a_wrong_loss_is_killed_and_state_does_not_outlive_a_case(cases, mutants
         )  # two calls find out what it takes, two are observed, and the fifth is a relation's
 
 
-def test_looking_up_verdicts_gives_those_of_the_suite():
-    case = next(c for c in load_all() if c.id == "ignored-positions/seed-001-segmentation-mask")
-    mutants = [m for file in ("denominators", "ignoring") for m in find(f"{FOLDER / file}.py:*")]
+@pytest.mark.parametrize(
+    ("case_id", "files"),
+    [
+        ("ignored-positions/seed-001-segmentation-mask", ("denominators", "ignoring")),
+        ("linear-gradients/bias[float64-none]", ("linear",)),
+    ],
+)
+def test_looking_up_verdicts_gives_those_of_the_suite(case_id, files):
+    case = next(c for c in load_all() if c.id == case_id)
+    mutants = [m for file in files for m in find(f"{FOLDER / file}.py:*")]
     examiner, expected = Examiner(), {}
     for mutant in mutants:
         verdicts = (examiner.examine(case, aspect, mutant) for aspect in examiner.aspects(case, mutant))
         expected[mutant.name] = next((v.aspect for v in verdicts if v.status not in GOOD), "")
+    assert any(expected.values())
     assert Asking(m.source for m in mutants).kills(case) == {n: a for n, a in expected.items() if a}
 
 

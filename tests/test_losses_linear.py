@@ -298,7 +298,11 @@ BAD = [
     (lambda a: a.update(label_smoothing=1.5), ValueError, "label_smoothing: expected a number from 0 to 1, found 1.5"),
     (lambda a: a.update(ignore_index="x"), TypeError, "ignore_index: expected"),
     (lambda a: a.update(normalizer=3, reduction="sum"), ValueError, "normalizer: expected reduction='mean'"),
-    (lambda a: a.update(normalizer=torch.ones(1)), ValueError, "normalizer: expected a number, or a real tensor of shape"),
+    (
+        lambda a: a.update(normalizer=torch.ones(1)),
+        ValueError,
+        "normalizer: expected a number, or a real tensor of shape",
+    ),
     (lambda a: a.update(normalizer="3"), TypeError, "normalizer: expected an int, a float"),
     (lambda a: a.update(target=a["target"][:-1]), ValueError, r"shape of target: expected \(13,\)"),
     (lambda a: a.update(target=a["target"].double()), TypeError, "class probabilities are not supported"),

@@ -150,7 +150,10 @@ else:
         x, target = torch.randn(4, 5, requires_grad=True), torch.tensor([1, -100, 4, 0])
         for options in ({}, {"weight": torch.rand(5), "reduction": "sum"}, {"normalizer": torch.tensor(3.0)}):
             before = len(asked)
-            mine, kernels = masked_cross_entropy(x, target, **options), triton_masked_cross_entropy(x, target, **options)
+            mine, kernels = (
+                masked_cross_entropy(x, target, **options),
+                triton_masked_cross_entropy(x, target, **options),
+            )
             assert len(asked) == before + 2
             assert torch.equal(mine, kernels)
             assert torch.equal(*(torch.autograd.grad(loss, x)[0] for loss in (mine, kernels)))

@@ -2,9 +2,9 @@
 
 A document is a plain dict, one entry of ``cases:`` as a person would write it. Each key of the format has a function here that draws
 its value from what is drawn already, and a line in ``KEYS``; a key that comes to the format comes here as one more of both. Values
-that shrink well stand first. Not drawn yet: class probabilities, ``normalizer``, ``linear``, ``padded_to``, ``weight_layout`` and the
-modes detached, two_losses, edited, accumulated and deterministic. Not drawn: ``file`` (tensors stand elsewhere), ``matrix`` (several cases in one), ``needs`` (asks for no
-more), weaker expectations than the definition, and ``mode: compile`` (seconds a case).
+that shrink well stand first. Not drawn: ``linear`` (a form of its own), ``memory_limit`` (is of speed cases), ``file`` (tensors
+stand elsewhere), ``matrix`` (several cases in one), ``needs`` (asks for no more), weaker expectations than the definition, and
+``mode: compile`` (seconds a case).
 """
 
 from __future__ import annotations
@@ -211,6 +211,10 @@ def _ignore_index(facts: Facts) -> Any:
 
 
 def _target(facts: Facts) -> Any:
+    if facts.can("class_probabilities") and facts.chance(12):
+        facts.ignore_values = ()  # none of them could be marked
+        facts.entry.pop("ignore_index", None)
+        return {"probabilities": _probabilities(facts)}
     dtype = facts.one_of(*["int64"] * 8, "int32", *(["uint8"] if facts.can("uint8_target") else []))
     low, high = {"int64": (-(2**63), 2**63 - 1), "int32": (-(2**31), 2**31 - 1), "uint8": (0, 255)}[dtype]
     if facts.classes > high + 1:
@@ -237,6 +241,14 @@ def _target(facts: Facts) -> Any:
     if facts.can("non_contiguous") and facts.count > 1 and facts.chance(6):
         target["layout"] = facts.one_of(*LAYOUTS)
     return target or ABSENT
+
+
+def _probabilities(facts: Facts) -> Any:
+    size = math.prod(facts.shape)
+    if not 0 < size <= LITERAL or facts.chance(2):
+        return facts.one_of("one-hot", "random")
+    numbers = st.sampled_from((0, 1, 0.5, 0.25, 2))  # taken as they are, whatever they add up to
+    return _nested(facts.draw(st.lists(numbers, min_size=size, max_size=size)), facts.shape)
 
 
 def _ignore(facts: Facts, usable: list[int]) -> Any:
@@ -268,6 +280,12 @@ def _weight(facts: Facts) -> Any:
     return facts.draw(st.lists(numbers, min_size=facts.classes, max_size=facts.classes))
 
 
+def _weight_layout(facts: Facts) -> Any:
+    if "weight" not in facts.entry or not facts.can("non_contiguous") or not facts.chance(4):
+        return ABSENT
+    return facts.one_of("strided", "offset")
+
+
 def _label_smoothing(facts: Facts) -> Any:
     if not facts.can("label_smoothing") or not facts.chance(3):
         return ABSENT
@@ -279,13 +297,21 @@ def _reduction(facts: Facts) -> Any:
     return facts.one_of(ABSENT, *named)
 
 
+def _normalizer(facts: Facts) -> Any:
+    if not facts.can("normalizer") or facts.entry.get("reduction", "mean") != "mean" or not facts.chance(4):
+        return ABSENT
+    return facts.one_of(3, 1, 2.5, 1000, {"tensor": 4})
+
+
 def _mode(facts: Facts) -> Any:
-    plain = ["no_grad", "inference_mode", "twice"] if facts.can("backward") else []
+    is_split = len(facts.shape) > 1 and facts.shape[0] > 2 and facts.entry.get("reduction") != "none"
+    plain = ["no_grad", "inference_mode", "twice", "two_losses", "edited", "detached", "deterministic"]
+    plain = [*plain, *["accumulated"] * is_split] if facts.can("backward") else []
     claimed = [m for m in ("double_backward", "func_grad", "autocast", "vmap") if facts.can(m)]
     # vmap calls the loss once per position, with a batch of one.
     if facts.entry.get("reduction") != "none" or len(facts.shape) == 1 or not facts.shape[0]:
         claimed = [m for m in claimed if m != "vmap"]
-    return facts.one_of(*[ABSENT] * 9, *plain, *claimed)
+    return facts.one_of(*[ABSENT] * 12, *plain, *claimed)
 
 
 def _upstream(facts: Facts) -> Any:
@@ -312,6 +338,13 @@ def _upstream(facts: Facts) -> Any:
     return "per-position"
 
 
+def _padded_to(facts: Facts) -> Any:
+    is_plain = "mode" not in facts.entry and len(facts.shape) > 1 and not {"upstream", "normalizer"} & set(facts.entry)
+    if not is_plain or not facts.can("ignore_index") or not facts.ignore_values or not facts.chance(5):
+        return ABSENT
+    return facts.shape[0] + facts.one_of(1, 2, 5, 100)
+
+
 def _expect(facts: Facts) -> Any:
     if facts.entry.get("target", {}).get("dtype") == "int32":
         return {"convention": "int32_target"}
@@ -324,10 +357,13 @@ KEYS: dict[str, Callable[[Facts], Any]] = {
     "ignore_index": _ignore_index,
     "target": _target,
     "weight": _weight,
+    "weight_layout": _weight_layout,
     "label_smoothing": _label_smoothing,
     "reduction": _reduction,
+    "normalizer": _normalizer,
     "mode": _mode,
     "upstream": _upstream,
+    "padded_to": _padded_to,
     "expect": _expect,
 }
 
@@ -340,9 +376,8 @@ def _refusable(facts: Facts) -> bool:
     target = facts.entry.get("target", {})
     if not facts.count or target.get("dtype", "int64") != "int64" or "probabilities" in target:
         return False
-    facts.entry.pop("normalizer", None)
-    facts.entry.pop("mode", None)
-    facts.entry.pop("upstream", None)
+    for key in ("normalizer", "mode", "upstream", "padded_to"):
+        facts.entry.pop(key, None)
     return True
 
 
@@ -387,6 +422,7 @@ def _spoil_shape(facts: Facts) -> None:
             "classes": [c for c in range(facts.classes) if c not in facts.ignore_values][:1] or [0],
             "shape": shape,
         }
+        facts.entry["logits"].pop("set", None)  # rows are told by their targets
         facts.entry["expect"] = {"error": {}}
 
 
