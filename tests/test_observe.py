@@ -137,12 +137,15 @@ MODES = [
     "mode: twice, reduction: none, upstream: {scalar: 2, layout: expanded}",
     "mode: eager, reduction: none, upstream: unit",
     "reduction: sum, upstream: -3",
+    "mode: accumulated, weight: [1, 2, 0.5, 3]",
+    "mode: accumulated, logits: {shape: [7, 4]}, weight: [1, 2, 0.5, 3], target: {probabilities: random}",
+    "mode: eager, padded_to: 5, ignore_index: -1",
 ]
 
 
 @pytest.mark.parametrize("body", MODES)
 def test_every_mode_gets_loss_and_gradient(seen, case, body):
-    body = f"dtype: float64, logits: {{shape: [3, 4]}}, {body}"
+    body = f"dtype: float64, {'' if 'logits' in body else 'logits: {shape: [3, 4]}, '}{body}"
     answer, right = seen(F.cross_entropy, body).first, truth(build(case(body)), {})
     assert answer.raised is None
     np.testing.assert_allclose(answer.loss, right.loss.astype(float), rtol=1e-14)

@@ -124,6 +124,8 @@ RIGHT = [
     "logits: {shape: [5]}",
     "logits: {shape: [4, 3], set: [{rows: [1], classes: others, value: -inf}]}, target: {ignore: none}",
     "logits: {shape: [4, 3], set: [{rows: [1], value: 1.0e+30}]}",
+    # The mean over the second position alone is beyond what float16 holds.
+    "logits: {shape: [2, 3], fill: constant}, target: {values: [0, 1]}, dtype: float16, weight: [1, 1.0e-4, 1.0e+4], label_smoothing: 0.5",
 ]
 
 

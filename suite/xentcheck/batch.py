@@ -87,6 +87,12 @@ class Batch:
         return (value,) if isinstance(value, int) else tuple(value)
 
     @property
+    def padding(self) -> tuple[int, ...]:
+        """The ignore values that the target's dtype can hold; others would wrap to a class."""
+        limits = torch.iinfo(self.target.dtype)
+        return tuple(value for value in self.ignore_values if limits.min <= value <= limits.max)
+
+    @property
     def has_probabilities(self) -> bool:
         return self.target.is_floating_point() and self.target.shape == self.input.shape
 
@@ -239,8 +245,10 @@ def _check_the_mode(batch: Batch) -> None:
     if batch.padded_to is not None:
         if batch.input.dim() < 2 or batch.padded_to < batch.input.shape[0] or batch.has_probabilities:
             raise ValueError("padded_to: expected class indices, (N, C, ...) logits and at least N samples in all")
-        if not batch.ignore_values:
-            raise ValueError("padded_to: there is no ignore value to pad the target with")
+        if not batch.padding:
+            raise ValueError(
+                f"padded_to: there is no ignore value that targets of {batch.target.dtype} could be padded with"
+            )
     if batch.mode == "accumulated":
         if batch.input.dim() < 2 or batch.input.shape[0] < 3:
             raise ValueError("mode: accumulated splits the batch, so it needs at least three samples")

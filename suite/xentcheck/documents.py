@@ -46,6 +46,7 @@ class Facts:
     classes: int = 0
     shape: tuple[int, ...] = ()
     ignore_values: tuple[int, ...] = (-100,)
+    usable: list[int] = field(default_factory=list)  # those that the target's dtype can hold
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -220,7 +221,7 @@ def _target(facts: Facts) -> Any:
     if facts.classes > high + 1:
         dtype, high = "int64", 2**63 - 1
     # What the dtype cannot hold would wrap to another class.
-    usable = [v for v in facts.ignore_values if low <= v <= high] if facts.can("ignore_index") else []
+    facts.usable = usable = [v for v in facts.ignore_values if low <= v <= high] if facts.can("ignore_index") else []
     classes = [c for c in range(facts.classes) if c not in facts.ignore_values]
     target: dict[str, Any] = {}
     if not classes or (facts.count <= 6 and facts.classes <= 8 and facts.chance(2)):
@@ -340,7 +341,7 @@ def _upstream(facts: Facts) -> Any:
 
 def _padded_to(facts: Facts) -> Any:
     is_plain = "mode" not in facts.entry and len(facts.shape) > 1 and not {"upstream", "normalizer"} & set(facts.entry)
-    if not is_plain or not facts.can("ignore_index") or not facts.ignore_values or not facts.chance(5):
+    if not is_plain or not facts.usable or not facts.chance(5):
         return ABSENT
     return facts.shape[0] + facts.one_of(1, 2, 5, 100)
 

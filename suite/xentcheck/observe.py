@@ -213,8 +213,10 @@ def _accumulated(function: Function, batch: Batch) -> Tensor:
     if batch.reduction == "sum" or "normalizer" in batch.options:
         return torch.stack(losses).sum()
     weight, valid = batch.options.get("weight"), torch.from_numpy(batch.valid).reshape(batch.positions)
-    counted = [batch.target[part][valid[part]].long() for part in parts]
-    masses = [float(len(t)) if weight is None else weight.double()[t].sum().item() for t in counted]
+    if weight is None or batch.has_probabilities:
+        masses = [float(valid[part].sum()) for part in parts]
+    else:
+        masses = [weight.double()[batch.target[part][valid[part]].long()].sum().item() for part in parts]
     return sum(loss.double() * (mass / sum(masses)) for loss, mass in zip(losses, masses, strict=True)).to(
         losses[0].dtype
     )
@@ -233,7 +235,7 @@ class _Padding:
         others[where] = False
         logits = torch.zeros((samples, *batch.input.shape[1:]), dtype=batch.input.dtype)
         logits[where] = batch.input
-        target = torch.full((samples, *batch.target.shape[1:]), batch.ignore_values[0], dtype=batch.target.dtype)
+        target = torch.full((samples, *batch.target.shape[1:]), batch.padding[0], dtype=batch.target.dtype)
         target[where] = batch.target
         if logits.requires_grad:
             logits.register_hook(lambda gradient: self._check("gradient", gradient, others))

@@ -209,11 +209,21 @@ def _splitting(asked: Asked) -> None:
             gradient.append(np.zeros((mine.valid.size, batch.classes)))
             continue
         other = asked.another(mine)
+        if _overflows(other):
+            return
         loss.append(other.loss if batch.reduction == "none" else other.loss * share)
         gradient.append(other.gradient * share)
     together = np.concatenate(loss) if batch.reduction == "none" else np.asarray(sum(loss))
     asked.expect("loss", together, asked.loss, asked.truth.loss_unit)
     asked.expect("gradient", np.concatenate(gradient), asked.gradient, asked.gradient_unit)
+
+
+def _overflows(part: Asked) -> bool:
+    """Whether a right answer is infinite for want of range alone, as a mean over few of the positions may be where that over all is not."""
+    if not (np.isinf(part.loss).any() or np.isinf(part.gradient).any()):
+        return False
+    exact = (part.truth.loss, part.answer.loss_type), (part.truth.gradient, part.dtype)
+    return any(bool((np.isfinite(v) & np.isinf(_overflowing(v, dtype))).any()) for v, dtype in exact)
 
 
 def _linearity(asked: Asked) -> None:

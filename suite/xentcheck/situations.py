@@ -210,8 +210,8 @@ def simplified(entry: Entry, still_fails: Callable[[Entry], Batch | None]) -> En
 
     still_fails: the batch of a document that fails as before, or None.
     """
-    if "error" in entry.get("expect", {}):
-        return entry  # the error would stay expected when its cause is gone
+    if {"error", "convention"} & set(entry.get("expect", {})):
+        return entry  # what is expected would stay when its cause is gone
     entry = _in_a_smaller_shape(_without_needless_keys(entry, still_fails), still_fails)
     batch = still_fails(entry)
     if batch is None or not 0 < batch.input.numel() <= 8 * SPELLED_OUT:
