@@ -138,7 +138,7 @@ MODES = [
     "mode: eager, reduction: none, upstream: unit",
     "reduction: sum, upstream: -3",
     "mode: accumulated, weight: [1, 2, 0.5, 3]",
-    "mode: accumulated, logits: {shape: [7, 4]}, weight: [1, 2, 0.5, 3], target: {probabilities: random}",
+    "mode: accumulated, logits: {shape: [4, 1]}, weight: [2], target: {probabilities: one-hot}",
     "mode: eager, padded_to: 5, ignore_index: -1",
 ]
 
