@@ -165,6 +165,15 @@ def test_a_page_is_as_published(tmp_path, page):
     assert (pages(tmp_path, results()) / page).read_text() == (GOLDEN / page).read_text()
 
 
+def test_pages_of_other_commands_are_named_where_they_are(tmp_path):
+    before = (pages(tmp_path, results()) / "README.md").read_text()
+    (tmp_path / "speed.md").write_text("")
+    assert "(speed.md)" not in before
+    after = (pages(tmp_path, results()) / "README.md").read_text()
+    assert "(speed.md)" in after
+    assert "(gate.md)" not in after
+
+
 def test_the_plot_is_the_same_each_time_and_has_every_implementation(tmp_path):
     one, two = (pages(tmp_path / name, results()) / "accuracy.svg" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()

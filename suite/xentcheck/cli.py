@@ -95,7 +95,7 @@ def _report(options: argparse.Namespace) -> int:
 
     questions = answers.load()
     target = Path(tempfile.mkdtemp()) if options.check else options.to
-    written = report.write(results, cases, questions, wildbugs.load(), script, target)
+    written = report.write(results, cases, questions, wildbugs.load(), script, target, beside=options.to)
     problems = answers.unverified(questions, results)
     excerpt = report.with_excerpt(results, options.excerpt) if options.excerpt else None
     if options.check:

@@ -42,6 +42,14 @@ LEGEND = (
 )
 EXCERPT = ("<!-- excerpt of reports/README.md -->", "<!-- end of the excerpt -->")
 ENVIRONMENT = ("<!-- environment -->", "<!-- /environment -->")
+# Pages that other commands make; named where they are.
+FURTHER = {
+    "mutants.md": "[mutants](mutants.md): which case catches which wrong loss (`make mutants`)",
+    "older-torch.md": "[older torch](older-torch.md): what is different there (`make older-torch`)",
+    "speed.md": "[speed](speed.md): time beside native (`make speed`)",
+    "memory.md": "[memory](memory.md): bytes beside native (`make speed`)",
+    "gate.md": "[gate](gate.md): how often the gate on costs is right (`make gate-trials`)",
+}
 
 
 def write(
@@ -51,11 +59,12 @@ def write(
     bugs: Sequence[Theme],
     script: Script,
     folder: Path,
+    beside: Path | None = None,
 ) -> list[Path]:
-    """Writes every page into the folder; returns their paths."""
+    """Writes every page into the folder; returns their paths. beside: where further pages are looked for, if not there."""
     clauses = {case.clause.clause: case for case in cases}
     pages = {
-        "README.md": _summary(results),
+        "README.md": _summary(results, beside or folder),
         "conformance.md": _conformance(results, clauses),
         "deviations.md": _deviations(results, script),
         "accuracy.md": _accuracy(results),
@@ -142,12 +151,13 @@ def _summary_table(results: Results) -> str:
     return _table(rows)
 
 
-def _summary(results: Results) -> str:
+def _summary(results: Results, beside: Path) -> str:
     descriptions = [
         {"implementation": f"`{n}`", "what it is": c["description"]}
         for n, c in sorted(results.run["implementations"].items())
     ]
     total = len({v.case for v in results.verdicts})
+    further = "".join(f"\n- {line}" for name, line in FURTHER.items() if (beside / name).is_file())
     return _page(
         "Is this cross entropy right?",
         results,
@@ -164,7 +174,7 @@ def _summary(results: Results) -> str:
         "- [accuracy](accuracy.md): the error in units, by dtype\n"
         "- [conventions](conventions.md): which answer each gives where several are defensible\n"
         "- [answers](answers.md): common questions and claims about `ignore_index`, answered by running them\n"
-        "- [wild bugs](wild-bugs.md): bugs reported of real losses, and the cases that catch them",
+        "- [wild bugs](wild-bugs.md): bugs reported of real losses, and the cases that catch them" + further,
         "Made by `make conform`; `xentcheck report DIR --to reports` makes the pages from any results.",
         _environment(results),
     )
