@@ -23,8 +23,7 @@ def take_route(route: str, monkeypatch: pytest.MonkeyPatch) -> str:
     if "blocks" in route:
         monkeypatch.setattr(cross_entropy, "_is_small", lambda input: input.numel() == 0)
     if route == "small blocks":
-        monkeypatch.setattr(sweep, "_SMALLEST_BLOCK", 30)
-        monkeypatch.setattr(sweep, "_LARGEST_BLOCK", 30)
+        monkeypatch.setattr(sweep, "_BLOCK", 30)
     return route
 
 

@@ -445,7 +445,10 @@ def test_capabilities_follow_from_the_case(case, body, more, less):
         ("logits: {shape: [3, 4]}, target: {values: [[0], [1, 2]]}", "inhomogeneous"),
         ("logits: {shape: [3, 4]}, target: {values: [99999999999999999999999, 0, 0]}", ""),
         ("logits: {shape: [3, 4]}, ignore_index: 99999999999999999999999, target: {ignore: first}", ""),
-        ("logits: {shape: [3, 4]}, target: {dtype: uint8}, padded_to: 5", "no ignore value that targets of torch.uint8"),
+        (
+            "logits: {shape: [3, 4]}, target: {dtype: uint8}, padded_to: 5",
+            "no ignore value that targets of torch.uint8",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_name_the_case_and_its_line(case, body, said):

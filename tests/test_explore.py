@@ -330,6 +330,18 @@ def test_two_known_faults_in_one_batch_are_known():
     assert situations.explanation([nan], verdict, both) is None
 
 
+def test_a_relation_is_broken_for_the_reason_that_the_answer_itself_is_wrong():
+    nan = situations.Situation("gradient", "nan", frozenset(), None, "c/nan")
+    own, relation, broken = (
+        situations.Verdict("x", "c", "c/a", aspect, "fail", fault=fault)
+        for aspect, fault in (("gradient", "nan"), ("splitting", "value"), ("splitting", "harness"))
+    )
+    assert situations.first_new([nan], [own, relation], frozenset()) == (None, "c/nan")
+    assert situations.first_new([nan], [relation], frozenset()) == (relation, "")
+    assert situations.first_new([], [own, relation], frozenset()) == (own, "")
+    assert situations.first_new([nan], [own, broken], frozenset()) == (broken, "c/nan")
+
+
 ENTRY = {"logits": {"values": [[0, 1], [2, 3]]}, "target": {"values": [0, 1]}}
 
 

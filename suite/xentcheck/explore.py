@@ -24,7 +24,7 @@ from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation
 from xentcheck.judge import Verdict
 from xentcheck.lint import shapes_that_do_not_fit
-from xentcheck.situations import Entry, Situation, explanation, failures, features, kind, simplified
+from xentcheck.situations import Entry, Situation, failures, features, first_new, kind, simplified
 from xentcheck.yamltext import CaseFileError, Document
 
 HEADER = {
@@ -112,8 +112,7 @@ def replay(path: Path, implementation: Implementation, known: Iterable[Situation
     if not wrong:
         return Replay("fixed", f"passes now; move the case to cases/ or delete {path}", case)
     seen = features(case, examiner.batch(case))
-    known = list(known)
-    new = next((v for v in wrong if explanation(known, v, seen) is None), None)
+    new, _ = first_new(known, wrong, seen)
     return Replay("failing", new.message, case, new) if new else Replay("known", wrong[0].message, case, wrong[0])
 
 
@@ -271,13 +270,10 @@ class _Search:
 
     def _first_new(self, entry: Entry, case: Case, batch: Batch) -> Find | None:
         """The first failure that is not known, if there is one."""
-        explained = ""
-        for verdict in failures(case, self.implementation, self.examiner):
-            seen = features(case, batch)
-            by = explanation(self.known, verdict, seen)
-            if by is None:
-                return Find(entry, case, verdict, seen)
-            explained = explained or by
+        seen = features(case, batch)
+        new, explained = first_new(self.known, failures(case, self.implementation, self.examiner), seen)
+        if new is not None:
+            return Find(entry, case, new, seen)
         if explained and self.first is None:
             self.result.known[explained] += 1
         return None

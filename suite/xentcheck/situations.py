@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from xentcheck.batch import Batch, build
-from xentcheck.case import Case
+from xentcheck.case import RELATIONS, Case
 from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation
 from xentcheck.judge import GOOD, Verdict
@@ -54,6 +54,22 @@ def explanation(known: Iterable[Situation], verdict: Verdict, seen: frozenset[st
     # Where two known faults meet, such as rounding and NaN, the size of the one is lost in the infinity of the other.
     two = verdict.error_units is None and len({s.fault for s in here}) > 1
     return next((s.name for s in same if two or s.explains(verdict, seen)), None)
+
+
+def first_new(known: Iterable[Situation], wrong: Iterable[Verdict], seen: frozenset[str]) -> tuple[Verdict | None, str]:
+    """The first failure in a batch with these features that nothing known explains, and the name of what explains those before it.
+
+    Relations compare the answer with another one: where it is wrong in a known way itself, they are broken for that reason.
+    """
+    known, explained = list(known), ""
+    for verdict in wrong:
+        if explained and verdict.aspect in RELATIONS and verdict.fault != "harness":
+            continue
+        by = explanation(known, verdict, seen)
+        if by is None:
+            return verdict, explained
+        explained = explained or by
+    return None, explained
 
 
 def kind(verdict: Verdict) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import buffers
 from .terms import Question, Shares, losses_of, shares_of, smoothed, weighed, working_dtype
 
-_SMALLEST_BLOCK, _LARGEST_BLOCK = 2**22, 2**23  # logits
+_BLOCK = 2**20  # logits for each thread, which stay in the cache from one operation to the next
 
 Block = tuple[slice, ...] | Tensor  # slices, or the numbers of rows
 
@@ -33,10 +33,11 @@ def sweep(
     ignored = None if question.ignored is None else _arranged(question.ignored, as_rows)
     dtype = working_dtype(x)
     overwrites = into is input
-    needs_box = scale is None or overwrites or x.dtype != dtype or not x.is_contiguous()
-    blocks = _blocks(x, ignored, needs_box)
+    blocks = _blocks(x, ignored)
     shares = shares_of(x, target, question) if question.is_about_classes else None
     is_plain = shares is not None and shares.classes is None
+    is_even = shares is not None and question.weight is None and not is_plain
+    evenly = question.smoothing / x.shape[1] if is_even else 0.0  # what smoothing takes from the target for each class
     losses = torch.zeros((x.shape[0], 1, *x.shape[2:]), dtype=dtype) if wants_losses else None
     gradient = factor = None
     if scale is not None:
@@ -55,14 +56,19 @@ def sweep(
             gradient is None or gradient.dtype != dtype or isinstance(at, Tensor) or not gradient[at].is_contiguous()
         )
         out = box.shaped(logits.shape) if in_box else gradient[at]
-        if is_plain:
+        if is_plain or is_even:
+            mean = logits.mean(1, keepdim=True) if is_even and losses is not None else None
             p = torch.softmax(logits, 1, out=out)
             p_target = p.gather(1, t)
             if losses is not None:
                 where = x[at] if p.data_ptr() == logits.data_ptr() else logits
-                losses[at] = _nll(p, p_target, where, t, None if ignored is None else ignored[at])
+                skipped = None if ignored is None else ignored[at]
+                nll = _nll(p, p_target, where, t, skipped)
+                losses[at] = (
+                    nll if mean is None else _smoothed(nll, where, mean, t, skipped, shares, question.smoothing)
+                )
             if gradient is not None:
-                p.scatter_(1, t, p_target.sub_(1))  # w_t is part of the factor
+                p.scatter_(1, t, p_target.sub_(1 - question.smoothing))  # w_t is part of the factor
         else:
             p = torch.log_softmax(logits, 1, out=out)
             mine = smoothed(t, question, dtype) if shares is None else _part(shares, at)
@@ -71,7 +77,7 @@ def sweep(
             if gradient is not None:
                 _make_difference(p.exp_(), t, mine)
         if gradient is not None:
-            _multiply(p, factor, at, ignored)
+            _multiply(p, factor, evenly, at, ignored)
             if in_box:
                 gradient[at] = p.to(gradient.dtype) if isinstance(at, Tensor) else p
 
@@ -89,7 +95,7 @@ def scale_in_place(gradient: Tensor, factor: float, ignored: Tensor | None) -> T
     if ignored is None or part.data_ptr() != gradient.data_ptr():
         gradient.mul_(factor)
     else:
-        for at in _blocks(part, _arranged(ignored, as_rows), needs_box=False):
+        for at in _blocks(part, _arranged(ignored, as_rows)):
             if isinstance(at, Tensor):
                 part[at] = part[at] * factor
             else:
@@ -120,6 +126,21 @@ def _nll(p: Tensor, p_target: Tensor, logits: Tensor, target: Tensor, ignored: T
     return logits.amax(1, keepdim=True) - logits.gather(1, target) - p.amax(1, keepdim=True).log()
 
 
+def _smoothed(
+    nll: Tensor,
+    logits: Tensor,
+    mean: Tensor,
+    target: Tensor,
+    ignored: Tensor | None,
+    shares: Shares,
+    smoothing: float,
+) -> Tensor:
+    """(1 - s) (lse - x_t) + s (lse - the mean of x), for equal weights; where that is not finite, from each class by itself."""
+    losses = nll + smoothing * (logits.gather(1, target).to(mean.dtype) - mean)
+    is_fine = losses.isfinite() if ignored is None else losses.isfinite() | ignored
+    return losses if is_fine.all() else losses_of(torch.log_softmax(logits.to(mean.dtype), 1), target, shares)
+
+
 def _general_losses(log_p: Tensor, target: Tensor, share: Shares | Tensor) -> Tensor:
     if isinstance(share, Shares):
         return losses_of(log_p, target, share)
@@ -139,9 +160,16 @@ def _make_difference(p: Tensor, target: Tensor, share: Shares | Tensor) -> None:
         p.sub_(share.classes)
 
 
-def _multiply(p: Tensor, factor: Tensor | float, at: Block, ignored: Tensor | None) -> None:
+def _multiply(p: Tensor, factor: Tensor | float, evenly: float, at: Block, ignored: Tensor | None) -> None:
+    """(p - evenly) * factor, in the place of p."""
     if isinstance(factor, Tensor):
-        p.mul_(factor[at] if factor.dim() else factor)
+        factor = factor[at] if factor.dim() else factor
+        if evenly:
+            torch.addcmul(factor * -evenly, p, factor, out=p)
+        else:
+            p.mul_(factor)
+    elif evenly:
+        torch.add(torch.tensor(-evenly * factor, dtype=p.dtype), p, alpha=factor, out=p)
     elif factor != 1:
         p.mul_(factor)
     if ignored is not None:
@@ -175,13 +203,9 @@ def _as_logits(gradient: Tensor, shape: torch.Size) -> Tensor:
     return gradient.view(shape)
 
 
-def _blocks(x: Tensor, ignored: Tensor | None, needs_box: bool) -> list[Block]:
-    """What to work on together: rows, without long stretches of ignored ones, or planes; in parts if they are copied.
-
-    Each operation on a block starts and joins the threads, which takes long where others want the cores too. That costs
-    more than what a block that stays in the cache between two operations saves. So there are as few as possible.
-    """
-    size = min(max(x.numel() // 8, _SMALLEST_BLOCK), _LARGEST_BLOCK) if needs_box else x.numel()
+def _blocks(x: Tensor, ignored: Tensor | None) -> list[Block]:
+    """What to work on together: rows, without long stretches of ignored ones, or planes."""
+    size = _BLOCK * torch.get_num_threads()
     count = max(1, size // math.prod(x.shape[1:]))
     if x.dim() == 3:
         width = max(1, size // x.shape[1])
@@ -195,7 +219,6 @@ def _blocks(x: Tensor, ignored: Tensor | None, needs_box: bool) -> list[Block]:
     valid = (~ignored).flatten().nonzero().flatten()
     stretches = _stretches(valid, len(x) // 32 + 1) if len(valid) else []
     if len(valid) < 0.4 * sum(stop - start for start, stop in stretches):  # else copying takes longer than it saves
-        size = min(max(x.numel() // 8, _SMALLEST_BLOCK), _LARGEST_BLOCK)
         return list(valid.split(max(1, size // x.shape[1])))
     return [(slice(n, min(n + count, stop)),) for start, stop in stretches for n in range(start, stop, count)]
 
