@@ -1,5 +1,6 @@
 """What the tests share: small cases written as YAML, and an implementation's verdicts on them."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ cases:
 
 # Tiny tensors on many threads mostly wait for one another.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def heeding_interrupts():
+    """For ``preexec_fn`` of a new process: Ctrl-C ends it, also where these tests run in the background of a shell, which makes all that
+    it starts ignore it."""
+    return lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -317,7 +317,7 @@ def test_a_server_that_died_is_a_crash_of_one_case(five):
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, heeding_interrupts):
     """``start(option, ...)``: ``python -m pytest suite/ --isolate`` as a process, with the specification unread."""
     running = []
     (tmp_path / "quick.py").write_text("from xentcheck import casefile\ncasefile.load_all = lambda: []\n")
@@ -333,6 +333,7 @@ def start(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=heeding_interrupts,
         )
         running.append(process)
         return process

@@ -437,7 +437,7 @@ def test_resuming_what_is_complete_runs_nothing_and_says_how_it_was(run, two, tm
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, heeding_interrupts):
     """``start(option, ...)``: ``python -m pytest suite/`` as a process; ``quick`` leaves the specification unread."""
     running = []
     (tmp_path / "quick.py").write_text("from xentcheck import casefile\ncasefile.load_all = lambda: []\n")
@@ -460,6 +460,7 @@ def start(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=heeding_interrupts,
         )
         running.append(process)
         return process
