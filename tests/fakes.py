@@ -157,11 +157,12 @@ def last_calls_answer(input, target, **options):
     return previous
 
 
-_calls = iter(range(10**9))
+_factors = itertools.cycle((1, 2, 4))
 
 
-def grows_with_every_call(input, target, **options):
-    return right(input, target, **options) * (1 + next(_calls))
+def another_with_every_call(input, target, **options):
+    """Off by a factor that no two calls in a row share, however many there were before."""
+    return right(input, target, **options) * next(_factors)
 
 
 def overwrites_input(input, target, **options):
@@ -200,12 +201,12 @@ def counted(input, target, **options):
     return right(input, target, **options)
 
 
-_calls = itertools.count(1)
+_until_cut_off = itertools.count(1)
 
 
 def cut_off(input, target, **options):
     """Right, but in its ninth call the process gets the signal that the environment names, as from outside."""
-    if next(_calls) == 9 and "XENTCHECK_TEST_SIGNAL" in os.environ:
+    if next(_until_cut_off) == 9 and "XENTCHECK_TEST_SIGNAL" in os.environ:
         os.kill(os.getpid(), int(os.environ["XENTCHECK_TEST_SIGNAL"]))
     return right(input, target, **options)
 

@@ -236,7 +236,7 @@ def test_a_right_loss_is_left_alone(folder):
 
 
 def test_a_loss_that_changes_its_mind_is_found_all_the_same(folder):
-    result = explore.explore(fake("grows_with_every_call"), 50, 0, [], folder)
+    result = explore.explore(fake("another_with_every_call"), 50, 0, [], folder)
     assert result.finds
     assert len(list(folder.iterdir())) == len({f.case.id for f in result.finds})
 

@@ -304,8 +304,9 @@ def test_each_call_gets_fresh_arguments(seen):
 
 
 def test_kept_state_shows_in_the_second_answer(seen):
-    observed = seen(fakes.grows_with_every_call)
-    assert observed.again.loss > 1.1 * observed.first.loss
+    observed = seen(fakes.another_with_every_call)
+    ratio = float(observed.again.loss / observed.first.loss)
+    assert ratio == pytest.approx(2) or ratio == pytest.approx(1 / 4)
 
 
 @pytest.mark.parametrize("mode", ["eager", "no_grad", "inference_mode"])
