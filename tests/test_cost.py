@@ -52,7 +52,7 @@ def impl(function, **more):
 
 def test_the_shipped_speed_cases_are_in_the_profiles_asked_for():
     ids = {case.clause.profile: case for case in profiles.load_profiles("all")}
-    assert set(ids) == {"quick", "lm", "segmentation", "tagging", "classification", "sweeps"}
+    assert set(ids) == {"quick", "lm", "segmentation", "tagging", "classification", "sweeps", "cuda"}
     assert {case.clause.profile for case in profiles.load_profiles()} == {"quick"}
     assert {case.clause.profile for case in profiles.load_profiles("lm, sweeps")} == {"lm", "sweeps"}
 
@@ -166,6 +166,15 @@ def test_what_is_not_claimed_or_not_here(speed_case):
     if not torch.cuda.is_available():
         line = cost.Costs(NATIVE, "cuda").speed(speed_case(), impl(fakes.right))
         assert (line["status"], line["message"]) == ("unavailable", "no cuda device here")
+
+
+def test_what_only_a_gpu_can_take_is_not_begun_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(cost, "build", lambda case: pytest.fail("a batch was made"))
+    (case, *_) = profiles.load_profiles("cuda")
+    for device, said in (("cpu", "measured on a CUDA device only, by --device cuda"), ("cuda", "no cuda device here")):
+        if device == "cpu" or not torch.cuda.is_available():
+            line = cost.Costs(NATIVE, device).memory(case, NATIVE)
+            assert (line["status"], line["message"]) == ("unavailable", said)
 
 
 def test_a_known_deviation_gets_no_figure_either(speed_case):
@@ -346,7 +355,8 @@ def test_the_expected_time_is_said_for_people():
     assert plugin_cost.about(100) == "about 2 minutes"
     for case in profiles.load_profiles("all"):
         for measure in cost.MEASURES:
-            assert 0 < plugin_cost.expected_seconds(measure, case) < 600
+            assert 0 < plugin_cost.expected_seconds(measure, case, "cuda") < 6000
+            assert (plugin_cost.expected_seconds(measure, case) == 0) == (case.clause.profile == "cuda")
     total = sum(plugin_cost.expected_seconds(m, c) for m in cost.MEASURES for c in profiles.load_profiles())
     assert total * 2 < 60, "the quick profile takes a minute for two implementations"
     assert math.isfinite(total)

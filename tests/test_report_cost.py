@@ -74,6 +74,24 @@ def made(tmp_path, some, **more):
     return write(run, tmp_path)
 
 
+def test_what_no_device_was_at_hand_for_says_how_to_measure_it(tmp_path):
+    away = {"status": "unavailable", "message": "no cuda device here", "device": "cpu"}
+    some = [
+        as_measured(line, case) | away | {"implementation": name}
+        for line in (speed(1.0), memory())
+        for case in ("cuda/one", "cuda/two")
+        for name in ("native", "mine")
+    ]
+    made(tmp_path, [*lines(), *some])
+    for page in ("speed.md", "memory.md"):
+        (said,) = re.findall(r"## cuda\n\n(.*?)```\n\n", (tmp_path / page).read_text(), re.DOTALL)
+        assert said.startswith("**Not measured**: no cuda device here. The cases: `cuda/one`, `cuda/two`.")
+        assert "--impl native,mine --profile cuda --device cuda" in said
+    (tmp_path / "library").mkdir()
+    made(tmp_path / "library", [as_measured(speed(1.0), "quick/one") | away])
+    assert cells((tmp_path / "library/speed.md").read_text(), "quick/one", "mine")[2].startswith("unavailable")
+
+
 def cells(text, case, implementation):
     row = next(r for r in text.splitlines() if r.startswith("|") and f"`{case}`" in r and f"`{implementation}`" in r)
     return [cell.strip() for cell in row.split("|")[1:-1]]

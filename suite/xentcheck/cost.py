@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xentcheck import large, memory, timing
+from xentcheck import large, memory, profiles, timing
 from xentcheck.batch import Batch, build, capabilities_needed
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation
@@ -104,6 +104,12 @@ class Costs:
     def _checked_now(self, case: Case, implementation: Implementation) -> tuple[str, str]:
         if implementation.unavailable:
             return "unavailable", implementation.unavailable
+        if not profiles.is_for(self.device, case):
+            return "unavailable", "measured on a CUDA device only, by --device cuda"
+        try:
+            timing.require(self.device)  # before a batch is made
+        except timing.Unavailable as error:
+            return "unavailable", str(error)
         missing = capabilities_needed(case, self._batch_of(case)) - implementation.capabilities
         if missing:
             return "unsupported", f"not claimed: {', '.join(sorted(missing))}"

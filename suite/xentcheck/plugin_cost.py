@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--profile",
         metavar="NAMES",
-        help="which speed cases to measure, separated by commas: quick (the default), lm, segmentation, tagging, classification, sweeps or all",
+        help="which speed cases to measure, separated by commas: quick (the default), lm, segmentation, tagging, classification, sweeps, cuda or all",
     )
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure costs (default: cpu)")
     group.addoption(
@@ -59,7 +59,7 @@ class Measuring:
         self.left = self.estimated = self.spent = 0.0  # seconds: to come and done by our estimate, done by the clock
 
     def measure(self, measure: str, case: Case, implementation: Implementation) -> dict[str, Any]:
-        expected = expected_seconds(measure, case)
+        expected = expected_seconds(measure, case, self.costs.device)
         with self._progress(f"{measure} of {implementation.name} on {case.id}", expected) as advance:
             if measure == cost.SPEED:
                 line = self.costs.speed(case, implementation, advance)
@@ -141,12 +141,15 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     if MINE not in config.stash:
         return f"cost: not measured ({why_not(config)})"
     mine = config.stash[MINE]
-    seconds = sum(expected_seconds(m, c) for c in mine.cases for m in cost.MEASURES) * len(mine.session.implementations)
+    expected = sum(expected_seconds(m, c, mine.costs.device) for c in mine.cases for m in cost.MEASURES)
+    seconds = expected * len(mine.session.implementations)
     return f"cost: profile {config.getoption('profile') or profiles.QUICK}, {len(mine.cases)} cases, {about(seconds)}"
 
 
-def expected_seconds(measure: str, case: Case) -> float:
+def expected_seconds(measure: str, case: Case, device: str = "cpu") -> float:
     """How long measuring takes, roughly, on one slow core; for the progress bar."""
+    if not profiles.is_for(device, case):
+        return 0.0
     count = math.prod(case.question.logits.shape or (10**6,))
     call = 1e-4 + 8e-9 * count
     check = 0.3 + 30e-9 * count
@@ -189,7 +192,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             done.append(item)
         else:
             measuring.append((places[match["case"]], cost.MEASURES.index(match["measure"]), len(measuring), item))
-            mine.left += expected_seconds(match["measure"], mine.cases[places[match["case"]]])
+            mine.left += expected_seconds(match["measure"], mine.cases[places[match["case"]]], mine.costs.device)
     if done:
         config.hook.pytest_deselected(items=done)
     items[:] = [*others, *(item for *_, item in sorted(measuring, key=lambda m: m[:3]))]

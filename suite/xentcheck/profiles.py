@@ -11,6 +11,7 @@ from xentcheck.naming import nearest
 from xentcheck.yamltext import CaseFileError
 
 QUICK = "quick"  # part of every run
+CUDA = "cuda"  # measured on a CUDA device only
 FOLDER = CASES / SPEED
 
 
@@ -36,6 +37,11 @@ def load_speed(folder: Path = FOLDER) -> list[Case]:
     if mistakes:
         raise CaseFileError("\n".join(mistakes))
     return cases
+
+
+def is_for(device: str, case: Case) -> bool:
+    """Whether the case is measured on the device: what only a GPU can take in reasonable time is not, on the CPU."""
+    return device == CUDA or case.clause.profile != CUDA
 
 
 def _mistakes(cases: Iterable[Case]) -> Iterable[str]:

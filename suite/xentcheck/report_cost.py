@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from xentcheck.timing import Ratio
 Line = Mapping[str, Any]
 ENVIRONMENT = ("<!-- environment -->", "<!-- /environment -->")
 MADE = "Made by `make speed`; `xentcheck report DIR --to reports` makes the pages from any results that hold costs."
-PROFILES = ("quick", "lm", "segmentation", "tagging", "classification", "sweeps")
+PROFILES = ("quick", "lm", "segmentation", "tagging", "classification", "sweeps", "cuda")
+AGAIN = "pytest suite/test_speed.py suite/test_memory.py --impl {names} --profile {profile} --device cuda"
 FRONT = ("lm/vocabulary-32k", "lm/vocabulary-128k", "classification/imagenet")
 
 
@@ -53,7 +54,7 @@ def _speed(lines: list[Line], results: Results, folder: Path, written: list[Path
     for profile in _profiles(lines):
         if profile != "sweeps":
             mine = [line for line in lines if line["profile"] == profile]
-            parts += [f"## {profile}", table(map(_speed_row, mine)), _controls(mine)]
+            parts += [f"## {profile}", _table(_speed_row, mine), _controls(mine)]
     parts += _speed_plots(lines, folder, written)
     sweeps = [line for line in lines if line["profile"] == "sweeps"]
     if sweeps:
@@ -172,7 +173,7 @@ def _memory(lines: list[Line], results: Results, folder: Path, written: list[Pat
         "was seen to hold more than 24 MiB beyond what was counted. The least there can be is 1 in the backward pass: the gradient.",
     ]
     for profile in _profiles(lines):
-        parts += [f"## {profile}", table(map(_memory_row, (line for line in lines if line["profile"] == profile)))]
+        parts += [f"## {profile}", _table(_memory_row, [line for line in lines if line["profile"] == profile])]
     rows: dict[str, dict[str, tuple[float, float]]] = {}
     for line in _plain(lines):
         if line["status"] == "pass":
@@ -200,6 +201,21 @@ def _memory_row(line: Line) -> dict[str, str]:
 
 
 # --- both
+
+
+def _table(row: Callable[[Line], dict[str, str]], lines: Sequence[Line]) -> str:
+    """One row a line; or, where the device was not at hand for any of them, how to fill the table."""
+    device_is_missing = all(
+        line["status"] == "unavailable" and "cuda" in (line["profile"], line["device"]) for line in lines
+    )
+    if not device_is_missing:
+        return table(map(row, lines))
+    cases, names = (list(dict.fromkeys(line[key] for line in lines)) for key in ("case", "implementation"))
+    reasons = sorted({line["message"] for line in lines})
+    return (
+        f"**Not measured**: {'; '.join(reasons)}. The cases: {', '.join(f'`{c}`' for c in cases)}. To fill this table:\n\n"
+        f"```\n{AGAIN.format(profile=lines[0]['profile'], names=','.join(names))}\n```"
+    )
 
 
 def _failure(line: Line) -> str:

@@ -84,12 +84,17 @@ class Ratio:
         return math.exp(max(abs(math.log(self.low)), abs(math.log(self.high))))
 
 
+def require(device: str) -> None:
+    """Raises Unavailable where there is no such device."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise Unavailable(f"no {device} device here")
+
+
 def on(device: str, batch: Batch) -> Batch:
     """The batch on a device. Raises Unavailable where there is none."""
+    require(device)
     if device == "cpu":
         return batch
-    if not torch.cuda.is_available():
-        raise Unavailable(f"no {device} device here")
     options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.options.items()}
     upstream = None if batch.upstream is None else batch.upstream.to(device)
     return replace(
