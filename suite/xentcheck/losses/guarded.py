@@ -10,24 +10,31 @@ from torch import Tensor, nn
 from .arguments import check_range, is_ignored
 from .terms import working_dtype
 
+_nll_loss = torch.ops.aten.nll_loss_forward.default
+_REDUCTIONS = ("none", "mean", "sum")  # torch's numbers for them
+
 
 def plainly(input: Tensor, target: Tensor, ignore_index: int, reduction: str) -> Tensor | None:
     """torch's loss of logits (N, C, ...) and classes in int64, if two numbers show that it is right and it raised nothing.
 
-    Only a mean over nothing needs more care; and, for the gradient, positions whose softmax is NaN, which it is in all
-    classes or in none: the backward pass multiplies it with 0 where they are ignored.
+    Only a mean over nothing needs more care; and, for the gradient, ignored positions whose softmax is NaN, which it is in
+    all classes or in none: the backward pass multiplies it with 0.
     """
     try:
-        if input.requires_grad and torch.is_grad_enabled():
-            log_p = torch.log_softmax(input, 1)
-            if math.isnan(log_p.detach().select(1, 0).sum().item()):
-                return None
-            loss = nn.functional.nll_loss(log_p, target, ignore_index=ignore_index, reduction=reduction)
-        else:
+        if not (input.requires_grad and torch.is_grad_enabled()):
             loss = nn.functional.cross_entropy(input, target, ignore_index=ignore_index, reduction=reduction)
+            return loss if reduction == "none" or math.isfinite(loss.item()) else None
+        log_p = torch.log_softmax(input, 1)
+        if input.dim() == 2 and reduction != "none":  # nll_loss by its operator, which says how many positions counted
+            loss, counted = _nll_loss(log_p, target, None, _REDUCTIONS.index(reduction), ignore_index)
+            if math.isfinite(loss.item()) and counted.item() == target.numel():
+                return loss
+        else:
+            loss = nn.functional.nll_loss(log_p, target, ignore_index=ignore_index, reduction=reduction)
     except (RuntimeError, ValueError, IndexError):  # to be said in our own words
         return None
-    return loss if reduction == "none" or math.isfinite(loss.item()) else None
+    is_right = reduction == "none" or math.isfinite(loss.item())
+    return loss if is_right and not math.isnan(log_p.detach().select(1, 0).sum().item()) else None
 
 
 def torch_is_right(input: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> bool:
