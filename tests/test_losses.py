@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from routes import DTYPES, HALF, ROUTES, assert_same, batch, run, take_route
 from xentcheck import losses
@@ -429,6 +430,15 @@ def test_gradient_reaches_what_made_the_logits(route: str) -> None:
     for loss in (masked_cross_entropy, F.cross_entropy):
         gradients.append(torch.autograd.grad(loss(model(hidden), target), list(model.parameters())))
     assert_same(*gradients)
+
+
+def test_under_activation_checkpointing(route: str) -> None:
+    hidden, target = torch.randn(6, 3, requires_grad=True), torch.tensor([1, -100, 0, 4, -100, 2])
+    matrix = torch.randn(5, 3)
+    loss = checkpoint(lambda h: masked_cross_entropy(h @ matrix.T, target), hidden, use_reentrant=False)
+    (found,) = torch.autograd.grad(loss, hidden)
+    (expected,) = torch.autograd.grad(masked_cross_entropy(hidden @ matrix.T, target), hidden)
+    torch.testing.assert_close(found, expected)
 
 
 def test_function_transforms(route: str) -> None:
