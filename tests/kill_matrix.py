@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 import xentcheck
 from kill_page import Matrix, asked, page, summary
+from xentcheck.batch import Batch
 from xentcheck.case import Case
 from xentcheck.casefile import digest, load_all
 from xentcheck.examine import Examiner
@@ -89,27 +90,33 @@ class Asking:
         claims = (mutant.capabilities, mutant.tentative, *sorted(mutant.conventions.items()))
         first = (_fingerprint(seen.first), again, seen.changed, claims)
         for aspect in self._examiner.aspects(case, mutant):
-            # A verdict depends on the answers alone, so it is looked up along the path of answers that leads to it: ``known``
-            # holds the batch to ask for next, or the verdict.
-            path: tuple[Any, ...] = (aspect, first)
-            answers: list[Answer] = []
-            while path in known and not isinstance(known[path], str):
-                answers.append(observe(mutant, known[path], True, calls=1).first)
-                path = (*path, _fingerprint(answers[-1]))
+            # A verdict depends on the answers alone, so it is looked up by them; ``known`` also holds what else is to be asked.
+            start = (aspect, first)
+            answers = _answers(mutant, known.get((*start, "related"), ()))
+            path = (*start, *map(_fingerprint, answers))
             if path not in known:
-                replayed, path = iter(answers), (aspect, first)
 
-                def ask(batch: Any, replayed: Iterator[Answer] = replayed, mutant: Implementation = mutant) -> Answer:
+                def ask(
+                    batches: Sequence[Batch],
+                    answers: list[Answer] = answers,
+                    start: tuple[Any, ...] = start,
+                    mutant: Implementation = mutant,
+                ) -> list[Answer]:
                     nonlocal path
-                    known[path] = batch
-                    answer = next(replayed, None) or observe(mutant, batch, True, calls=1).first
-                    path = (*path, _fingerprint(answer))
-                    return answer
+                    known[(*start, "related")] = batches
+                    answers = answers or _answers(mutant, batches)
+                    path = (*start, *map(_fingerprint, answers))
+                    return answers
 
-                known[path] = judge(exam, aspect, mutant, seen, ask).status
+                status = judge(exam, aspect, mutant, seen, ask).status
+                known[path] = status  # by the path that asking has led to
             if known[path] not in GOOD:
                 return aspect
         return ""
+
+
+def _answers(mutant: Implementation, batches: Sequence[Batch]) -> list[Answer]:
+    return [observe(mutant, batch, True, calls=1).first for batch in batches]
 
 
 def keeps_state(mutant: Implementation) -> bool:

@@ -18,6 +18,8 @@ import fakes
 import faults
 import xentcheck
 from xentcheck import casefile, record
+from xentcheck.batch import build
+from xentcheck.case import RELATIONS
 from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation, ImplementationError, find
 from xentcheck.isolate import Workers
@@ -131,6 +133,52 @@ def test_what_was_not_asked_is_unsupported_and_not_a_crash(workers, case, put):
     asked = case("logits: {shape: [3, 5]}, weight: random")
     assert statuses(put(asked, unable)) == {"unsupported"}
     assert statuses(put(asked, implementation)) == {"crash"}
+
+
+ONE_BY_ONE = {
+    "segfault": "crash",
+    "leave": "crash",
+    "hog_in_numpy": "crash",
+    "leave_a_thread": "crash",
+    "garble": "crash",
+    "hang": "timeout",
+}
+
+
+@pytest.mark.parametrize("fault", ONE_BY_ONE)
+def test_of_what_is_asked_together_only_the_culprit_fails(workers, five, monkeypatch, fault):
+    implementation = workers.find(f"{FAULTS}:{fault}_in_forward")[0]
+    if ONE_BY_ONE[fault] == "timeout":
+        monkeypatch.setattr(workers, "limit", 2.0)
+    batches = [build(case) for case in five[:3]]
+    assert [getattr(seen, "status", "answered") for seen in workers.observe_all(implementation, batches)] == [
+        ONE_BY_ONE[fault],
+        "answered",
+        ONE_BY_ONE[fault],
+    ]
+
+
+def test_relations_are_asked_together_with_the_same_verdicts(workers, cases):
+    """Of a wrong loss, too: what fails, fails in the same words."""
+    requests = []
+
+    def observe_all(implementation, batches):
+        requests.append(len(batches))
+        return workers.observe_all(implementation, batches)
+
+    source = f"{HERE / 'mutants' / 'ignoring.py'}:*"
+    alone, together = Examiner(), Examiner(workers.observe, observe_all)
+    (asked,) = cases("id: c, logits: {shape: [6, 5]}, target: {ignore: {fraction: 0.4}}, reduction: sum")
+    wrong = 0
+    for here, there in zip(find(source), workers.find(source), strict=True):
+        aspects = alone.aspects(asked, here)
+        one = [alone.examine(asked, aspect, here) for aspect in aspects]
+        two = [together.examine(asked, aspect, there) for aspect in aspects]
+        assert list(map(repr, one)) == list(map(repr, two))
+        wrong += any(verdict.status == "fail" and verdict.aspect in RELATIONS for verdict in one)
+    assert wrong > 3
+    assert 20 < len(requests) <= len(find(source)), "one request for each of those that answer at all"
+    assert min(requests) > 9
 
 
 @pytest.mark.parametrize("name", ["exits", "interrupts"])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xentcheck.batch import Batch, build, capabilities_needed
 from xentcheck.case import Aspect, Case
 from xentcheck.implementation import Implementation
 from xentcheck.judge import Exam, Verdict, judge
-from xentcheck.observe import Answer, Failure, Observation, Observe, observe
+from xentcheck.observe import Answer, Failure, Observation, Observe, ObserveAll, observe
 from xentcheck.reference import Truth, relevant_conventions, truth
-from xentcheck.relations import NEEDS, applying
+from xentcheck.relations import NEEDS, applying, related
 
 KEPT = 8  # batches, truths and observations of the last few cases; a whole run's would not fit in memory
 
@@ -20,11 +20,12 @@ KEPT = 8  # batches, truths and observations of the last few cases; a whole run'
 class Examiner:
     """Examines cases one after another. Only the latest few are remembered, so ask for the aspects of a case together.
 
-    observe: where implementations run; see ``isolate`` for another place than this process.
+    observe: where implementations run; see ``isolate`` for another place than this process. observe_all: the same for several
+    batches at once, where that costs less; then all that the relations of a case ask for is asked together.
     """
 
-    def __init__(self, observe: Observe = observe) -> None:
-        self._observe = observe
+    def __init__(self, observe: Observe = observe, observe_all: ObserveAll | None = None) -> None:
+        self._observe, self._observe_all = observe, observe_all
         self._memory: OrderedDict[Any, Any] = OrderedDict()
         self.observations = 0
 
@@ -66,11 +67,25 @@ class Examiner:
         exam = self.exam(case)
         seen = self.observation(case, implementation) if exam.must_be_put_to(implementation) else None
 
-        def ask(batch: Batch) -> Answer | Failure:
-            other = self._observe(implementation, batch, True, 1)
-            return other if isinstance(other, Failure) else other.first
+        def ask(batches: Sequence[Batch]) -> Sequence[Answer | Failure]:
+            if self._observe_all is not None:
+                return self._all_answers(case, implementation)[aspect]
+            return [_first(self._observe(implementation, batch, True, 1)) for batch in batches]
 
         return judge(exam, aspect, implementation, seen, ask)
+
+    def _all_answers(self, case: Case, implementation: Implementation) -> Mapping[str, Sequence[Answer | Failure]]:
+        """Of each relation, the answers to the batches that it asks for."""
+        assert self._observe_all is not None
+        ask_all = self._observe_all
+
+        def make() -> Mapping[str, Sequence[Answer | Failure]]:
+            names = [name for name in self.aspects(case, implementation) if name not in case.aspects]
+            batches = {name: related(name, self.batch(case)) for name in names}
+            found = iter(ask_all(implementation, [batch for some in batches.values() for batch in some]))
+            return {name: [_first(next(found)) for _ in some] for name, some in batches.items()}
+
+        return self._once(("relations", case.id, implementation.name), make)
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key in self._memory:
@@ -80,3 +95,7 @@ class Examiner:
             while len(self._memory) > 5 * KEPT:
                 self._memory.popitem(last=False)
         return self._memory[key]
+
+
+def _first(seen: Observation | Failure) -> Answer | Failure:
+    return seen if isinstance(seen, Failure) else seen.first

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ LOADING = 60.0  # seconds that an implementation may take to be imported
 _PATIENCE = 5.0  # seconds in which the kernel ends a process that was killed
 _KEPT = 1 << 16  # bytes of what a worker printed last
 _SHOWN = 6  # lines of it in a message
+_TOGETHER = 1 << 22  # bytes of logits in one request; with more, what a worker costs is copying
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); control, parent = map(int, sys.argv[2:]); del sys.argv[1:]; from xentcheck.worker import main; main(control, parent)"
 
 
@@ -80,12 +82,30 @@ class Workers:
         self, implementation: Implementation, batch: Batch, wants_gradient: bool, calls: int = 2
     ) -> Observation | Failure:
         """As ``observe.observe``; a Failure where the worker died of it, and then the next call starts another one."""
+        answer = self._ask(implementation, [batch], wants_gradient, calls)
+        if isinstance(answer, dict):
+            _raise_here(answer)
+        return answer if isinstance(answer, Failure) else answer[0]
+
+    def observe_all(self, implementation: Implementation, batches: Sequence[Batch]) -> Sequence[Observation | Failure]:
+        """One call for each batch, with its gradient. Together they cost little more than one: most of what a worker costs is the
+        way there and back. Where one of them fails, each is asked for by itself, and only that one is a Failure."""
+        if len(batches) > 1 and sum(batch.input.nbytes for batch in batches) <= _TOGETHER:
+            answer = self._ask(implementation, batches, True, 1)
+            if isinstance(answer, list):
+                return answer
+        return [self.observe(implementation, batch, True, 1) for batch in batches]
+
+    def _ask(
+        self, implementation: Implementation, batches: Sequence[Batch], wants_gradient: bool, calls: int
+    ) -> list[Observation] | Failure | dict[str, str]:
         if not implementation.source:
             raise ImplementationError(
                 f"implementation {implementation.name}: --isolate loads an implementation anew, so it must have a source that --impl takes, "
                 "such as package.module:attribute or path/to/file.py:attribute; this one was made from an object"
             )
-        request = {"batch": batch, "wants_gradient": wants_gradient, "calls": calls, "threads": torch.get_num_threads()}
+        request = {"batches": list(batches), "wants_gradient": wants_gradient, "calls": calls}
+        request |= {"threads": torch.get_num_threads()}
         try:
             worker = self._worker_for(implementation)
         except _DiedError as death:
@@ -99,8 +119,6 @@ class Workers:
             worker.end()
             return Failure(answer.status, f"the worker process {answer.message}{_story(worker.printed())}")
         sys.stdout.write(worker.printed())  # where it would be without a worker; pytest shows it if the case fails
-        if isinstance(answer, dict):
-            _raise_here(answer)
         return answer
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from xentcheck.case import RELATIONS, Aspect, Case
 from xentcheck.claims import CONVENTIONS, OPTIONS
 from xentcheck.compare import ALLOWED_UNITS, Fault, compare, first, place
 from xentcheck.implementation import Implementation
-from xentcheck.observe import Answer, Failure, Observation
+from xentcheck.observe import Failure, Observation
 from xentcheck.reference import Array, Truth
 
 STATUSES = ("pass", "fail", "deviates", "unexpected-pass", "unsupported", "unavailable", "error", "crash", "timeout")
@@ -93,9 +93,9 @@ def judge(
     aspect: Aspect,
     implementation: Implementation,
     seen: Observation | Failure | None,
-    ask: Callable[[Batch], Answer | Failure] | None = None,
+    ask: relations.Ask | None = None,
 ) -> Verdict:
-    """The verdict on one aspect. seen: None where the implementation was not asked. ask: its answer to another batch, for relations."""
+    """The verdict on one aspect. seen: None where the implementation was not asked. ask: its answers to other batches, for relations."""
     case = exam.case
 
     def verdict(
@@ -143,8 +143,8 @@ def judge(
         if seen.first.loss is None or seen.first.gradient is None:
             return verdict("unsupported", "there is no answer that others could be related to")
         assert ask is not None
-        asked = relations.Asked(exam.batch, seen.first, _any_truth(exam, implementation), case.question.dtype, ask)
-        fault, units, conventions = relations.broken(aspect, asked), None, {}
+        asked = relations.Asked(exam.batch, seen.first, _any_truth(exam, implementation), case.question.dtype)
+        fault, units, conventions = relations.broken(aspect, asked, ask), None, {}
     else:
         fault, units, conventions = _FINDINGS[aspect](exam, implementation, seen)
     deviation = implementation.deviation_for(case.id, aspect)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +75,9 @@ class Failure:
 Function = Callable[..., Any]
 # How an implementation is put to a batch, in this process (``observe``) or in another one.
 Observe = Callable[[Implementation, Batch, bool, int], Observation | Failure]
+ObserveAll = Callable[
+    [Implementation, Sequence[Batch]], Sequence[Observation | Failure]
+]  # of one call with its gradient each
 
 
 def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, calls: int = 2) -> Observation:

@@ -71,7 +71,8 @@ class Session:
             self.implementations = (self.workers.find if self.workers else find)(config.getoption("impl"))
             self.specification = casefile.telling_first(casefile.load_all())
             self.cases = self._selected(config.getoption("cases"))
-            self.examiner = Examiner(self.workers.observe) if self.workers else Examiner()
+            workers = self.workers
+            self.examiner = Examiner(workers.observe, workers.observe_all) if workers else Examiner()
             self.aspects = {
                 (i.name, case.id): self.examiner.aspects(case, i) for case in self.cases for i in self.implementations
             }

@@ -1,12 +1,13 @@
 """What must hold between the answers to two batches, whatever the right answer is.
 
-Each relation turns a batch into others whose answers follow from the first. Two answers may differ by the rounding error that
-each of them may have; what must be the same bit for bit, or zero, is exactly that.
+Each relation turns a batch into others whose answers follow from the first: it yields those batches, all at once and whatever the
+answer was, is sent their answers, and looks at them. Two answers may differ by the rounding error that each of them may have; what
+must be the same bit for bit, or zero, is exactly that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -28,17 +29,18 @@ NEEDS: Mapping[str, frozenset[str]] = {
 }
 _REDUCTIONS = ("none", "sum", "mean")
 
+Ask = Callable[[Sequence[Batch]], Sequence[Answer | Failure]]
+
 
 @dataclass(frozen=True)
 class Asked:
-    """A batch, the implementation's answer to it, the rounding errors allowed (``truth``; worked out if ``known`` is None and a relation
-    needs them), and a way to ask for another answer."""
+    """A batch, the implementation's answer to it, and the rounding errors allowed (``truth``; worked out if ``known`` is None and a
+    relation needs them)."""
 
     batch: Batch
     answer: Answer
     known: Truth | None
     dtype: str
-    ask: Callable[[Batch], Answer | Failure]
 
     @cached_property
     def truth(self) -> Truth:
@@ -55,16 +57,15 @@ class Asked:
         assert self.answer.gradient is not None
         return _rows(self.batch, self.answer.gradient)
 
-    def another(self, batch: Batch) -> Asked:
-        """The answer to another batch. Raises Broken if there is none."""
-        answer = self.ask(batch)
+    def another(self, batch: Batch, answer: Answer | Failure) -> Asked:
+        """The same for another batch. Raises Broken if there is no answer to it."""
         if isinstance(answer, Failure):
             raise Broken(Fault(answer.status, answer.message))
         if answer.raised:
             raise Broken(Fault("raised", f"expected an answer, too; found {answer.raised}"))
         if answer.loss is None or answer.gradient is None:
             raise Broken(Fault("missing", "expected a loss and a gradient, too; found none"))
-        return Asked(batch, answer, None, self.dtype, self.ask)
+        return Asked(batch, answer, None, self.dtype)
 
     def expect(self, name: str, found: Array, expected: Array, unit: Any) -> None:
         """Raises Broken unless two answers are the same up to the rounding error of both; ``unit`` is that of one."""
@@ -107,19 +108,31 @@ def applying(case: Case, batch: Batch) -> tuple[Relation, ...]:
     return tuple(name for name, (applies, _, _) in _RELATIONS.items() if applies(batch))
 
 
-def broken(name: Relation, asked: Asked) -> Fault | None:
-    """How a relation fails to hold; None where it holds."""
+def related(name: Relation, batch: Batch) -> Sequence[Batch]:
+    """The batches whose answers the relation compares with the batch's own."""
+    return next(_RELATIONS[name][2](Asked(batch, Answer(), None, "")))
+
+
+def broken(name: Relation, asked: Asked, ask: Ask) -> Fault | None:
+    """How a relation fails to hold; None where it holds. ask: the answers to other batches."""
     _, what, holds = _RELATIONS[name]
+    looking = holds(asked)
+    batches = next(looking)
     try:
-        holds(asked)
+        looking.send([asked.another(*pair) for pair in zip(batches, ask(batches), strict=True)])
+    except StopIteration:
+        return None
     except Broken as error:
         return replace(error.fault, message=f"{what}: {error.fault.message}")
-    return None
+    raise AssertionError(f"{name} yielded twice")
 
 
-def _deletion(asked: Asked) -> None:
+Looking = Generator[Sequence[Batch], list[Asked], None]
+
+
+def _deletion(asked: Asked) -> Looking:
     batch, valid = asked.batch, asked.batch.valid
-    other = asked.another(_picked(batch, torch.from_numpy(np.flatnonzero(valid))))
+    (other,) = yield (_picked(batch, torch.from_numpy(np.flatnonzero(valid))),)
     loss, unit = asked.loss, asked.truth.loss_unit
     if batch.reduction == "none":
         loss, unit = loss.reshape(-1)[valid], unit.reshape(-1)[valid]
@@ -127,7 +140,7 @@ def _deletion(asked: Asked) -> None:
     asked.expect("gradient", other.gradient, asked.gradient[valid], asked.gradient_unit[valid])
 
 
-def _poisoning(asked: Asked) -> None:
+def _poisoning(asked: Asked) -> Looking:
     batch, valid = asked.batch, asked.batch.valid
     poisoned = batch.fresh()
     rows = poisoned.input.movedim(batch.class_axis, -1)
@@ -135,17 +148,17 @@ def _poisoning(asked: Asked) -> None:
     for number, position in enumerate(np.flatnonzero(~valid)):
         where = np.unravel_index(position, batch.positions) if batch.positions else ()
         rows[tuple(int(i) for i in where)] = (np.nan, np.inf, -np.inf, largest, -largest)[number % 5]
-    other = asked.another(poisoned)
+    (other,) = yield (poisoned,)
     zero = np.zeros_like(other.gradient)
     asked.expect("gradient of an ignored position", other.gradient[~valid], zero[~valid], zero[~valid])
     asked.expect("loss", other.loss, asked.loss, np.zeros(asked.loss.shape))
     asked.expect("gradient", other.gradient[valid], asked.gradient[valid], zero[valid])
 
 
-def _permutation(asked: Asked) -> None:
+def _permutation(asked: Asked) -> Looking:
     batch = asked.batch
     order = _shuffled(batch.valid.size)
-    other = asked.another(_picked(batch, torch.from_numpy(order), batch.positions))
+    (other,) = yield (_picked(batch, torch.from_numpy(order), batch.positions),)
     loss, unit = asked.loss, asked.truth.loss_unit
     if batch.reduction == "none":
         loss, unit = loss.reshape(-1)[order].reshape(loss.shape), unit.reshape(-1)[order].reshape(loss.shape)
@@ -153,7 +166,7 @@ def _permutation(asked: Asked) -> None:
     asked.expect("gradient", other.gradient, asked.gradient[order], asked.gradient_unit[order])
 
 
-def _class_permutation(asked: Asked) -> None:
+def _class_permutation(asked: Asked) -> Looking:
     batch = asked.batch
     order = _shuffled(batch.classes)  # the new class j is the old class order[j]
     new = torch.from_numpy(np.argsort(order))
@@ -170,14 +183,14 @@ def _class_permutation(asked: Asked) -> None:
         if "ignore_index" in options:
             values = [int(new[v]) if 0 <= v < batch.classes else v for v in batch.ignore_values]
             options["ignore_index"] = values[0] if isinstance(options["ignore_index"], int) else values
-    other = asked.another(
-        replace(batch, input=batch.input.index_select(batch.class_axis, columns), target=target, options=options)
+    (other,) = yield (
+        replace(batch, input=batch.input.index_select(batch.class_axis, columns), target=target, options=options),
     )
     asked.expect("loss", other.loss, asked.loss, asked.truth.loss_unit)
     asked.expect("gradient", other.gradient, asked.gradient[:, order], asked.gradient_unit[:, order])
 
 
-def _shift(asked: Asked) -> None:
+def _shift(asked: Asked) -> Looking:
     """Between two batches whose logits differ by exactly a constant in each row: x is first rounded so that there are such."""
     batch = asked.batch
     rows = batch.input.movedim(batch.class_axis, -1)
@@ -187,28 +200,30 @@ def _shift(asked: Asked) -> None:
     gap = (moved.double() - back.double() == signs.double()) | ~torch.isfinite(rows)
     exact = gap.all(-1, keepdim=True)
     moved, back = torch.where(exact, moved, rows), torch.where(exact, back, rows)
-    one, two = (asked.another(replace(batch, input=x.movedim(-1, batch.class_axis))) for x in (back, moved))
+    one, two = yield [replace(batch, input=x.movedim(-1, batch.class_axis)) for x in (back, moved)]
     unit = np.maximum(one.truth.loss_unit.astype(np.float64), two.truth.loss_unit.astype(np.float64))
     asked.expect("loss", two.loss, one.loss, unit)
     asked.expect("gradient", two.gradient, one.gradient, np.maximum(one.gradient_unit, two.gradient_unit))
 
 
-def _splitting(asked: Asked) -> None:
+def _splitting(asked: Asked) -> Looking:
     batch = asked.batch
     cut = max(1, batch.input.shape[0] // 3)
-    parts = (slice(0, cut), slice(cut, None))
     whole = _mass(batch)
+    parts: list[tuple[Batch, float]] = []  # with the share of what counts in them
+    for part in (slice(0, cut), slice(cut, None)):
+        upstream = batch.upstream[part] if batch.upstream is not None and batch.reduction == "none" else batch.upstream
+        mine = replace(batch, input=batch.input[part], target=batch.target[part], upstream=upstream)
+        by_share = batch.reduction == "mean" and "normalizer" not in batch.options
+        parts.append((mine, _mass(mine) / whole if by_share else 1.0))
+    answers = iter((yield [mine for mine, share in parts if share]))  # there is no mean over no position
     loss: list[Array] = []
     gradient: list[Array] = []
-    for part in parts:
-        target = batch.target[part]
-        upstream = batch.upstream[part] if batch.upstream is not None and batch.reduction == "none" else batch.upstream
-        mine = replace(batch, input=batch.input[part], target=target, upstream=upstream)
-        share = _mass(mine) / whole if batch.reduction == "mean" and "normalizer" not in batch.options else 1.0
-        if share == 0:  # the mean over no position
+    for mine, share in parts:
+        if not share:
             gradient.append(np.zeros((mine.valid.size, batch.classes)))
             continue
-        other = asked.another(mine)
+        other = next(answers)
         if _overflows(other):
             return
         loss.append(other.loss if batch.reduction == "none" else other.loss * share)
@@ -226,34 +241,33 @@ def _overflows(part: Asked) -> bool:
     return any(bool((np.isfinite(v) & np.isinf(_overflowing(v, dtype))).any()) for v, dtype in exact)
 
 
-def _linearity(asked: Asked) -> None:
+def _linearity(asked: Asked) -> Looking:
     batch = asked.batch
     shape = batch.positions if batch.reduction == "none" else ()
     upstream = torch.ones(shape, dtype=batch.input.dtype) if batch.upstream is None else batch.upstream
     factor = torch.full(shape, -2.0, dtype=upstream.dtype)
     if batch.reduction == "none":
         factor.reshape(-1)[np.flatnonzero(batch.valid)[1::2]] = 0.0
-    other = asked.another(replace(batch, upstream=upstream * factor))
+    (other,) = yield (replace(batch, upstream=upstream * factor),)
     by_row = factor.double().reshape(-1).expand(batch.valid.size).numpy()[:, None]
     expected = np.where(by_row == 0, 0.0, by_row * asked.gradient)
     asked.expect("gradient", other.gradient, expected, asked.gradient_unit * abs(by_row))
 
 
-def _zero_sum(asked: Asked) -> None:
+def _zero_sum(asked: Asked) -> Looking:
+    yield ()
     valid = asked.batch.valid
     total, unit = asked.gradient[valid].sum(axis=1), asked.gradient_unit[valid].sum(axis=1)
     asked.expect("sum of a position's gradient", total, np.zeros_like(total), unit / 2)
 
 
-def _reductions(asked: Asked) -> None:
+def _reductions(asked: Asked) -> Looking:
     batch = asked.batch
     ones = torch.ones(batch.positions, dtype=batch.input.dtype)
-    none, total, mean = (
-        asked.another(
-            replace(batch, options={**batch.options, "reduction": name}, upstream=ones if name == "none" else None)
-        )
+    none, total, mean = yield [
+        replace(batch, options={**batch.options, "reduction": name}, upstream=ones if name == "none" else None)
         for name in _REDUCTIONS
-    )
+    ]
     mass = _mass(batch)
     # A loss of a position may be beyond the dtype's range, where their mean, weighed by less, is not.
     if np.isfinite(none.loss).all() or not np.isfinite(none.truth.loss.astype(np.float64)).all():
@@ -279,7 +293,7 @@ def _can_be_split(batch: Batch) -> bool:
 
 
 # name: (applies, what is done to the batch, holds)
-_RELATIONS: dict[Relation, tuple[Callable[[Batch], bool], str, Callable[[Asked], None]]] = {
+_RELATIONS: dict[Relation, tuple[Callable[[Batch], bool], str, Callable[[Asked], Looking]]] = {
     "deletion": (
         lambda b: bool(_ignores_some(b) and b.valid.any()),
         "with the ignored positions deleted",

@@ -37,6 +37,7 @@ import torch
 import torch.fx.experimental.symbolic_shapes  # half a second, and the first backward pass with an upstream gradient imports it
 
 from xentcheck import implementation as implementations
+from xentcheck.batch import Batch
 from xentcheck.implementation import Implementation, ImplementationError
 from xentcheck.observe import Failure, Observation, observe
 from xentcheck.wire import frame, reading
@@ -212,11 +213,29 @@ def _described(implementation: Implementation) -> dict[str, Any]:
 
 
 def _answer(
-    implementation: Implementation, memory: int | None, batch: Any, wants_gradient: bool, calls: int, threads: int
-) -> Any:
-    """An Observation, a Failure after which this worker is of no use, or what was raised past everything."""
+    implementation: Implementation,
+    memory: int | None,
+    batches: list[Batch],
+    wants_gradient: bool,
+    calls: int,
+    threads: int,
+) -> list[Observation] | Failure | dict[str, str]:
+    """The Observations; or, of the first batch that has none, a Failure after which this worker is of no use, or what was raised
+    past everything."""
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+    found = []
+    for batch in batches:
+        seen = _observed(implementation, memory, batch, wants_gradient, calls)
+        if not isinstance(seen, Observation):
+            return seen
+        found.append(seen)
+    return found
+
+
+def _observed(
+    implementation: Implementation, memory: int | None, batch: Batch, wants_gradient: bool, calls: int
+) -> Observation | Failure | dict[str, str]:
     before = set(threading.enumerate())
     try:
         seen = observe(implementation, batch, wants_gradient, calls)
