@@ -47,7 +47,7 @@ def accuracy(verdicts: Iterable[Verdict], path: Path) -> None:
     if measured:  # an empty axis has no logarithm
         axes.set_xscale("log")
     axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
     axes.set_xlabel("error in units of rounding; the bar marks what is allowed; filled: passes, hollow: does not")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
