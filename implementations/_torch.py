@@ -268,12 +268,23 @@ COMPILED_INT32 = tuple(
     )
     for versions, certain in ((">=2.13", True), (">2.6,<2.13", False))
 )
+COMPILED_TARGET = Deviation(
+    "bad-input/compiled-target[minus-1]",
+    aspect="rejection",
+    fault="accepted",
+    observed="torch.compile takes a target of -1 for the last class",
+    reason="Compiled, a negative index counted from the end. torch 2.6 does so, 2.13 does not.",
+    link="https://github.com/pytorch/pytorch/issues/135546",
+    torch="<2.13",
+    certain=False,
+)
 NATIVE = (
     nan_in_ignored_rows("infinite-or-nan-valid-row/nan-beside-ignored-nan"),
     POISONED,
     IMPOSSIBLE_CLASS,
     *COMPILED_UINT8,
     *COMPILED_INT32,
+    COMPILED_TARGET,
     *UINT8_SMOOTHING,
     *UINT8_VMAP,
     *HALF_LOSS,

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from _torch import (
     COMPILED_INT32,
+    COMPILED_TARGET,
     COMPILED_UINT8,
     FLOAT16_MEAN,
     HALF_GRADIENT,
@@ -42,6 +43,7 @@ implementation = Implementation(
         POISONED,
         *COMPILED_UINT8,
         *COMPILED_INT32,
+        COMPILED_TARGET,
         *HALF_LOSS,
         *HALF_GRADIENT,
         *HALF_RELATIONS,

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from _torch import (
     COMPILED_INT32,
+    COMPILED_TARGET,
     COMPILED_UINT8,
     FLOAT16_MEAN,
     HALF_GRADIENT,
@@ -35,6 +36,7 @@ implementation = Implementation(
         *COMPILED_UINT8,
         *UINT8_VMAP,
         *COMPILED_INT32,
+        COMPILED_TARGET,
         *HALF_LOSS,
         *HALF_GRADIENT,
         *HALF_RELATIONS,

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from _torch import (
+    COMPILED_TARGET,
     DROPPED_IGNORE_VALUE,
     FLOAT16_MEAN,
     FULL_SMOOTHING,
@@ -38,6 +39,7 @@ implementation = Implementation(
     deviations=(
         nan_in_ignored_rows("infinite-or-nan-valid-row/nan-beside-ignored-nan"),
         POISONED,
+        COMPILED_TARGET,
         *HALF_LOSS,
         *HALF_GRADIENT,
         *HALF_RELATIONS,

@@ -52,11 +52,13 @@ def page(pinned: Results, older: Results) -> str:
                 "verdicts": str(len(mine)),
                 f"not good on {new}": str(sum(a.status not in GOOD for a, _ in mine)),
                 f"not good on {old}": str(sum(b.status not in GOOD for _, b in mine)),
-                "other than on the pinned torch": str(sum(a.status != b.status for a, b in mine)),
+                "other than on the pinned torch": "not there"
+                if {b.status for _, b in mine} == {"unavailable"}
+                else str(sum(a.status != b.status for a, b in mine)),
             }
         )
     for a, b in both:
-        if a.status != b.status:
+        if a.status != b.status and b.status != "unavailable":
             groups[b.clause, b.aspect, a.status, b.status, b.fault].append((b, b.message or a.message))
     rows = [
         {

@@ -27,3 +27,10 @@ def test_equal_verdicts_are_counted_only():
     assert text.count("plain-values/one") == 0
     assert "| `mine` | 1 | 0 | 0 | 0 |" in text
     assert "did not end" in text
+
+
+def test_what_the_older_torch_does_not_have_is_one_word():
+    away = replace(RIGHT, status="unavailable", message="torch 2.6.0 has no such function")
+    text = page(results("2.13.0", RIGHT), results("2.6.0", away))
+    assert "| `mine` | 1 | 0 | 0 | not there |" in text
+    assert text.count("plain-values/one") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .terms import Question, losses_of, reduced, scale_of, shares_of, smoothed, weighed, working_dtype
@@ -12,7 +13,9 @@ def composed(input: Tensor, question: Question) -> Tensor:
     x = x - x.detach().amax(1, keepdim=True)
     log_p = x - x.logsumexp(1, keepdim=True)  # unlike log_softmax, sums carefully in the backward pass
     if question.is_about_classes:
-        losses = losses_of(log_p, question.target, shares_of(input, question.target, question))
+        # Compiled by older versions of torch, a negative index counts from the end.
+        target = torch.where(question.target < 0, input.shape[1], question.target)
+        losses = losses_of(log_p, target, shares_of(input, target, question))
     else:
         losses = weighed(-log_p, smoothed(question.target, question, x.dtype)).sum(1, keepdim=True)
     if question.ignored is not None:
