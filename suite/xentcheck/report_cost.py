@@ -49,7 +49,7 @@ def _speed(lines: list[Line], results: Results, folder: Path, written: list[Path
         "none: smaller than the control's, which is `native` beside itself in the same rounds. **of the limit**: forward and backward together, in times of what moving "
         "the bytes takes that must be moved, at the copy and fill bandwidth measured in the same run. **first call**: the first step on this shape in its process, in "
         "steps of later; compiling is part of it. Who computes the gradient on the way forward is slow there and has nearly no backward pass; "
-        "**both** is what training takes. What fails on a shape shows its failure instead of a time.",
+        "**both** is what training takes. In a case named `compiled` all run under torch.compile, `native` included. What fails on a shape shows its failure instead of a time.",
     ]
     for profile in _profiles(lines):
         if profile != "sweeps":
