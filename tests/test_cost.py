@@ -70,6 +70,13 @@ def test_every_speed_case_says_what_a_call_may_take():
     assert all(case.question.memory_limit for case in profiles.load_speed())
 
 
+def test_lint_reads_them_too(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny.yaml").write_text(HEADER + f"  - {{{ONE.replace('memory_limit', 'memory_limt')}}}\n")
+    monkeypatch.setattr(profiles.load_speed, "__defaults__", (tmp_path,))
+    assert cli.main(["lint"]) == 2
+    assert "memory_limt: unknown key; did you mean memory_limit?" in capsys.readouterr().err
+
+
 def test_speed_cases_are_no_part_of_the_specification():
     assert not {c.id for c in load_all()} & {c.id for c in profiles.load_speed()}
 

@@ -150,6 +150,7 @@ def _lint(options: argparse.Namespace) -> int:
     messages = lint(cases)
     if not options.files:
         messages += wildbugs.lint(wildbugs.load(), cases)
+        cases += profiles.load_speed()  # only read: their batches are too large to be looked at here
     for message in messages:
         print(message)
     print(f"{len(cases)} cases, {len(messages)} to mend", file=sys.stderr)
