@@ -21,15 +21,15 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     huge pages, which the system gives where it can; it is an anonymous mapping, returned when the tensor is no longer
     used. Tools that watch torch's own allocator do not see it; what the process holds (its resident set) shows it.
     """
-    return _mapped(shape, dtype) if _is_large(shape, dtype) else torch.empty(shape, dtype=dtype)
+    return _mapped(shape, dtype) if is_large(shape, dtype) else torch.empty(shape, dtype=dtype)
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """As ``torch.zeros``, on the CPU. Where it is large, pages that are never written cost nothing."""
-    return _mapped(shape, dtype) if _is_large(shape, dtype) else torch.zeros(shape, dtype=dtype)
+    return _mapped(shape, dtype) if is_large(shape, dtype) else torch.zeros(shape, dtype=dtype)
 
 
-def _is_large(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+def is_large(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     return _CAN and math.prod(shape) * dtype.itemsize >= _WORTH_IT
 
 

@@ -1,7 +1,7 @@
-"""The sweep as an operator that torch.compile takes as it is, without looking inside or breaking the graph.
+"""The loss under torch.compile on the CPU: many logits by the sweep, as an operator; few by what the compiler fuses well.
 
-For many logits on the CPU it is faster than what the compiler makes of the plain operations. The forward pass makes no
-gradient: compiled, the two passes are two calls that share nothing but their arguments.
+The operator is taken as it is, without a look inside or a break of the graph. Its forward pass makes no gradient:
+compiled, the two passes are two calls that share nothing but their arguments.
 """
 
 from __future__ import annotations
@@ -11,11 +11,61 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import check_range
+from .arguments import check_range, is_ignored
 from .sweep import classes_lie_together, sweep
-from .terms import Question, reduced, scale_of, working_dtype
+from .terms import Question, reduced, scale_of, weighed, working_dtype
 
 _ARGUMENTS = "Tensor input, Tensor target, Tensor? weight, int[] ignored, float smoothing, str reduction, Tensor? normalizer, bool widened"
+
+
+def can_be_fused(question: Question) -> bool:
+    return question.is_about_classes and (question.weight is None or not question.smoothing)
+
+
+def loss_of_few_logits(input: Tensor, target: Tensor, values: tuple[int, ...], question: Question) -> Tensor:
+    losses = _Fused.apply(input, target.long(), values, question.smoothing)
+    if question.weight is not None:
+        losses = weighed(losses, question.weight[question.target])
+    return reduced(losses, question).to(question.dtype)
+
+
+class _Fused(torch.autograd.Function):
+    """The losses of the positions, for equal weights, in operations that make one loop over the logits each way.
+
+    What is kept between the passes are single numbers per position. No loop over the logits reads a mask of the ignored
+    positions, which would take longer than all the rest, and none but the forward pass's sums over classes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor, values: tuple[int, ...], smoothing: float) -> Tensor:
+        ignored = is_ignored(target, values)
+        # Compiled by older versions of torch, a negative index counts from the end.
+        index = torch.where(ignored, 0, torch.where(target < 0, input.shape[1], target)).unsqueeze(1)
+        x = input.to(working_dtype(input))
+        largest = x.amax(1, keepdim=True)
+        lse = (x - largest).exp().sum(1, keepdim=True).log()
+        losses = lse
+        if smoothing < 1:
+            losses = losses - (1 - smoothing) * (input.gather(1, index).to(x.dtype) - largest)
+        if smoothing:
+            losses = losses - smoothing * (x - largest).mean(1, keepdim=True)
+        ctx.save_for_backward(input, target, largest, lse)
+        ctx.values, ctx.smoothing = values, smoothing
+        return torch.where(ignored, 0, losses.squeeze(1)).unsqueeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        input, target, largest, lse = ctx.saved_tensors
+        x = input.to(largest.dtype)
+        p = (x - largest - lse).exp()
+        classes = torch.arange(input.shape[1], device=input.device).view(-1, *[1] * (input.dim() - 2))
+        # Asked of another shape than in the forward pass, what is ignored is found again instead of being kept as a mask.
+        target = target.unsqueeze(1)
+        gradient = torch.where(classes == target, p - (1 - ctx.smoothing), p)
+        if ctx.smoothing:
+            gradient = gradient - ctx.smoothing / input.shape[1]
+        gradient = torch.where(is_ignored(target, ctx.values), 0, gradient * upstream)
+        return gradient.to(input.dtype), None, None, None
 
 
 def loss_of_many_logits(

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import buffers
 from .arguments import check_options, check_range, check_tensors, ignore_values
 from .blockwise import Blockwise
-from .compiled import loss_of_many_logits
+from .compiled import can_be_fused, loss_of_few_logits, loss_of_many_logits
 from .composed import composed
 from .guarded import guarded, plainly, torch_is_right
 from .sweep import sweep
@@ -99,10 +100,13 @@ def masked_cross_entropy(
         loss = guarded(input, target, values, weight, label_smoothing, reduction, normalizer)
         return loss.to(dtype_of_loss(input))
     learns_target = torch.is_grad_enabled() and target.requires_grad
-    if _can_use_operator(input) and not small and not learns_target:
+    compiles = _is_compiled_on_cpu(input) and not learns_target
+    if compiles and wants_gradient and buffers.is_large(input.shape, input.dtype):
         dtype = dtype_of_loss(input)
         return loss_of_many_logits(input, target, values, weight, label_smoothing, reduction, normalizer, dtype)
     question = Question.ask(input, target, values, weight, label_smoothing, reduction, normalizer, may_look)
+    if compiles and can_be_fused(question):
+        return loss_of_few_logits(input, target, values, question)
     if _is_for_kernels(input) and not learns_target:
         from . import triton_kernels  # imports triton, which takes a second
 
@@ -184,7 +188,7 @@ def _is_for_kernels(input: Tensor) -> bool:
     return input.is_cuda
 
 
-def _can_use_operator(input: Tensor) -> bool:
+def _is_compiled_on_cpu(input: Tensor) -> bool:
     return torch.compiler.is_compiling() and input.is_cpu and not torch._C._are_functorch_transforms_active()
 
 
