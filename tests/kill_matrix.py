@@ -28,14 +28,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 import xentcheck
 from kill_page import Matrix, asked, page, summary
-from xentcheck.batch import Batch
-from xentcheck.case import Case
+from xentcheck.case import RELATIONS, Case, Relation
 from xentcheck.casefile import digest, load_all
 from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation, find
 from xentcheck.judge import GOOD, judge
 from xentcheck.naming import matches
 from xentcheck.observe import Answer, observe
+from xentcheck.relations import Relating
 from xentcheck.wire import TOKEN, frame
 
 HERE = Path(__file__).resolve().parent
@@ -90,33 +90,20 @@ class Asking:
         claims = (mutant.capabilities, mutant.tentative, *sorted(mutant.conventions.items()))
         first = (_fingerprint(seen.first), again, seen.changed, claims)
         for aspect in self._examiner.aspects(case, mutant):
-            # A verdict depends on the answers alone, so it is looked up by them; ``known`` also holds what else is to be asked.
-            start = (aspect, first)
-            answers = _answers(mutant, known.get((*start, "related"), ()))
-            path = (*start, *map(_fingerprint, answers))
+            if aspect in RELATIONS and ("related", aspect) not in known:
+                known["related", aspect] = Relating.begin(aspect, exam.batch).batches
+            answers = [observe(mutant, other, True, 1).first for other in known.get(("related", aspect), ())]
+            # A verdict depends on the answers alone, so it is looked up by them.
+            path = (aspect, first, *map(_fingerprint, answers))
             if path not in known:
 
-                def ask(
-                    batches: Sequence[Batch],
-                    answers: list[Answer] = answers,
-                    start: tuple[Any, ...] = start,
-                    mutant: Implementation = mutant,
-                ) -> list[Answer]:
-                    nonlocal path
-                    known[(*start, "related")] = batches
-                    answers = answers or _answers(mutant, batches)
-                    path = (*start, *map(_fingerprint, answers))
-                    return answers
+                def relate(name: Relation, answers: list[Answer] = answers) -> tuple[Relating, list[Answer]]:
+                    return Relating.begin(name, exam.batch), answers
 
-                status = judge(exam, aspect, mutant, seen, ask).status
-                known[path] = status  # by the path that asking has led to
+                known[path] = judge(exam, aspect, mutant, seen, relate).status
             if known[path] not in GOOD:
                 return aspect
         return ""
-
-
-def _answers(mutant: Implementation, batches: Sequence[Batch]) -> list[Answer]:
-    return [observe(mutant, batch, True, calls=1).first for batch in batches]
 
 
 def keeps_state(mutant: Implementation) -> bool:

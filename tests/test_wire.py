@@ -12,7 +12,7 @@ from xentcheck.batch import build
 from xentcheck.casefile import load_all
 from xentcheck.implementation import Deviation, find
 from xentcheck.observe import Answer, Failure, Observation, Raised, observe
-from xentcheck.wire import TOKEN, GarbledError, frame, reading
+from xentcheck.wire import TOKEN, GarbledError, frame, reading, rest
 
 token = bytes(range(TOKEN))
 
@@ -24,9 +24,12 @@ def passed(value):
     memory = next(filling)
     place = 0
     while True:
-        count = min(1000, len(memory))
-        memory[:count] = data[place : place + count]
-        place, memory = place + count, memory[count:]
+        count = min(1000, sum(map(len, memory)))
+        arrived = data[place : place + count]
+        for part in memory:
+            part[:] = arrived[: len(part)] + bytes(part[len(arrived) :])
+            arrived = arrived[len(part) :]
+        place, memory = place + count, rest(memory, count)
         if not memory:
             try:
                 memory = filling.send(None)
@@ -91,6 +94,15 @@ def test_arrays(dtype, shape):
 def test_an_array_that_is_not_contiguous_keeps_its_values():
     value = np.arange(24.0).reshape(4, 6).T[::2]
     assert np.array_equal(passed(value), value)
+
+
+def test_tensors_that_share_their_memory_are_passed_once_and_share_it_there():
+    whole = torch.arange(6.0)
+    value = [whole, whole.view(2, 3).T, whole[2:], torch.arange(6.0)]
+    assert len(frame(token, value)) == 3  # the header, and two storages
+    found = passed(value)
+    same(value, found)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in found}) == 2
 
 
 TENSORS = [
@@ -204,6 +216,7 @@ def test_a_field_that_stays_may_hold_anything():
 
 def test_bytes_that_are_no_frame():
     filling = reading(token)
-    next(filling)[:] = b"x" * (TOKEN + 8)
+    (prefix,) = next(filling)
+    prefix[:] = b"x" * (TOKEN + 8)
     with pytest.raises(GarbledError, match="expected an answer; found b'xxx"):
         filling.send(None)

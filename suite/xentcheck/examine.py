@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xentcheck.batch import Batch, build, capabilities_needed
-from xentcheck.case import Aspect, Case
+from xentcheck.case import Aspect, Case, Relation
 from xentcheck.implementation import Implementation
 from xentcheck.judge import Exam, Verdict, judge
 from xentcheck.observe import Answer, Failure, Observation, Observe, ObserveAll, observe
 from xentcheck.reference import Truth, relevant_conventions, truth
-from xentcheck.relations import NEEDS, applying, related
+from xentcheck.relations import NEEDS, Relating, applying
+
+Related = tuple[Relating, Sequence[Answer | Failure]]
 
 KEPT = 8  # batches, truths and observations of the last few cases; a whole run's would not fit in memory
 
@@ -67,25 +69,30 @@ class Examiner:
         exam = self.exam(case)
         seen = self.observation(case, implementation) if exam.must_be_put_to(implementation) else None
 
-        def ask(batches: Sequence[Batch]) -> Sequence[Answer | Failure]:
-            if self._observe_all is not None:
-                return self._all_answers(case, implementation)[aspect]
-            return [_first(self._observe(implementation, batch, True, 1)) for batch in batches]
+        def relate(name: Relation) -> Related:
+            key = ("relations", case.id, implementation.name)
+            if name not in self._memory.get(key, ()):
+                names: Sequence[Relation] = [name]
+                if self._observe_all is not None:  # where all together cost little more
+                    names = [name for name in self.aspects(case, implementation) if name not in case.aspects]
+                self._memory.pop(key, None)
+                self._once(key, lambda: self._related(case, implementation, names))
+            return self._memory[key].pop(name)  # it can be looked at but once
 
-        return judge(exam, aspect, implementation, seen, ask)
+        return judge(exam, aspect, implementation, seen, relate)
 
-    def _all_answers(self, case: Case, implementation: Implementation) -> Mapping[str, Sequence[Answer | Failure]]:
-        """Of each relation, the answers to the batches that it asks for."""
-        assert self._observe_all is not None
-        ask_all = self._observe_all
-
-        def make() -> Mapping[str, Sequence[Answer | Failure]]:
-            names = [name for name in self.aspects(case, implementation) if name not in case.aspects]
-            batches = {name: related(name, self.batch(case)) for name in names}
-            found = iter(ask_all(implementation, [batch for some in batches.values() for batch in some]))
-            return {name: [_first(next(found)) for _ in some] for name, some in batches.items()}
-
-        return self._once(("relations", case.id, implementation.name), make)
+    def _related(
+        self, case: Case, implementation: Implementation, names: Sequence[Relation]
+    ) -> dict[Relation, Related]:
+        """Relations of a case, begun, with the answers to their batches."""
+        begun = [Relating.begin(name, self.batch(case)) for name in names]
+        batches = [batch for relating in begun for batch in relating.batches]
+        if self._observe_all is None:
+            seen = [self._observe(implementation, batch, True, 1) for batch in batches]
+        else:
+            seen = list(self._observe_all(implementation, batches))
+        answers = iter(map(_first, seen))
+        return {relating.name: (relating, [next(answers) for _ in relating.batches]) for relating in begun}
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key in self._memory:

@@ -29,7 +29,7 @@ import torch
 from xentcheck.batch import Batch
 from xentcheck.implementation import Implementation, ImplementationError, find
 from xentcheck.observe import Failure, Observation
-from xentcheck.wire import TOKEN, GarbledError, frame, reading
+from xentcheck.wire import AT_ONCE, TOKEN, GarbledError, frame, reading, rest
 
 LOADING = 60.0  # seconds that an implementation may take to be imported
 _PATIENCE = 5.0  # seconds in which the kernel ends a process that was killed
@@ -258,13 +258,12 @@ class _Worker:
                 self._drain()
             try:
                 if self.requests in ready:
-                    sending[0] = sending[0][os.write(self.requests, sending[0]) :]
-                    sending = sending if sending[0] else sending[1:]
+                    sending = rest(sending, os.writev(self.requests, sending[:AT_ONCE]))
                 if self.answers in ready:
-                    count = os.readv(self.answers, [memory])
+                    count = os.readv(self.answers, memory[:AT_ONCE])
                     if count == 0:
                         raise EOFError
-                    memory = memory[count:]
+                    memory = rest(memory, count)
                     while not memory:
                         memory = filling.send(None)
             except StopIteration as finished:

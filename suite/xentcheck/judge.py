@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,11 @@ import numpy as np
 
 from xentcheck import relations
 from xentcheck.batch import Batch
-from xentcheck.case import RELATIONS, Aspect, Case
+from xentcheck.case import RELATIONS, Aspect, Case, Relation
 from xentcheck.claims import CONVENTIONS, OPTIONS
 from xentcheck.compare import ALLOWED_UNITS, Fault, compare, first, place
 from xentcheck.implementation import Implementation
-from xentcheck.observe import Failure, Observation
+from xentcheck.observe import Answer, Failure, Observation
 from xentcheck.reference import Array, Truth
 
 STATUSES = ("pass", "fail", "deviates", "unexpected-pass", "unsupported", "unavailable", "error", "crash", "timeout")
@@ -93,9 +93,10 @@ def judge(
     aspect: Aspect,
     implementation: Implementation,
     seen: Observation | Failure | None,
-    ask: relations.Ask | None = None,
+    relate: Callable[[Relation], tuple[relations.Relating, Sequence[Answer | Failure]]] | None = None,
 ) -> Verdict:
-    """The verdict on one aspect. seen: None where the implementation was not asked. ask: its answers to other batches, for relations."""
+    """The verdict on one aspect. seen: None where the implementation was not asked. relate: begins a relation of the batch, and
+    returns it with the answers that it asks for."""
     case = exam.case
 
     def verdict(
@@ -142,9 +143,10 @@ def judge(
     if aspect in RELATIONS:
         if seen.first.loss is None or seen.first.gradient is None:
             return verdict("unsupported", "there is no answer that others could be related to")
-        assert ask is not None
+        assert relate is not None
         asked = relations.Asked(exam.batch, seen.first, _any_truth(exam, implementation), case.question.dtype)
-        fault, units, conventions = relations.broken(aspect, asked, ask), None, {}
+        relating, answers = relate(aspect)
+        fault, units, conventions = relating.broken(asked, answers), None, {}
     else:
         fault, units, conventions = _FINDINGS[aspect](exam, implementation, seen)
     deviation = implementation.deviation_for(case.id, aspect)

@@ -1,7 +1,7 @@
 """What must hold between the answers to two batches, whatever the right answer is.
 
 Each relation turns a batch into others whose answers follow from the first: it yields those batches, all at once and whatever the
-answer was, is sent their answers, and looks at them. Two answers may differ by the rounding error that each of them may have; what
+answer was, is sent the first answer and theirs, and looks at them. Two answers may differ by the rounding error that each of them may have; what
 must be the same bit for bit, or zero, is exactly that.
 """
 
@@ -28,8 +28,6 @@ NEEDS: Mapping[str, frozenset[str]] = {
     "reductions": frozenset({"reduction_option", "reduction_none", "reduction_sum", "reduction_mean"}),
 }
 _REDUCTIONS = ("none", "sum", "mean")
-
-Ask = Callable[[Sequence[Batch]], Sequence[Answer | Failure]]
 
 
 @dataclass(frozen=True)
@@ -108,31 +106,36 @@ def applying(case: Case, batch: Batch) -> tuple[Relation, ...]:
     return tuple(name for name, (applies, _, _) in _RELATIONS.items() if applies(batch))
 
 
-def related(name: Relation, batch: Batch) -> Sequence[Batch]:
-    """The batches whose answers the relation compares with the batch's own."""
-    return next(_RELATIONS[name][2](Asked(batch, Answer(), None, "")))
+@dataclass(frozen=True)
+class Relating:
+    """A relation of a batch, begun: what is left to do needs the answers to other batches."""
+
+    name: Relation
+    batches: Sequence[Batch]
+    looking: Looking
+
+    @staticmethod
+    def begin(name: Relation, batch: Batch) -> Relating:
+        looking = _RELATIONS[name][2](batch)
+        return Relating(name, next(looking), looking)
+
+    def broken(self, asked: Asked, answers: Sequence[Answer | Failure]) -> Fault | None:
+        """How the relation fails to hold between the batch's own answer and those to the others; None where it holds."""
+        try:
+            self.looking.send((asked, [asked.another(*pair) for pair in zip(self.batches, answers, strict=True)]))
+        except StopIteration:
+            return None
+        except Broken as error:
+            return replace(error.fault, message=f"{_RELATIONS[self.name][1]}: {error.fault.message}")
+        raise AssertionError(f"{self.name} yielded twice")
 
 
-def broken(name: Relation, asked: Asked, ask: Ask) -> Fault | None:
-    """How a relation fails to hold; None where it holds. ask: the answers to other batches."""
-    _, what, holds = _RELATIONS[name]
-    looking = holds(asked)
-    batches = next(looking)
-    try:
-        looking.send([asked.another(*pair) for pair in zip(batches, ask(batches), strict=True)])
-    except StopIteration:
-        return None
-    except Broken as error:
-        return replace(error.fault, message=f"{what}: {error.fault.message}")
-    raise AssertionError(f"{name} yielded twice")
+Looking = Generator[Sequence[Batch], tuple[Asked, list[Asked]], None]
 
 
-Looking = Generator[Sequence[Batch], list[Asked], None]
-
-
-def _deletion(asked: Asked) -> Looking:
-    batch, valid = asked.batch, asked.batch.valid
-    (other,) = yield (_picked(batch, torch.from_numpy(np.flatnonzero(valid))),)
+def _deletion(batch: Batch) -> Looking:
+    valid = batch.valid
+    asked, (other,) = yield (_picked(batch, torch.from_numpy(np.flatnonzero(valid))),)
     loss, unit = asked.loss, asked.truth.loss_unit
     if batch.reduction == "none":
         loss, unit = loss.reshape(-1)[valid], unit.reshape(-1)[valid]
@@ -140,25 +143,24 @@ def _deletion(asked: Asked) -> Looking:
     asked.expect("gradient", other.gradient, asked.gradient[valid], asked.gradient_unit[valid])
 
 
-def _poisoning(asked: Asked) -> Looking:
-    batch, valid = asked.batch, asked.batch.valid
+def _poisoning(batch: Batch) -> Looking:
+    valid = batch.valid
     poisoned = batch.fresh()
     rows = poisoned.input.movedim(batch.class_axis, -1)
     largest = torch.finfo(batch.input.dtype).max
     for number, position in enumerate(np.flatnonzero(~valid)):
         where = np.unravel_index(position, batch.positions) if batch.positions else ()
         rows[tuple(int(i) for i in where)] = (np.nan, np.inf, -np.inf, largest, -largest)[number % 5]
-    (other,) = yield (poisoned,)
+    asked, (other,) = yield (poisoned,)
     zero = np.zeros_like(other.gradient)
     asked.expect("gradient of an ignored position", other.gradient[~valid], zero[~valid], zero[~valid])
     asked.expect("loss", other.loss, asked.loss, np.zeros(asked.loss.shape))
     asked.expect("gradient", other.gradient[valid], asked.gradient[valid], zero[valid])
 
 
-def _permutation(asked: Asked) -> Looking:
-    batch = asked.batch
+def _permutation(batch: Batch) -> Looking:
     order = _shuffled(batch.valid.size)
-    (other,) = yield (_picked(batch, torch.from_numpy(order), batch.positions),)
+    asked, (other,) = yield (_picked(batch, torch.from_numpy(order), batch.positions),)
     loss, unit = asked.loss, asked.truth.loss_unit
     if batch.reduction == "none":
         loss, unit = loss.reshape(-1)[order].reshape(loss.shape), unit.reshape(-1)[order].reshape(loss.shape)
@@ -166,8 +168,7 @@ def _permutation(asked: Asked) -> Looking:
     asked.expect("gradient", other.gradient, asked.gradient[order], asked.gradient_unit[order])
 
 
-def _class_permutation(asked: Asked) -> Looking:
-    batch = asked.batch
+def _class_permutation(batch: Batch) -> Looking:
     order = _shuffled(batch.classes)  # the new class j is the old class order[j]
     new = torch.from_numpy(np.argsort(order))
     columns = torch.from_numpy(order)
@@ -183,16 +184,15 @@ def _class_permutation(asked: Asked) -> Looking:
         if "ignore_index" in options:
             values = [int(new[v]) if 0 <= v < batch.classes else v for v in batch.ignore_values]
             options["ignore_index"] = values[0] if isinstance(options["ignore_index"], int) else values
-    (other,) = yield (
+    asked, (other,) = yield (
         replace(batch, input=batch.input.index_select(batch.class_axis, columns), target=target, options=options),
     )
     asked.expect("loss", other.loss, asked.loss, asked.truth.loss_unit)
     asked.expect("gradient", other.gradient, asked.gradient[:, order], asked.gradient_unit[:, order])
 
 
-def _shift(asked: Asked) -> Looking:
+def _shift(batch: Batch) -> Looking:
     """Between two batches whose logits differ by exactly a constant in each row: x is first rounded so that there are such."""
-    batch = asked.batch
     rows = batch.input.movedim(batch.class_axis, -1)
     signs = torch.where(torch.arange(batch.valid.size) % 2 == 0, 8.0, -8.0).reshape(*batch.positions, 1).to(rows.dtype)
     moved = rows + signs
@@ -200,14 +200,13 @@ def _shift(asked: Asked) -> Looking:
     gap = (moved.double() - back.double() == signs.double()) | ~torch.isfinite(rows)
     exact = gap.all(-1, keepdim=True)
     moved, back = torch.where(exact, moved, rows), torch.where(exact, back, rows)
-    one, two = yield [replace(batch, input=x.movedim(-1, batch.class_axis)) for x in (back, moved)]
+    asked, (one, two) = yield [replace(batch, input=x.movedim(-1, batch.class_axis)) for x in (back, moved)]
     unit = np.maximum(one.truth.loss_unit.astype(np.float64), two.truth.loss_unit.astype(np.float64))
     asked.expect("loss", two.loss, one.loss, unit)
     asked.expect("gradient", two.gradient, one.gradient, np.maximum(one.gradient_unit, two.gradient_unit))
 
 
-def _splitting(asked: Asked) -> Looking:
-    batch = asked.batch
+def _splitting(batch: Batch) -> Looking:
     cut = max(1, batch.input.shape[0] // 3)
     whole = _mass(batch)
     parts: list[tuple[Batch, float]] = []  # with the share of what counts in them
@@ -216,7 +215,8 @@ def _splitting(asked: Asked) -> Looking:
         mine = replace(batch, input=batch.input[part], target=batch.target[part], upstream=upstream)
         by_share = batch.reduction == "mean" and "normalizer" not in batch.options
         parts.append((mine, _mass(mine) / whole if by_share else 1.0))
-    answers = iter((yield [mine for mine, share in parts if share]))  # there is no mean over no position
+    asked, others = yield [mine for mine, share in parts if share]  # there is no mean over no position
+    answers = iter(others)
     loss: list[Array] = []
     gradient: list[Array] = []
     for mine, share in parts:
@@ -241,30 +241,28 @@ def _overflows(part: Asked) -> bool:
     return any(bool((np.isfinite(v) & np.isinf(_overflowing(v, dtype))).any()) for v, dtype in exact)
 
 
-def _linearity(asked: Asked) -> Looking:
-    batch = asked.batch
+def _linearity(batch: Batch) -> Looking:
     shape = batch.positions if batch.reduction == "none" else ()
     upstream = torch.ones(shape, dtype=batch.input.dtype) if batch.upstream is None else batch.upstream
     factor = torch.full(shape, -2.0, dtype=upstream.dtype)
     if batch.reduction == "none":
         factor.reshape(-1)[np.flatnonzero(batch.valid)[1::2]] = 0.0
-    (other,) = yield (replace(batch, upstream=upstream * factor),)
+    asked, (other,) = yield (replace(batch, upstream=upstream * factor),)
     by_row = factor.double().reshape(-1).expand(batch.valid.size).numpy()[:, None]
     expected = np.where(by_row == 0, 0.0, by_row * asked.gradient)
     asked.expect("gradient", other.gradient, expected, asked.gradient_unit * abs(by_row))
 
 
-def _zero_sum(asked: Asked) -> Looking:
-    yield ()
-    valid = asked.batch.valid
+def _zero_sum(batch: Batch) -> Looking:
+    asked, _ = yield ()
+    valid = batch.valid
     total, unit = asked.gradient[valid].sum(axis=1), asked.gradient_unit[valid].sum(axis=1)
     asked.expect("sum of a position's gradient", total, np.zeros_like(total), unit / 2)
 
 
-def _reductions(asked: Asked) -> Looking:
-    batch = asked.batch
+def _reductions(batch: Batch) -> Looking:
     ones = torch.ones(batch.positions, dtype=batch.input.dtype)
-    none, total, mean = yield [
+    asked, (none, total, mean) = yield [
         replace(batch, options={**batch.options, "reduction": name}, upstream=ones if name == "none" else None)
         for name in _REDUCTIONS
     ]
@@ -293,7 +291,7 @@ def _can_be_split(batch: Batch) -> bool:
 
 
 # name: (applies, what is done to the batch, holds)
-_RELATIONS: dict[Relation, tuple[Callable[[Batch], bool], str, Callable[[Asked], Looking]]] = {
+_RELATIONS: dict[Relation, tuple[Callable[[Batch], bool], str, Callable[[Batch], Looking]]] = {
     "deletion": (
         lambda b: bool(_ignores_some(b) and b.valid.any()),
         "with the ignored positions deleted",

@@ -7,6 +7,7 @@ default on the other side.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import struct
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+AT_ONCE = 512  # parts of a frame in one system call, which takes 1024
 TOKEN = 16  # bytes that only the two ends of a conversation know, so that nothing else can pass for a frame
 _PREFIX = struct.Struct(f"<{TOKEN}sQ")  # token, length of the header
 _DOUBLE = struct.Struct("<d")
@@ -33,33 +35,73 @@ class GarbledError(Exception):
 
 def frame(token: bytes, value: Any) -> list[memoryview]:
     """A value as what is to be written, one after another. Raises TypeError for what cannot be passed."""
-    buffers: list[np.ndarray] = []
+    buffers = _Buffers()
     body = _encoded(value, buffers, type(value).__name__)
-    header = json.dumps({"value": body, "sizes": [buffer.nbytes for buffer in buffers]}).encode()
-    return [memoryview(_PREFIX.pack(token, len(header)) + header), *(b.data for b in buffers if b.nbytes)]
+    header = json.dumps({"value": body, "sizes": [part.nbytes for part in buffers.parts]}).encode()
+    return [
+        memoryview(_PREFIX.pack(token, len(header)) + header),
+        *(part.data for part in buffers.parts if part.nbytes),
+    ]
 
 
-def reading(token: bytes | None = None) -> Generator[memoryview, None, tuple[bytes, Any]]:
+def rest(parts: list[memoryview], count: int) -> list[memoryview]:
+    """What is left of the memory after its first ``count`` bytes."""
+    for number, part in enumerate(parts):
+        if count < part.nbytes:
+            return [part[count:], *parts[number + 1 :]]
+        count -= part.nbytes
+    return []
+
+
+def reading(token: bytes | None = None) -> Generator[list[memoryview], None, tuple[bytes, Any]]:
     """Yields the memory that is to be filled next, however many reads that takes; returns token and value.
 
     token: what the frame must begin with. Raises GarbledError for anything else.
     """
     prefix = bytearray(_PREFIX.size)
-    yield memoryview(prefix)
+    yield [memoryview(prefix)]
     found, length = _PREFIX.unpack(prefix)
     if token is not None and found != token:
         raise GarbledError(f"expected an answer; found {bytes(prefix)!r}")
     header = bytearray(length)
-    yield memoryview(header)
+    yield [memoryview(header)]
     parts = json.loads(header)
     buffers = [np.empty(size, dtype=np.uint8) for size in parts["sizes"]]
-    for buffer in buffers:
-        if buffer.nbytes:
-            yield buffer.data
+    if filled := [buffer.data for buffer in buffers if buffer.nbytes]:
+        yield filled
     return found, _decoded(parts["value"], buffers)
 
 
-def _encoded(value: Any, buffers: list[np.ndarray], place: str) -> Any:
+class _Buffers:
+    """What follows a header, each part once: large ones take time to pass."""
+
+    def __init__(self) -> None:
+        self.parts: list[np.ndarray] = []
+        self._storages: dict[tuple[int, int], int] = {}
+
+    def of_storage(self, tensor: Tensor) -> int:
+        """The number of the part with the tensor's whole storage, whose gaps are part of what a loss may read by mistake. Tensors that
+        share it share it on the other side."""
+        storage = tensor.untyped_storage()
+        key = storage.data_ptr(), storage.nbytes()
+        if key not in self._storages or not key[1]:
+            self._storages[key] = self._add(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())  # type: ignore[call-overload]
+        return self._storages[key]
+
+    def of_values(self, data: np.ndarray) -> int:
+        """The number of a part with these bytes; the answer to the same call again is mostly the same."""
+        if data.nbytes >= _LARGE and data.nbytes % 8 == 0:
+            for number, other in enumerate(self.parts):
+                if other.nbytes == data.nbytes and np.array_equal(other.view(np.int64), data.view(np.int64)):
+                    return number
+        return self._add(data)
+
+    def _add(self, part: np.ndarray) -> int:
+        self.parts.append(part)
+        return len(self.parts) - 1
+
+
+def _encoded(value: Any, buffers: _Buffers, place: str) -> Any:
     """As JSON: what is plain stands for itself, anything else is a list that begins with its kind."""
     kind = type(value)
     if kind in _PLAIN or isinstance(value, str):  # torch.__version__ is no plain string, but arrives as one
@@ -78,17 +120,13 @@ def _encoded(value: Any, buffers: list[np.ndarray], place: str) -> Any:
             "array",
             value.dtype.str,
             list(value.shape),
-            _placed(np.ascontiguousarray(value).reshape(-1).view(np.uint8), buffers),
+            buffers.of_values(np.ascontiguousarray(value).reshape(-1).view(np.uint8)),
         ]
     if kind is Tensor and _is_plain(value):
-        # The whole storage, whose gaps are part of what a loss may read by mistake.
-        buffers.append(torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage()).numpy())  # type: ignore[call-overload]
         layout = [list(value.shape), list(value.stride()), value.storage_offset()]
-        return ["tensor", str(value.dtype).removeprefix("torch."), *layout, len(buffers) - 1]
+        return ["tensor", str(value.dtype).removeprefix("torch."), *layout, buffers.of_storage(value)]
     if is_dataclass(kind) and kind.__module__.startswith("xentcheck."):
-        sent = {
-            f.name: _encoded(getattr(value, f.name), buffers, f"{place}.{f.name}") for f in fields(kind) if _is_sent(f)
-        }
+        sent = {name: _encoded(getattr(value, name), buffers, f"{place}.{name}") for name in _sent(kind)}
         return ["dataclass", f"{kind.__module__}:{kind.__qualname__}", sent]
     raise TypeError(
         f"{place}: expected None, a number, a string, a collection, an array, a plain CPU tensor or a dataclass of these; "
@@ -96,38 +134,27 @@ def _encoded(value: Any, buffers: list[np.ndarray], place: str) -> Any:
     )
 
 
-def _placed(data: np.ndarray, buffers: list[np.ndarray]) -> int:
-    """The number of a buffer with these bytes. The answer to the same call again is mostly the same, and large ones take time to pass."""
-    if data.nbytes >= _LARGE and data.nbytes % 8 == 0:
-        for number, other in enumerate(buffers):
-            if other.nbytes == data.nbytes and np.array_equal(other.view(np.int64), data.view(np.int64)):
-                return number
-    buffers.append(data)
-    return len(buffers) - 1
-
-
 def _decoded(body: Any, buffers: list[np.ndarray]) -> Any:
     if not isinstance(body, list):
         return body
-    kind, *rest = body
+    kind, *about = body
     if kind == "float":
-        return _DOUBLE.unpack(bytes.fromhex(rest[0]))[0]
+        return _DOUBLE.unpack(bytes.fromhex(about[0]))[0]
     if kind in _MAKE:
-        return _MAKE[kind](_decoded(v, buffers) for v in rest[0])
+        return _MAKE[kind](_decoded(v, buffers) for v in about[0])
     if kind == "dict":
-        return {_decoded(k, buffers): _decoded(v, buffers) for k, v in rest[0]}
+        return {_decoded(k, buffers): _decoded(v, buffers) for k, v in about[0]}
     if kind == "array":
-        dtype, shape, number = rest
+        dtype, shape, number = about
         return buffers[number].view(dtype).reshape(shape)
     if kind == "tensor":
-        dtype, shape, stride, offset, number = rest
+        dtype, shape, stride, offset, number = about
         storage = torch.from_numpy(buffers[number]).untyped_storage()
         return torch.empty(0, dtype=getattr(torch, dtype)).set_(storage, offset, shape, stride)  # type: ignore[call-overload]
-    module, _, name = rest[0].partition(":")
-    made_of = getattr(importlib.import_module(module), name)
+    made_of = _named(about[0])
     made = object.__new__(made_of)  # as it was, without being made anew
     for field in fields(made_of):
-        value = _decoded(rest[1][field.name], buffers) if field.name in rest[1] else _default(field)
+        value = _decoded(about[1][field.name], buffers) if field.name in about[1] else _default(field)
         object.__setattr__(made, field.name, value)
     return made
 
@@ -137,8 +164,15 @@ def _is_plain(tensor: Tensor) -> bool:
     return strided and tensor.device.type == "cpu" and not tensor.requires_grad
 
 
-def _is_sent(field: Field[Any]) -> bool:
-    return field.metadata.get("sent", True)
+@functools.cache
+def _sent(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind) if field.metadata.get("sent", True))
+
+
+@functools.cache
+def _named(place: str) -> type:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _default(field: Field[Any]) -> Any:

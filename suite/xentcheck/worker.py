@@ -40,7 +40,7 @@ from xentcheck import implementation as implementations
 from xentcheck.batch import Batch
 from xentcheck.implementation import Implementation, ImplementationError
 from xentcheck.observe import Failure, Observation, observe
-from xentcheck.wire import frame, reading
+from xentcheck.wire import AT_ONCE, frame, reading, rest
 
 FORMS = ("cross_entropy", "loss_and_gradient", "linear_cross_entropy")
 LINGER = 0.5  # seconds within which a thread that a call started has to end after it
@@ -148,9 +148,9 @@ def _work(start: dict[str, Any], requests: int, answers: int) -> None:
             with suppress(Exception):
                 stream.flush()
         _LIBC.fflush(None)
-        for part in frame(token, value):
-            while part:
-                part = part[os.write(answers, part) :]
+        parts = frame(token, value)
+        while parts:
+            parts = rest(parts, os.writev(answers, parts[:AT_ONCE]))
 
     token = bytes.fromhex(start["token"])
     _announce_probes(lambda number: send(token, {"asking": number}), frozenset(start["unasked"]))
@@ -170,10 +170,10 @@ def _work(start: dict[str, Any], requests: int, answers: int) -> None:
         try:
             while True:
                 while memory:
-                    count = os.readv(requests, [memory])
+                    count = os.readv(requests, memory[:AT_ONCE])
                     if count == 0:  # the run is over
                         return None
-                    memory = memory[count:]
+                    memory = rest(memory, count)
                 memory = next(filling)
         except StopIteration as finished:
             token, request = finished.value
