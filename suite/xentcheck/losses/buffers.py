@@ -24,23 +24,26 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return _mapped(shape, dtype) if is_large(shape, dtype) else torch.empty(shape, dtype=dtype)
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """As ``torch.zeros``, on the CPU. Where it is large, pages that are never written cost nothing."""
-    return _mapped(shape, dtype) if is_large(shape, dtype) else torch.zeros(shape, dtype=dtype)
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, *, sparse: bool = False) -> Tensor:
+    """As ``torch.zeros``, on the CPU. Where it is large, pages that are never written cost nothing.
+
+    sparse: whether what will be written lies scattered and is less than a tenth; then huge pages would be mostly in vain.
+    """
+    return _mapped(shape, dtype, not sparse) if is_large(shape, dtype) else torch.zeros(shape, dtype=dtype)
 
 
 def is_large(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     return _CAN and math.prod(shape) * dtype.itemsize >= _WORTH_IT
 
 
-def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _mapped(shape: tuple[int, ...], dtype: torch.dtype, in_huge_pages: bool = True) -> Tensor:
     count = math.prod(shape)
     try:
         room = mmap.mmap(-1, count * dtype.itemsize + _HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:
         return torch.zeros(shape, dtype=dtype)  # or torch's own words for too little memory
     with contextlib.suppress(OSError):  # a kernel without huge pages
-        room.madvise(mmap.MADV_HUGEPAGE)
+        room.madvise(mmap.MADV_HUGEPAGE if in_huge_pages else mmap.MADV_NOHUGEPAGE)
     offset = -torch.frombuffer(room, dtype=torch.uint8, count=1).data_ptr() % _HUGE_PAGE
     return torch.frombuffer(room, dtype=dtype, count=count, offset=offset).view(shape)
 

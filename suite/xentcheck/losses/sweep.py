@@ -233,8 +233,10 @@ def _stretches(valid: Tensor, gap: int) -> list[tuple[int, int]]:
 
 def _room(x: Tensor, blocks: list[Block]) -> Tensor:
     rows = sum(len(at) if isinstance(at, Tensor) else len(range(*at[0].indices(len(x)))) for at in blocks)
-    make = buffers.empty if x.dim() == 3 or rows == len(x) else buffers.zeros
-    return make(tuple(x.shape), x.dtype)
+    if x.dim() == 3 or rows == len(x):
+        return buffers.empty(tuple(x.shape), x.dtype)
+    sparse = rows < len(x) / 10 and any(isinstance(at, Tensor) for at in blocks)
+    return buffers.zeros(tuple(x.shape), x.dtype, sparse=sparse)
 
 
 def _cleared(factor: Tensor | float, ignored: Tensor | None, dtype: torch.dtype) -> Tensor | float:
