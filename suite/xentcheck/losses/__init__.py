@@ -12,7 +12,7 @@ positions that are not ignored, over the number of rows of class probabilities, 
 
 - ``guarded``: few logits on the CPU; torch's own loss, kept from what it gets wrong;
 - ``blockwise``: many logits on the CPU; one ``sweep``, into one buffer of the logits' size, or in their place;
-- ``compiled``: many logits on the CPU under torch.compile; the sweep as an operator;
+- ``compiled``: the CPU under torch.compile; the sweep as an operator, and for few logits what the compiler fuses well;
 - ``triton_kernels``: logits on a CUDA device, where Triton is installed;
 - ``composed``: plain torch operations that never branch on a value: other devices, torch.func, second derivatives.
 
