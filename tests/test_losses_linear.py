@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from xentcheck.losses import linear, linear_masked_cross_entropy
+from xentcheck.losses import linear_masked_cross_entropy, linear_sweep
 
 N, C, H = 13, 11, 7
 OPTIONS = [
@@ -27,9 +27,9 @@ OPTIONS = [
 def chunks(request, monkeypatch):
     """So few positions at a time that every chunk but the last is full, and chunks consist of several parts."""
     if request.param == "many chunks":
-        monkeypatch.setattr(linear, "_SMALLEST_CHUNK", 3 * C)
-        monkeypatch.setattr(linear, "_LARGEST_CHUNK", 3 * C)
-        monkeypatch.setattr(linear, "_CACHED", 2 * C)
+        monkeypatch.setattr(linear_sweep, "SMALLEST_CHUNK", 3 * C)
+        monkeypatch.setattr(linear_sweep, "_LARGEST_CHUNK", 3 * C)
+        monkeypatch.setattr(linear_sweep, "_CACHED", 2 * C)
     return request.param
 
 
@@ -281,7 +281,7 @@ class _Largest(TorchDispatchMode):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_logits_are_never_held(chunks, reduction, dtype, monkeypatch):
-    monkeypatch.setattr(linear, "_SMALLEST_CHUNK", 1)
+    monkeypatch.setattr(linear_sweep, "SMALLEST_CHUNK", 1)
     count = 400
     hidden = torch.randn(count, 8).to(dtype).requires_grad_()
     matrix = torch.randn(1000, 8).to(dtype).requires_grad_()

@@ -20,10 +20,7 @@ class Question(NamedTuple):
     smoothing: float
     reduction: str
     dtype: torch.dtype  # of the loss
-
-    @property
-    def is_about_classes(self) -> bool:
-        return not self.target.is_floating_point()
+    is_about_classes: bool  # not about class probabilities
 
     @staticmethod
     def ask(
@@ -50,7 +47,10 @@ class Question(NamedTuple):
         denominator: Tensor | float = 1.0
         if reduction == "mean" and target.numel():
             denominator = _denominator(target, ignored, weight, normalizer, dtype, may_look)
-        return Question(target, ignored, weight, denominator, smoothing, reduction, dtype_of_loss(input))
+        is_about_classes = not target.is_floating_point()
+        return Question(
+            target, ignored, weight, denominator, smoothing, reduction, dtype_of_loss(input), is_about_classes
+        )
 
 
 class Shares(NamedTuple):

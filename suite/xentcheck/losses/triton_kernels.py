@@ -110,7 +110,7 @@ class _Kernels(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         input, top, log_sum, target, ignored, weight = ctx.saved_tensors
-        question = Question(target, ignored, weight, 1.0, ctx.smoothing, "none", working_dtype(input))
+        question = Question(target, ignored, weight, 1.0, ctx.smoothing, "none", working_dtype(input), True)
         if torch.is_grad_enabled() or not torch._C._has_storage(upstream):  # create_graph; a wrapper of vmap
             return composed_gradient(input, upstream.squeeze(1), question), None
         work = _Work(input, question)

@@ -1,0 +1,122 @@
+"""The sweep of ``linear_sweep`` as an operator that torch.compile takes as it is, without a look inside or a break of the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .linear_sweep import Options, Positions, can_be_scaled, gradients_anew, loss_and_gradients, positions_of
+from .terms import working_dtype
+
+_ARGUMENTS = "Tensor hidden, Tensor matrix, Tensor? bias, Tensor target, Tensor? weight, int[] ignored, str reduction, float smoothing, Tensor? normalizer, bool[] wanted"
+
+
+def linear_loss_of_many_logits(
+    hidden: Tensor, matrix: Tensor, bias: Tensor | None, target: Tensor, weight: Tensor | None, options: Options
+) -> Tensor:
+    ignored, reduction, smoothing, normalizer = options
+    if normalizer is not None and not isinstance(normalizer, Tensor):
+        normalizer = torch.full((), normalizer, dtype=torch.float64)
+    wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, matrix, bias)]
+    arguments = (hidden, matrix, bias, target, weight, list(ignored), reduction, smoothing, normalizer, wanted)
+    return torch.ops.xentcheck.linear_masked_cross_entropy(*arguments)[0]
+
+
+@torch.library.custom_op(
+    "xentcheck::linear_masked_cross_entropy",
+    mutates_args=(),
+    schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _loss(hidden: Tensor, matrix: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
+    """The loss, and the gradients for an upstream gradient of 1, each empty where it is not wanted or not known yet."""
+    positions, options, wanted = _asked(hidden, matrix, *others)
+    loss, gradients = loss_and_gradients(hidden, matrix, bias, positions, options, wanted)
+    return loss, *_filled(gradients, hidden)
+
+
+@_loss.register_fake
+def _(
+    hidden: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    weight: Any,
+    ignored: Any,
+    reduction: str,
+    smoothing: Any,
+    normalizer: Any,
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:
+    if reduction == "none":
+        return hidden.new_empty(target.shape), *_like_wanted(hidden, matrix, bias, [False] * 3)
+    return hidden.new_empty(()), *_like_wanted(hidden, matrix, bias, wanted)
+
+
+@torch.library.custom_op(
+    "xentcheck::linear_masked_cross_entropy_backward",
+    mutates_args=(),
+    schema=f"(Tensor upstream, Tensor[] gradients, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+)
+def _gradients(
+    upstream: Tensor, gradients: list[Tensor], hidden: Tensor, matrix: Tensor, bias: Tensor | None, *others: Any
+) -> tuple[Tensor, ...]:
+    positions, options, wanted = _asked(hidden, matrix, *others)
+    if options.reduction != "none" and upstream == 1:
+        return tuple(g.clone() for g in gradients)
+    return tuple(_filled(gradients_anew(upstream, hidden, matrix, bias, positions, wanted), hidden))
+
+
+@_gradients.register_fake
+def _(
+    upstream: Tensor, gradients: list[Tensor], hidden: Tensor, matrix: Tensor, bias: Tensor | None, *others: Any
+) -> tuple[Tensor, ...]:
+    return tuple(_like_wanted(hidden, matrix, bias, others[-1]))
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, matrix, bias, target, weight, *options, normalizer, wanted = inputs
+    ctx.save_for_backward(hidden, matrix, bias, target, weight, normalizer, *output[1:])
+    ctx.options, ctx.wanted = options, wanted
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    hidden, matrix, bias, target, weight, normalizer, *gradients = ctx.saved_tensors
+    nothing = (None,) * 7
+    if upstream is None:
+        return None, None, None, *nothing
+    if can_be_scaled(hidden, Options(*ctx.options, normalizer)):
+        found = [gradient * upstream for gradient in gradients]
+    else:
+        arguments = (hidden, matrix, bias, target, weight, *ctx.options, normalizer, ctx.wanted)
+        found = torch.ops.xentcheck.linear_masked_cross_entropy_backward(upstream, gradients, *arguments)
+    return *(g if w else None for g, w in zip(found, ctx.wanted, strict=True)), *nothing
+
+
+_loss.register_autograd(_backward, setup_context=_remember)
+
+
+def _asked(
+    hidden: Tensor,
+    matrix: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignored: list[int],
+    reduction: str,
+    smoothing: float,
+    normalizer: Tensor | None,
+    wanted: list[bool],
+) -> tuple[Positions, Options, list[bool]]:
+    options = Options(tuple(ignored), reduction, smoothing, normalizer)
+    return positions_of(target, len(matrix), weight, options, working_dtype(hidden)), options, wanted
+
+
+def _filled(gradients: list[Tensor | None], like: Tensor) -> list[Tensor]:
+    return [like.new_empty(0) if g is None else g for g in gradients]
+
+
+def _like_wanted(hidden: Tensor, matrix: Tensor, bias: Tensor | None, wanted: list[bool]) -> list[Tensor]:
+    tensors = (hidden, matrix, hidden if bias is None else bias)
+    return [hidden.new_empty(t.shape if w else (0,)) for t, w in zip(tensors, wanted, strict=True)]

@@ -1,0 +1,197 @@
+"""The sweep over a linear layer's output that never holds the logits: hidden states and weight matrix to loss and gradients.
+
+With hidden states h (M, H), matrix V (C, H) and bias b (C), the logits are x = h V^T + b, the loss is that of ``losses``, and
+
+    gradient of h = d V,    of V = d^T h,    of b = the sum of d over the positions,    d = u / D (A p - w q)
+
+The logits of a few valid positions at a time become their d in place; ignored positions are left out before anything is
+computed. How much room a few positions take is in ``_positions_at_once``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arguments import expected, is_ignored
+from .products import product_for
+from .terms import weighed, working_dtype
+
+SMALLEST_CHUNK, _LARGEST_CHUNK = 2**21, 2**24  # logits
+_CACHED = 2**21  # logits worked on together; fewer are nearer in the cache, but each operation wakes all threads
+
+
+class Options(NamedTuple):
+    ignored: tuple[int, ...]
+    reduction: str
+    smoothing: float
+    normalizer: int | float | Tensor | None
+
+
+class Positions(NamedTuple):
+    """What belongs to the valid positions, K in number, in the working dtype; their w q has the parts ``of_*``."""
+
+    rows: Tensor | None  # (K), where they stand among all; None if all are valid
+    target: Tensor  # (K)
+    of_target: Tensor  # (K), w_t (1 - s)
+    of_classes: Tensor | None  # (C) or (), w_c s / C; None without smoothing
+    total: Tensor | None  # (K), A; None where it is 1
+    denominator: Tensor  # (), 1 unless the reduction is the mean
+
+
+def positions_of(
+    target: Tensor, classes: int, weight: Tensor | None, options: Options, dtype: torch.dtype
+) -> Positions:
+    ignored = is_ignored(target, options.ignored)
+    rows = (~ignored).nonzero().flatten() if ignored.any() else None
+    valid = target if rows is None else target[rows]
+    wrong = ((valid < 0) | (valid >= classes)).nonzero().flatten()
+    if len(wrong):
+        at = int(wrong[0] if rows is None else rows[wrong[0]])
+        wanted = (
+            f"a class from 0 to {classes - 1}, or {' or '.join(map(str, options.ignored)) or 'nothing'} to be ignored"
+        )
+        raise IndexError(expected("target", wanted, f"{int(target[at])} at position {at} of the flattened target"))
+    s, one = options.smoothing, torch.ones((), dtype=dtype, device=target.device)
+    w = one.expand(classes) if weight is None else weight.to(dtype)
+    counted = w[valid]
+    of_classes = None if not s else one * s / classes if weight is None else w * (s / classes)
+    denominator = one
+    if options.normalizer is not None:
+        denominator = torch.as_tensor(options.normalizer, dtype=dtype, device=target.device)
+    elif options.reduction == "mean" and len(valid):
+        denominator = counted.sum()
+    total = None if weight is None else counted * (1 - s) + w.mean() * s
+    return Positions(rows, valid, counted * (1 - s), of_classes, total, denominator)
+
+
+def loss_and_gradients(
+    hidden: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    positions: Positions,
+    options: Options,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The loss in the dtype of ``hidden``; and the gradients that are wanted of hidden states, matrix and bias for an upstream
+    gradient of 1, but for "none", where nobody knows yet what it will be."""
+    at_once = any(wanted) and options.reduction != "none"
+    scale = torch.ones_like(positions.denominator) / positions.denominator if at_once else None
+    losses, gradients = sweep(hidden, matrix, bias, positions, scale, wanted)
+    loss = losses if options.reduction == "none" else losses.sum() / positions.denominator
+    return loss.to(hidden.dtype), gradients
+
+
+def can_be_scaled(hidden: Tensor, options: Options) -> bool:
+    """Whether a gradient for another upstream gradient is that for 1 times it; half types would be rounded twice."""
+    return options.reduction != "none" and hidden.dtype == working_dtype(hidden)
+
+
+def gradients_anew(
+    upstream: Tensor,
+    hidden: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    positions: Positions,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    scale = upstream.to(positions.denominator.dtype) / positions.denominator
+    if scale.dim() and positions.rows is not None:
+        scale = scale[positions.rows]
+    return sweep(hidden, matrix, bias, positions, scale, wanted)[1]
+
+
+def sweep(
+    hidden: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    positions: Positions,
+    scale: Tensor | None,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The losses (M), 0 where ignored; and, given u / D as ``scale``, () or (K), those gradients that are wanted."""
+    dtype, classes = working_dtype(hidden), matrix.shape[0]
+    losses = hidden.new_zeros(len(hidden), dtype=dtype)
+    count, chunk = len(positions.target), _positions_at_once(len(positions.target), classes)
+    chunks = [slice(n, min(n + chunk, count)) for n in range(0, count, chunk)]
+    product = product_for(matrix, min(chunk, count), len(chunks))
+    wants_hidden, wants_matrix, wants_bias = (w and scale is not None for w in wanted)
+    of_hidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format) if wants_hidden else None
+    of_bias = torch.zeros(classes, dtype=dtype, device=hidden.device) if wants_bias else None
+    scale = None if scale is None else scale.expand(count)
+    shift = None if bias is None else bias.to(dtype)
+
+    step = max(1, min(_CACHED // classes, chunk))
+    room = torch.empty(min(step, count), classes, dtype=dtype, device=hidden.device)
+    for at in chunks:
+        rows = None if positions.rows is None else positions.rows[at]
+        h = (hidden[at] if rows is None else hidden[rows]).contiguous()
+        product.fill(h)
+        for n in range(0, len(h), step):
+            few = slice(n, min(n + step, len(h)))
+            x = product.logits(few)
+            if shift is not None:
+                x += shift
+            mine = _part(positions, slice(at.start + few.start, at.start + few.stop))
+            found, d = _losses_and_difference(x, mine, room[: len(x)])
+            losses[slice(at.start + few.start, at.start + few.stop) if mine.rows is None else mine.rows] = found
+            if scale is not None:
+                u = scale[at][few]
+                if of_bias is None:
+                    torch.mul(d, u.unsqueeze(1), out=product.place(few))
+                else:
+                    product.place(few).copy_(d.mul_(u.unsqueeze(1)))
+                    of_bias += d.sum(0)  # not a product with ones, which adds naively
+        if of_hidden is not None:
+            if rows is None:
+                product.times_matrix(len(h), out=of_hidden[at])
+            else:
+                of_hidden[rows] = product.times_matrix(len(h))
+        if wants_matrix:
+            product.add_outer(h)
+    of_matrix = product.outer() if wants_matrix else None
+    return losses, [of_hidden, of_matrix, None if of_bias is None else of_bias.to(matrix.dtype)]
+
+
+def _losses_and_difference(x: Tensor, mine: Positions, room: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses of the positions with logits x (R, C), and, in the room of x's shape, A p - w q."""
+    t = mine.target.unsqueeze(1)
+    if mine.of_classes is None:
+        p = torch.softmax(x, 1, out=room)
+        nll = -p.gather(1, t).log()
+        if bool((nll > -math.log(torch.finfo(p.dtype).tiny) - 10).any()):  # p_t has underflowed, or is about to
+            nll = x.amax(1, keepdim=True) - x.gather(1, t) - p.amax(1, keepdim=True).log()
+        losses = weighed(nll.squeeze(1), mine.of_target)
+    else:
+        log_p = torch.log_softmax(x, 1, out=room)
+        losses = weighed(-log_p.gather(1, t).squeeze(1), mine.of_target)
+        losses += weighed(-log_p, mine.of_classes).sum(1)
+        p = log_p.exp_()
+    if mine.total is not None:
+        p *= mine.total.unsqueeze(1)
+    p.scatter_add_(1, t, -mine.of_target.unsqueeze(1))
+    if mine.of_classes is not None:
+        p -= mine.of_classes
+    return losses, p
+
+
+def _part(positions: Positions, few: slice) -> Positions:
+    rows, target, of_target, of_classes, total, denominator = positions
+    return Positions(
+        None if rows is None else rows[few],
+        target[few],
+        of_target[few],
+        of_classes,
+        None if total is None else total[few],
+        denominator,
+    )
+
+
+def _positions_at_once(count: int, classes: int) -> int:
+    """An eighth of the positions, unless that makes few or very many logits: a matrix product wants many rows at a time."""
+    size = min(max(count * classes // 8, SMALLEST_CHUNK), _LARGEST_CHUNK)
+    return max(1, min(count, -(-size // classes)))

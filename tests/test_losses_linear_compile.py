@@ -1,0 +1,134 @@
+"""The fused linear loss under torch.compile, and the operator behind it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from test_losses_linear import OPTIONS, batch
+from xentcheck.losses import linear, linear_masked_cross_entropy, linear_sweep
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def as_if_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr(linear, "SMALLEST_CHUNK", 1)
+
+
+def compiled(**options: Any) -> Any:
+    """Compiled as one graph, forward and backward, in which the operator is seen."""
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        assert any("xentcheck.linear" in str(node.target) for node in graph.graph.nodes)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    return torch.compile(functools.partial(linear_masked_cross_entropy, **options), backend=backend, fullgraph=True)
+
+
+def run(loss: Any, tensors: list[Tensor | None], target: Tensor, upstream: float) -> list[Tensor]:
+    found = loss(tensors[0], tensors[1], target, linear_bias=tensors[2])
+    given = [t for t in tensors if t is not None and t.requires_grad]
+    return [found, *torch.autograd.grad(found, given, torch.full_like(found, upstream))]
+
+
+def compare(tensors: list[Tensor | None], target: Tensor, tolerance: float, **options: Any) -> None:
+    mine, theirs = compiled(**options), functools.partial(linear_masked_cross_entropy, **options)
+    for upstream in (1.0, -3.0):
+        found, expected = (run(loss, tensors, target, upstream) for loss in (mine, theirs))
+        for one, other in zip(found, expected, strict=True):
+            assert (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride())
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=1e-16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_gives_what_it_gives_uncompiled(options: dict[str, Any], dtype: torch.dtype) -> None:
+    tensors, target, weight = batch(dtype, value=3 if "ignore_index" in options else -100)
+    compare(tensors, target, 4e-16 if dtype == torch.float64 else 2e-7, weight=weight, **options)
+
+
+@pytest.mark.parametrize("wanted", ["hidden and matrix", "hidden", "matrix and bias", "bias"])
+def test_gradients_of_some(wanted: str) -> None:
+    tensors, target, _ = batch()
+    for name, tensor in zip(("hidden", "matrix", "bias"), tensors, strict=True):
+        assert tensor is not None
+        tensor.requires_grad_(name in wanted)
+    compare(tensors, target, 4e-16)
+
+
+def test_without_a_bias() -> None:
+    compare(*batch(bias=False)[:2], 4e-16)
+
+
+def test_without_a_gradient() -> None:
+    tensors, target, _ = batch()
+    with torch.no_grad():
+        expected = linear_masked_cross_entropy(tensors[0], tensors[1], target)
+        assert torch.equal(compiled()(tensors[0], tensors[1], target), expected)
+
+
+def test_a_bad_target_is_told_in_the_same_words() -> None:
+    tensors, target, _ = batch()
+    target[4] = 11
+    with pytest.raises(IndexError, match="found 11 at position 4"):
+        compiled()(tensors[0], tensors[1], target)
+
+
+class _Largest(TorchDispatchMode):
+    """The largest number of values that an operation below makes, the operator's own included."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, Tensor):
+                _Largest.count = max(self.count, value.untyped_storage().nbytes() // value.element_size())
+        return result
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_logits_are_never_held(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_sweep, "SMALLEST_CHUNK", 1)
+    monkeypatch.setattr(_Largest, "count", 0)
+    sweep = linear_sweep.sweep
+
+    def watched(*arguments: Any) -> Any:
+        with _Largest():
+            return sweep(*arguments)
+
+    monkeypatch.setattr(linear_sweep, "sweep", watched)
+    hidden, matrix = torch.randn(400, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
+    seen: list[torch.Size] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        seen.extend(node.meta["example_value"].shape for node in graph.graph.nodes if hasattr(node.meta.get("example_value"), "shape"))  # fmt: skip
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    loss = torch.compile(functools.partial(linear_masked_cross_entropy, reduction=reduction), backend=backend)
+    loss(hidden, matrix, torch.randint(1000, (400,))).sum().backward()
+    assert matrix.grad is not None
+    assert 8000 <= _Largest.count <= 2 * 400 * 1000 // 8
+    assert seen
+    assert all(shape.numel() < 400 * 1000 for shape in seen)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(dtype: torch.dtype, reduction: str) -> None:
+    tensors, target, weight = batch(dtype)
+    for bias in (tensors[2], None):
+        wanted = [True, True, bias is not None]
+        options = (target, weight, [-100], reduction, 0.1, None, wanted)
+        done = torch.library.opcheck(
+            torch.ops.xentcheck.linear_masked_cross_entropy, (tensors[0], tensors[1], bias, *options)
+        )
+        assert set(done.values()) == {"SUCCESS"}
+        assert len(done) == 4
