@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from xentcheck.losses import masked_cross_entropy
 
 PROGRAM = """
 import sys, torch
@@ -56,3 +59,27 @@ def test_one_buffer_of_the_logits_size_or_none(dtype: str, mode: str, reduction:
     found = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert found < most
     assert (found > 0.9) == (mode == "backward"), "a mark that does not see the buffer shows nothing"
+
+
+def _flags(value: torch.Tensor) -> set[str]:
+    """What the kernel was told of the mapping that holds the tensor (proc(5), VmFlags)."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0] and not words[0].endswith(":"):
+            start, _, end = words[0].partition("-")
+            inside = int(start, 16) <= value.data_ptr() < int(end, 16)
+        elif inside and words[0] == "VmFlags:":
+            return set(words[1:])
+    return set()
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages in this kernel")
+@pytest.mark.parametrize(("valid", "told"), [(slice(None, None, 20), "nh"), (slice(0, 20), "hg"), (slice(None), "hg")])
+def test_huge_pages_unless_few_scattered_rows_are_written(valid: slice, told: str) -> None:
+    logits = torch.randn(400, 2**15, requires_grad=True)  # 50 MiB
+    target = torch.full((400,), -100)
+    target[valid] = 3
+    (gradient,) = torch.autograd.grad(masked_cross_entropy(logits, target), logits)
+    assert told in _flags(gradient)
+    assert not gradient[target == -100].any()

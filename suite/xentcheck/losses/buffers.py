@@ -9,7 +9,7 @@ import mmap
 import torch
 from torch import Tensor
 
-_HUGE_PAGE = 2**21  # bytes
+HUGE_PAGE = 2**21  # bytes
 _WORTH_IT = 2**25  # bytes; what is smaller, malloc keeps for the next who asks, with its pages
 _CAN = all(hasattr(mmap, name) for name in ("MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_HUGEPAGE"))  # on Linux
 
@@ -27,7 +27,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, *, sparse: bool = False) -> Tensor:
     """As ``torch.zeros``, on the CPU. Where it is large, pages that are never written cost nothing.
 
-    sparse: whether what will be written lies scattered and is less than a tenth; then huge pages would be mostly in vain.
+    sparse: whether what will be written is less than a tenth, in pieces below half a huge page; those would be mostly in vain.
     """
     return _mapped(shape, dtype, not sparse) if is_large(shape, dtype) else torch.zeros(shape, dtype=dtype)
 
@@ -39,12 +39,12 @@ def is_large(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype, in_huge_pages: bool = True) -> Tensor:
     count = math.prod(shape)
     try:
-        room = mmap.mmap(-1, count * dtype.itemsize + _HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        room = mmap.mmap(-1, count * dtype.itemsize + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:
         return torch.zeros(shape, dtype=dtype)  # or torch's own words for too little memory
     with contextlib.suppress(OSError):  # a kernel without huge pages
         room.madvise(mmap.MADV_HUGEPAGE if in_huge_pages else mmap.MADV_NOHUGEPAGE)
-    offset = -torch.frombuffer(room, dtype=torch.uint8, count=1).data_ptr() % _HUGE_PAGE
+    offset = -torch.frombuffer(room, dtype=torch.uint8, count=1).data_ptr() % HUGE_PAGE
     return torch.frombuffer(room, dtype=dtype, count=count, offset=offset).view(shape)
 
 

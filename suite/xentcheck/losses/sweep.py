@@ -235,7 +235,8 @@ def _room(x: Tensor, blocks: list[Block]) -> Tensor:
     rows = sum(len(at) if isinstance(at, Tensor) else len(range(*at[0].indices(len(x)))) for at in blocks)
     if x.dim() == 3 or rows == len(x):
         return buffers.empty(tuple(x.shape), x.dtype)
-    sparse = rows < len(x) / 10 and any(isinstance(at, Tensor) for at in blocks)
+    pieces = sum(len(at) if isinstance(at, Tensor) else 1 for at in blocks)
+    sparse = rows < len(x) / 10 and rows * x.shape[1] * x.itemsize < pieces * buffers.HUGE_PAGE / 2
     return buffers.zeros(tuple(x.shape), x.dtype, sparse=sparse)
 
 
