@@ -182,6 +182,13 @@ def test_a_matrix_of_the_defaults_holds_for_every_case(loaded):
     ]
 
 
+def test_a_mistake_in_all_points_of_a_matrix_is_told_once(loaded):
+    with pytest.raises(CaseFileError) as error:
+        loaded(entry("reductoin: sum, matrix: {dtype: [float32, float64]}"))
+    (message,) = str(error.value).splitlines()
+    assert ":6: case one[float32]: reductoin: unknown key; did you mean reduction?" in message
+
+
 def test_a_case_knows_its_place_and_its_reasons(loaded):
     case = loaded(TOP + ONE + "  - id: two\n    why: for this\n    kills: [a, b]\n    logits: {shape: [2, 2]}\n")[1]
     assert (case.line, case.why, case.kills, case.path.name) == (7, "for this", ("a", "b"), "small.yaml")

@@ -265,7 +265,7 @@ def test_autocast_takes_the_dtype_of_the_hidden_states():
     assert torch.equal(full, linear_masked_cross_entropy(tensors[0], tensors[1], target))
 
 
-class _Largest(TorchDispatchMode):
+class Largest(TorchDispatchMode):
     """The most elements that a tensor made by any operation has."""
 
     count = 0
@@ -286,7 +286,7 @@ def test_the_logits_are_never_held(chunks, reduction, dtype, monkeypatch):
     hidden = torch.randn(count, 8).to(dtype).requires_grad_()
     matrix = torch.randn(1000, 8).to(dtype).requires_grad_()
     target = torch.randint(1000, (count,))
-    with _Largest() as largest:
+    with Largest() as largest:
         loss = linear_masked_cross_entropy(hidden, matrix, target, reduction=reduction)
         loss.sum().backward()
     assert matrix.grad is not None

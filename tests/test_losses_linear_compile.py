@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from test_losses_linear import OPTIONS, batch
+from test_losses_linear import OPTIONS, Largest, batch
 from xentcheck.losses import linear, linear_masked_cross_entropy, linear_sweep
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -81,27 +80,13 @@ def test_a_bad_target_is_told_in_the_same_words() -> None:
         compiled()(tensors[0], tensors[1], target)
 
 
-class _Largest(TorchDispatchMode):
-    """The largest number of values that an operation below makes, the operator's own included."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(value, Tensor):
-                _Largest.count = max(self.count, value.untyped_storage().nbytes() // value.element_size())
-        return result
-
-
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_logits_are_never_held(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_sweep, "SMALLEST_CHUNK", 1)
-    monkeypatch.setattr(_Largest, "count", 0)
-    sweep = linear_sweep.sweep
+    sweep, largest = linear_sweep.sweep, Largest()
 
     def watched(*arguments: Any) -> Any:
-        with _Largest():
+        with largest:  # what is inside an operator is seen from there only
             return sweep(*arguments)
 
     monkeypatch.setattr(linear_sweep, "sweep", watched)
@@ -115,7 +100,7 @@ def test_the_logits_are_never_held(reduction: str, monkeypatch: pytest.MonkeyPat
     loss = torch.compile(functools.partial(linear_masked_cross_entropy, reduction=reduction), backend=backend)
     loss(hidden, matrix, torch.randint(1000, (400,))).sum().backward()
     assert matrix.grad is not None
-    assert 8000 <= _Largest.count <= 2 * 400 * 1000 // 8
+    assert 8000 <= largest.count <= 2 * 400 * 1000 // 8
     assert seen
     assert all(shape.numel() < 400 * 1000 for shape in seen)
 

@@ -160,20 +160,20 @@ class _Meta(BaseModel):
 
 
 class _Source:
-    """One file being read: collects its mistakes, so that all of them are shown at once."""
+    """One file being read: collects its mistakes, so that all of them are shown at once, each with the first case that it spoils."""
 
     def __init__(self, path: Path, document: Document) -> None:
-        self.path, self.lines, self.mistakes = path, document.lines, []
+        self.path, self.lines = path, document.lines
+        self.mistakes: dict[tuple[int, str, str], str] = {}
 
     def fail(self, where: Location, case: str, key: str, text: str, lines: dict[Location, int] | None = None) -> None:
         line = _line(lines or self.lines, where)
         message = ": ".join(part for part in (f"{self.path}:{line}", case and f"case {case}", key, text) if part)
-        if message not in self.mistakes:
-            self.mistakes.append(message)
+        self.mistakes.setdefault((line, key, text), message)  # one mistake, however many points of a matrix have it
 
     def raise_if_any(self) -> None:
         if self.mistakes:
-            raise CaseFileError("\n".join(self.mistakes))
+            raise CaseFileError("\n".join(self.mistakes.values()))
 
     def validate(self, model: Any, value: Any, lines: dict[Location, int], case: str, unknown_ok: Any = None) -> Any:
         try:
