@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from . import buffers
 from .arguments import check_options, check_range, check_tensors, ignore_values
@@ -80,8 +82,9 @@ def masked_cross_entropy(
     """
     may_look = not _values_are_out_of_sight(input)
     has_options = label_smoothing or inplace or weight is not None or normalizer is not None
-    if may_look and not has_options and type(ignore_index) in (type(None), int) and _is_plain(input, target):
-        loss = plainly(input, target, -100 if ignore_index is None else ignore_index, reduction)
+    value = -100 if ignore_index is None else ignore_index
+    if may_look and not has_options and type(value) is int and _is_plain(input, target):
+        loss = plainly(input, target, value, reduction)
         if loss is not None:
             return loss
     check_options(reduction, label_smoothing, normalizer)
@@ -178,7 +181,7 @@ def _is_plain(input: Tensor, target: Tensor) -> bool:
     return (
         input.dim() > 1
         and size > 0
-        and (size < (_FEW_BYTES if input.requires_grad else 4 * _FEW_BYTES) or input.shape[1] < 8)
+        and (size < _FEW_BYTES or (size < 4 * _FEW_BYTES and not input.requires_grad) or input.shape[1] < 8)
         and input.dtype in _WORKING_DTYPES
         and target.dtype == torch.int64
     )
@@ -189,15 +192,15 @@ def _is_for_kernels(input: Tensor) -> bool:
 
 
 def _is_compiled_on_cpu(input: Tensor) -> bool:
-    return torch.compiler.is_compiling() and input.is_cpu and not torch._C._are_functorch_transforms_active()
+    return is_compiling() and input.is_cpu and not torch._C._are_functorch_transforms_active()
 
 
 def _values_are_out_of_sight(input: Tensor) -> bool:
     """Whether a branch on a value would fail, break a graph or wait for a device."""
     return (
-        torch.compiler.is_compiling()
+        is_compiling()
         or not input.is_cpu
         or type(input) not in (Tensor, nn.Parameter)
         or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
+        or forward_ad._current_level >= 0
     )

@@ -10,31 +10,35 @@ from torch import Tensor, nn
 from .arguments import check_range, is_ignored
 from .terms import working_dtype
 
-_nll_loss = torch.ops.aten.nll_loss_forward.default
-_REDUCTIONS = ("none", "mean", "sum")  # torch's numbers for them
+_cross_entropy = torch._C._nn.cross_entropy_loss  # what torch.nn.functional.cross_entropy calls
+_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # torch's numbers for them
 
 
 def plainly(input: Tensor, target: Tensor, ignore_index: int, reduction: str) -> Tensor | None:
-    """torch's loss of logits (N, C, ...) and classes in int64, if two numbers show that it is right and it raised nothing.
+    """torch's loss of logits (N, C, ...) and classes in int64, if what it shows says that it is right and it raised nothing.
 
     Only a mean over nothing needs more care; and, for the gradient, ignored positions whose softmax is NaN, which it is in
     all classes or in none: the backward pass multiplies it with 0.
     """
     try:
+        if _nothing_is_ignored(input, target, ignore_index):
+            return _cross_entropy(input, target, None, _REDUCTIONS[reduction], ignore_index)
         if not (input.requires_grad and torch.is_grad_enabled()):
-            loss = nn.functional.cross_entropy(input, target, ignore_index=ignore_index, reduction=reduction)
+            loss = _cross_entropy(input, target, None, _REDUCTIONS[reduction], ignore_index)
             return loss if reduction == "none" or math.isfinite(loss.item()) else None
         log_p = torch.log_softmax(input, 1)
-        if input.dim() == 2 and reduction != "none":  # nll_loss by its operator, which says how many positions counted
-            loss, counted = _nll_loss(log_p, target, None, _REDUCTIONS.index(reduction), ignore_index)
-            if math.isfinite(loss.item()) and counted.item() == target.numel():
-                return loss
-        else:
-            loss = nn.functional.nll_loss(log_p, target, ignore_index=ignore_index, reduction=reduction)
-    except (RuntimeError, ValueError, IndexError):  # to be said in our own words
+        loss = nn.functional.nll_loss(log_p, target, ignore_index=ignore_index, reduction=reduction)
+    except (RuntimeError, ValueError, LookupError):  # to be said in our own words
         return None
     is_right = reduction == "none" or math.isfinite(loss.item())
     return loss if is_right and not math.isnan(log_p.detach().select(1, 0).sum().item()) else None
+
+
+def _nothing_is_ignored(input: Tensor, target: Tensor, ignore_index: int) -> bool:
+    """Whether a look at the target says so, where that takes less than what it saves."""
+    if target.dim() == 1 and target.numel() <= 16:
+        return ignore_index not in target.tolist()
+    return input.requires_grad and ignore_index < 0 <= target.min().item()  # negative is ignored, or an error
 
 
 def torch_is_right(input: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> bool:
