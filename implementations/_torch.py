@@ -338,6 +338,7 @@ LINEAR = (
             "linear-gradients/more-features-than-classes[bfloat16]",
             "linear-gradients/reduction",
             "linear-upstream/loss-scaling",
+            "linear/bfloat16",
         ),
         aspect="gradient",
         observed="half-precision gradients of rounded logits and log-probabilities",

@@ -1,8 +1,10 @@
 """Costs of a case: what is measured only after it is right, what stands in the record instead, and what the plugin does with it."""
 
+import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -52,7 +54,7 @@ def impl(function, **more):
 
 def test_the_shipped_speed_cases_are_in_the_profiles_asked_for():
     ids = {case.clause.profile: case for case in profiles.load_profiles("all")}
-    assert set(ids) == {"quick", "lm", "segmentation", "tagging", "classification", "sweeps", "cuda"}
+    assert set(ids) == {"quick", "lm", "linear", "segmentation", "tagging", "classification", "sweeps", "cuda"}
     assert {case.clause.profile for case in profiles.load_profiles()} == {"quick"}
     assert {case.clause.profile for case in profiles.load_profiles("lm, sweeps")} == {"lm", "sweeps"}
 
@@ -94,7 +96,7 @@ def test_a_profile_that_is_none(names, message):
     ("text", "message"),
     [
         (HEADER.replace("profile: quick\n", "") + f"  - {{{ONE}}}\n", "profile: expected the name"),
-        (HEADER + f"  - {{{ONE}, mode: vmap, reduction: none}}\n", "expected mode eager or compile"),
+        (HEADER + f"  - {{{ONE}, mode: vmap, reduction: none}}\n", "expected mode eager, compile or no_grad"),
         (HEADER + f"  - {{{ONE}, expect: {{loss: zero}}}}\n", "and no expect"),
         (HEADER + "  - {id: one, logits: {shape: [2, 3]}, memory_limit: lots}\n", "expected a size such as 6 GiB"),
         (HEADER + "  - {id: one, logits: {shape: [2, 3]}, memory_limit: -1}\n", "expected a size such as 6 GiB"),
@@ -154,8 +156,6 @@ def test_native_itself_has_a_control_and_no_ratio(speed_case):
     ids=lambda v: getattr(v, "__name__", None),
 )
 def test_what_is_wrong_gets_its_failure_in_place_of_figures(speed_case, function, status, message):
-    import re
-
     measuring, case = cost.Costs(NATIVE), speed_case()
     for line in (measuring.speed(case, impl(function)), measuring.memory(case, impl(function))):
         assert line["status"] == status
@@ -213,6 +213,58 @@ def test_arrays_are_checked_and_measured(speed_case):
     line = cost.Costs(NATIVE).speed(speed_case("id: two, logits: {shape: [6, 5], fill: tiled}"), arrays)
     assert line["status"] == "pass", line["message"]
     assert list(line["rounds"]["candidate"]) == ["both"]
+
+
+LINEAR = "logits: {shape: [8, 5]}, linear: {features: 3, bias: true}"
+
+
+def test_a_linear_layer_stands_before_what_is_not_fused(speed_case):
+    seen = []
+
+    def watched(input, target, **options):
+        seen.append((tuple(input.shape), set(options)))
+        return fakes.right(input, target, **options)
+
+    measuring, case = cost.Costs(NATIVE), speed_case(f"id: head, {LINEAR}")
+    fused = Implementation(name="fused", linear_cross_entropy=fakes.fused)
+    for implementation in (NATIVE, impl(watched), fused):
+        for line in (measuring.memory(case, implementation), measuring.speed(case, implementation)):
+            assert line["status"] == "pass", line["message"]
+            assert line["logits"] == {"shape": [8, 5], "dtype": "float32", "bytes": 160}
+            assert cost.limit(line, "both") is None
+    assert ((8, 5), set()) in seen
+    wrong = Implementation(name="wrong", linear_cross_entropy=lambda h, v, t, **o: fakes.fused(h, v.detach(), t, **o))
+    assert measuring.speed(case, wrong)["status"] == "error"
+
+
+def test_a_layer_that_rounds_its_logits_is_not_laid_at_the_door_of_the_loss(speed_case):
+    case = speed_case(f"id: half, {LINEAR}, dtype: bfloat16")
+    line = cost.Costs(NATIVE).speed(case, impl(fakes.right))
+    assert (line["status"], line["message"][:9]) == ("unsupported", "not fused")
+    assert cost.Costs(NATIVE).speed(case, Implementation(name="f", linear_cross_entropy=fakes.fused))["rounds"]
+
+
+def test_a_forward_pass_alone(speed_case):
+    """Without a gradient there is one time, and nothing is kept."""
+    seen = []
+
+    def watched(input, target, **options):
+        seen.append(torch.is_grad_enabled())
+        return fakes.right(input, target, **options)
+
+    measuring = cost.Costs(NATIVE)
+    case = speed_case("id: alone, logits: {shape: [6, 5], fill: tiled}, mode: no_grad")
+    line = measuring.speed(case, impl(watched))
+    assert not any(seen)
+    assert {phase for lane in line["rounds"].values() for phase in lane} == {"forward"}
+    assert cost.whole(line) == "forward"
+    assert list(line["first"]) == ["forward"]
+    assert measuring.memory(case, NATIVE)["bytes"]["kept"] == 4
+    arrays = measuring.speed(case, Implementation(name="arrays", loss_and_gradient=fakes.arrays))
+    assert list(arrays["rounds"]["candidate"]) == ["forward"]
+    console = Console(width=200, record=True, file=io.StringIO())
+    terminal_cost.summary([line], console)
+    assert re.search(r"tiny/alone +watched +\S.* within", console.export_text())
 
 
 def test_the_question_names_the_exact_case(speed_case):

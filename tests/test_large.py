@@ -8,6 +8,7 @@ import fakes
 from xentcheck import large, timing
 from xentcheck.batch import build
 from xentcheck.implementation import Implementation
+from xentcheck.linear import Sums
 from xentcheck.reference import truth
 
 BODIES = [
@@ -64,26 +65,26 @@ def test_a_right_answer_has_no_problem(case, body):
 )
 def test_a_wrong_answer_is_found(case, body, function, about):
     batch = build(case(body))
-    loss, gradient = answer(function, batch) if function is not fakes.wrong_shape else (torch.ones(3), batch.input)
-    assert about in large.examine(batch, large.expected(batch), loss, gradient).problem
+    loss, gradients = answer(function, batch) if function is not fakes.wrong_shape else (torch.ones(3), (batch.input,))
+    assert about in large.examine(batch, large.expected(batch), loss, gradients).problem
 
 
 def test_a_single_wrong_entry_is_named(case):
     batch = build(case(BODIES[0]))
     right = large.expected(batch)
-    loss, gradient = answer(fakes.right, batch)
+    loss, (gradient,) = answer(fakes.right, batch)
     valid = int((batch.target != -100).nonzero()[-1])
     wrong = gradient.clone()
     wrong[valid, 49] *= 1.0001
-    assert f"at position {valid}, class 49, " in large.examine(batch, right, loss, wrong).problem
+    assert f"at position {valid}, class 49, " in large.examine(batch, right, loss, (wrong,)).problem
     ignored = int((batch.target == -100).nonzero()[-1])
     for value in (1e-30, torch.nan):
         wrong = gradient.clone()
         wrong[ignored, 3] = value
-        assert f"at position {ignored}, class 3, an ignored" in large.examine(batch, right, loss, wrong).problem
+        assert f"at position {ignored}, class 3, an ignored" in large.examine(batch, right, loss, (wrong,)).problem
     wrong = gradient.clone()
     wrong[valid, 0] = torch.nan
-    assert "found nan" in large.examine(batch, right, loss, wrong).problem
+    assert "found nan" in large.examine(batch, right, loss, (wrong,)).problem
 
 
 def test_what_the_least_unit_leaves_in_doubt_is_put_to_the_reference(case, monkeypatch):
@@ -93,7 +94,7 @@ def test_what_the_least_unit_leaves_in_doubt_is_put_to_the_reference(case, monke
     asked = []
     monkeypatch.setattr(large, "truth", lambda *a: asked.append(1) or truth(*a))
     off = torch.from_numpy((exact.gradient + 2.8 * exact.gradient_unit).astype(np.float32))
-    assert large.examine(batch, large.expected(batch), torch.tensor(float(exact.loss)), off).problem == ""
+    assert large.examine(batch, large.expected(batch), torch.tensor(float(exact.loss)), (off,)).problem == ""
     assert asked
 
 
@@ -102,7 +103,68 @@ def test_the_units_of_the_error_are_told(case):
     exact = truth(batch, {})
     loss = torch.tensor(float(exact.loss + 1.5 * exact.loss_unit), dtype=torch.float64)
     gradient = torch.from_numpy((exact.gradient + 0.7 * exact.gradient_unit).astype(np.float32))
-    found = large.examine(batch, large.expected(batch), loss, gradient)
+    found = large.examine(batch, large.expected(batch), loss, (gradient,))
     assert found.problem == ""
     assert found.loss_units == pytest.approx(1.5, rel=0.1)
     assert 0.7 <= found.gradient_units <= 3
+
+
+# --- a fused linear loss
+
+LINEAR = [
+    "logits: {shape: [30, 20], scale: 2}, linear: {features: 6, bias: true}, target: {ignore: {fraction: 0.3}}",
+    "logits: {shape: [30, 20]}, linear: {features: 6}, reduction: none, upstream: per-position, target: {ignore: {every: 3}}",
+    "logits: {shape: [30, 20]}, linear: {features: 6}, weight: random, label_smoothing: 0.1, dtype: bfloat16",
+]
+
+
+def fused_answer(function, batch):
+    one = timing.step(Implementation(name="f", linear_cross_entropy=function), batch)
+    loss = one.forward()
+    return loss, one.backward(loss)
+
+
+@pytest.mark.parametrize("body", LINEAR)
+def test_a_linear_layer_in_blocks_is_the_references(case, body):
+    batch = build(case(body))
+    blocks, exact = large.expected(batch), truth(batch, {})
+    wanted = {"input": (exact.gradient, exact.gradient_unit), **exact.others}
+    assert list(blocks.gradients) == list(wanted) == list(batch.differentiated)
+    spread = Sums(entries=sum(t.numel() for t in batch.differentiated.values())).spread
+    assert 1 < spread < 1.1
+    for name, (gradient, unit) in wanted.items():
+        np.testing.assert_allclose(blocks.gradients[name][0], gradient, rtol=1e-9, atol=1e-15)
+        assert (blocks.gradients[name][1] >= unit * 0.9999).all()
+        assert (blocks.gradients[name][1] <= unit * (spread + 1e-4)).all()
+    whole = blocks.losses if batch.reduction == "none" else blocks.losses.sum() / blocks.denominator
+    np.testing.assert_allclose(whole, exact.loss, rtol=1e-9)
+
+
+@pytest.mark.parametrize("body", LINEAR)
+def test_a_right_fused_loss_has_no_problem(case, body):
+    batch = build(case(body))
+    found = large.examine(batch, large.expected(batch), *fused_answer(fakes.fused, batch))
+    assert found.problem == ""
+    assert 0 < found.gradient_units <= 3
+
+
+@pytest.mark.parametrize("name", ["input", "linear_weight", "linear_bias"])
+@pytest.mark.parametrize("value", [1e-3, float("nan")])
+def test_a_wrong_entry_of_any_gradient_is_named(case, name, value):
+    batch = build(case(LINEAR[0]))
+    right = large.expected(batch)
+    loss, gradients = fused_answer(fakes.fused, batch)
+    wrong = {n: g.clone() for n, g in zip(batch.differentiated, gradients, strict=True)}
+    wrong[name].view(-1)[-1] += value
+    place = ", ".join(str(n - 1) for n in wrong[name].shape)
+    problem = large.examine(batch, right, loss, tuple(wrong.values())).problem
+    assert f"at {name}[{place}], " in problem
+    assert "expected a gradient of" in problem
+
+
+def test_a_gradient_where_none_is_asked_for_is_not_looked_for(case):
+    batch = build(case("logits: {shape: [40, 50]}, mode: no_grad"))
+    one = timing.step(Implementation(name="f", cross_entropy=fakes.right), batch)
+    assert (one.backward, one.alone) == (None, "forward")
+    assert large.examine(batch, large.expected(batch), one.forward(), ()).problem == ""
+    assert "expected a loss of" in large.examine(batch, large.expected(batch), one.forward() * 1.001, ()).problem

@@ -122,7 +122,7 @@ def test_a_step_gives_the_loss_and_the_gradient(case):
     loss = one.forward()
     x = batch.input.clone().requires_grad_()
     torch.nn.functional.cross_entropy(x, batch.target).backward()
-    assert torch.equal(one.backward(loss), x.grad)
+    assert torch.equal(*one.backward(loss), x.grad)
     assert batch.input.grad is None
     assert not batch.input.requires_grad
 
@@ -130,9 +130,9 @@ def test_a_step_gives_the_loss_and_the_gradient(case):
 def test_an_upstream_gradient_is_passed_on(case):
     batch = batch_of(case, "logits: {shape: [6, 5]}, reduction: none, upstream: per-position")
     one = timing.step(NATIVE, batch)
-    whole = one.backward(one.forward())
+    (whole,) = one.backward(one.forward())
     plain = timing.step(NATIVE, build(case("logits: {shape: [6, 5]}, reduction: none")))
-    assert torch.allclose(whole, plain.backward(plain.forward()) * batch.upstream[:, None])
+    assert torch.allclose(whole, plain.backward(plain.forward())[0] * batch.upstream[:, None])
 
 
 def test_an_implementation_that_gives_both_at_once_has_one_time(case):
@@ -147,6 +147,10 @@ def test_an_implementation_that_gives_both_at_once_has_one_time(case):
 def test_a_linear_loss_has_no_cost_here(case):
     with pytest.raises(timing.Unavailable, match="linear"):
         timing.step(Implementation(name="linear", linear_cross_entropy=fakes.linear), batch_of(case))
+
+
+def test_a_long_step_is_not_repeated_at_a_stop():
+    assert [timing.plan(seconds, lanes=3)[0] for seconds in (1e-5, 1e-3, 0.4, 0.6)] == [20, 4, 2, 1]
 
 
 def test_a_measurement_has_all_its_parts(case, monkeypatch):
@@ -180,7 +184,7 @@ def test_first_call_and_warming_up_stand_apart(case, monkeypatch):
     monkeypatch.setattr(timing.time, "perf_counter", clock)
     batch = batch_of(case)
     slow = timing.step(Implementation(name="sets_up", cross_entropy=sets_up), batch)
-    loss, gradient, seconds = timing.first_call(slow, on_cuda=False)
+    loss, (gradient,), seconds = timing.first_call(slow, on_cuda=False)
     assert loss.shape == ()
     assert gradient.shape == batch.input.shape
     assert seconds == {"forward": 1001, "backward": 1, "both": 1002}

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from xentcheck.case import Case, Ignore, Linear, Pattern, Question, Upstream, ZeroDim
+from xentcheck.case import WITHOUT_GRADIENT, Case, Ignore, Linear, Pattern, Question, Upstream, ZeroDim
 from xentcheck.casefile import CaseFileError
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
@@ -59,6 +59,14 @@ class Batch:
     @property
     def is_linear(self) -> bool:
         return "linear_weight" in self.options
+
+    @property
+    def differentiated(self) -> dict[str, Tensor]:
+        """The arguments that a gradient is asked of, by name; the input comes first."""
+        if self.mode in WITHOUT_GRADIENT:
+            return {}
+        others = ("linear_weight", "linear_bias")
+        return {"input": self.input, **{name: self.options[name] for name in others if name in self.options}}
 
     @property
     def logits(self) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -60,11 +61,13 @@ class Costs:
             native = timing.step(self.native, batch)
             line |= asdict(timing.measure(native, candidate, batch, seed, progress))
             line |= {"first": self._first[implementation.name]}
-            line |= {"must_move": timing.must_move(batch), "settings": timing.settings()}
+            line |= {"settings": timing.settings()}
+            if not batch.is_linear:  # whose time is that of its products
+                line |= {"must_move": timing.must_move(batch)}
         return line
 
     def training_step(self, case: Case, implementation: Implementation) -> Callable[[], Any]:
-        """One forward and one backward pass, for whoever wants to time them otherwise."""
+        """A whole step, for whoever wants to time them otherwise."""
         one = timing.step(implementation, self._on_device(case))
         return lambda: one.forward() if one.backward is None else one.backward(one.forward())
 
@@ -88,11 +91,12 @@ class Costs:
         }
 
     def _about(self, case: Case) -> dict[str, Any]:
-        logits = self._batch_of(case).input
+        batch = self._batch_of(case)
+        shape = [*batch.target.shape, batch.classes] if batch.is_linear else list(batch.input.shape)
         return {
-            "shape": list(logits.shape),
+            "shape": shape,
             "dtype": case.question.dtype,
-            "bytes": logits.numel() * logits.element_size(),
+            "bytes": math.prod(shape) * batch.input.element_size(),
         }
 
     def _check(self, case: Case, implementation: Implementation) -> tuple[str, str]:
@@ -111,12 +115,16 @@ class Costs:
         except timing.Unavailable as error:
             return "unavailable", str(error)
         missing = capabilities_needed(case, self._batch_of(case)) - implementation.capabilities
+        if implementation.cross_entropy is not None and case.question.linear is not None:
+            if case.question.dtype in ("bfloat16", "float16"):
+                return "unsupported", "not fused: a linear layer before it rounds the logits to the half type"
+            missing -= {"linear", "linear_bias"}  # measured after a linear layer
         if missing:
             return "unsupported", f"not claimed: {', '.join(sorted(missing))}"
         try:
             batch = self._on_device(case)
             before = batch.input.clone()
-            loss, gradient = self._answer(case, implementation, batch)
+            loss, gradients = self._answer(case, implementation, batch)
         except timing.Unavailable as error:
             return "unavailable", str(error)
         except memory.OverLimit as error:
@@ -128,20 +136,21 @@ class Costs:
             return "fail", "expected a call that leaves the logits as they were; found them changed"
         if self._right is None:
             self._right = large.expected(self._batch_of(case))
-        found = large.examine(self._batch_of(case), self._right, loss, gradient)
+        found = large.examine(self._batch_of(case), self._right, loss, gradients)
         if not found.problem:
             self._units[implementation.name] = {"loss": found.loss_units, "gradient": found.gradient_units}
             return "pass", ""
         known = implementation.deviation_for(case.id, "gradient" if "gradient" in found.problem[:20] else "loss")
         return ("deviates" if known else "fail"), found.problem
 
-    def _answer(self, case: Case, implementation: Implementation, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _answer(self, case: Case, implementation: Implementation, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
         memory.set_up(lambda b: timing.step(implementation, b), batch)
         one = timing.step(implementation, batch)
         with memory.limited(self._allowed(case)):
-            loss, gradient, self._first[implementation.name] = timing.first_call(one, batch.input.is_cuda)
-        loss, gradient = loss if one.backward is None else (loss, gradient)
-        return torch.as_tensor(loss).detach(), torch.as_tensor(gradient)
+            loss, gradients, self._first[implementation.name] = timing.first_call(one, batch.input.is_cuda)
+        if one.backward is None:
+            loss, *gradients = loss if one.alone == "both" else (loss,)
+        return torch.as_tensor(loss).detach(), tuple(map(torch.as_tensor, gradients))
 
     def _allowed(self, case: Case) -> int | None:
         """Bytes: the least of what the run, the case and the machine allow. A CUDA device refuses by itself."""
@@ -179,6 +188,11 @@ def ratio(line: Mapping[str, Any], phase: str) -> timing.Ratio | None:
 def control(line: Mapping[str, Any], phase: str) -> timing.Ratio | None:
     """``native``'s time over ``native``'s, of the same rounds."""
     return _ratio(line, timing.CONTROL, phase)
+
+
+def whole(line: Mapping[str, Any]) -> str:
+    """The phase that is all of what was timed: ``both``, or ``forward`` where no gradient was asked for."""
+    return "both" if "both" in line.get("rounds", {}).get(timing.BASE, {"both": ()}) else "forward"
 
 
 def seconds(line: Mapping[str, Any], phase: str) -> float | None:

@@ -103,7 +103,7 @@ def baseline(results: Results) -> tuple[dict[str, Any], list[str]]:
 
 def _ratios(lines: list[Line], left_out: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     for case in dict.fromkeys(line["case"] for line in lines):
-        measured = [(line, cost.ratio(line, "both")) for line in lines if line["case"] == case]
+        measured = [(line, cost.ratio(line, cost.whole(line))) for line in lines if line["case"] == case]
         told = [(line, r) for line, r in measured if r is not None and not _unsure(line)]
         if told:
             middle = sorted(r.estimate for _, r in told)[len(told) // 2]
@@ -335,7 +335,7 @@ def _undecided(history: Sequence[tuple[str, str]]) -> bool:
 
 def _one_speed(line: Line, was: Mapping[str, Any], threshold: float) -> tuple[str, str]:
     """What one process says by itself, and why where it says nothing."""
-    before, now = Ratio(*was["ratio"]), cost.ratio(line, "both")
+    before, now = Ratio(*was["ratio"]), cost.ratio(line, cost.whole(line))
     if now is None:
         return INCONCLUSIVE, "there is no ratio"
     if line["settings"]["threads"] != was["threads"]:
@@ -351,7 +351,7 @@ def _one_speed(line: Line, was: Mapping[str, Any], threshold: float) -> tuple[st
 
 
 def _unsure(line: Line) -> str:
-    control = cost.control(line, "both")
+    control = cost.control(line, cost.whole(line))
     if control is None:
         return "there is no control"
     if control.low > MISSED or control.high < 1 / MISSED:
@@ -362,7 +362,7 @@ def _unsure(line: Line) -> str:
 
 
 def _shown(line: Line) -> str:
-    found, control = cost.ratio(line, "both"), cost.control(line, "both")
+    found, control = cost.ratio(line, cost.whole(line)), cost.control(line, cost.whole(line))
     if found is None or control is None:
         return "no ratio"
     return f"{terminal_cost.figure(found, None)}, control within {100 * (control.spread - 1):.1f} %"

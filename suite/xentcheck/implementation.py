@@ -142,6 +142,12 @@ class Implementation:
         return [d for d in self.deviations if not all(any(matches(p, i) for i in ids) for p in d.patterns)]
 
 
+def with_matrix(fused: Callable[..., Any] | None) -> Callable[..., Any]:
+    """A fused linear loss as a function of hidden states and targets, with the matrix among the options."""
+    assert fused is not None
+    return lambda input, target, *, linear_weight, **options: fused(input, linear_weight, target, **options)
+
+
 def from_callable(function: Callable[..., Any], name: str, source: str = "") -> Implementation:
     """What a bare callable claims: the options that its signature has, and no convention.
 

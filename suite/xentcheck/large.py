@@ -2,13 +2,14 @@
 
 ``reference`` needs some twenty float64 arrays of the logits' size, gigabytes for a language model's batch. Here the definition is
 evaluated in float64 block by block, with the least of the units that ``reference`` allows; the few positions that this leaves in
-doubt are put to ``reference`` itself. Batches are as a training step has them: finite logits, class weights and smoothing or not.
+doubt are put to ``reference`` itself. A fused linear loss has smaller batches, since its products take most of the time; there each
+block is put to ``reference``. Batches are as a training step has them: finite logits, class weights and smoothing or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from xentcheck.batch import Batch
 from xentcheck.compare import ALLOWED_UNITS
+from xentcheck.linear import Sums
 from xentcheck.reference import truth
 
 BLOCK = 2**20  # logits
@@ -25,16 +27,20 @@ DOUBTFUL = 64  # positions put to ``reference`` at most; more are wrong anyway
 @dataclass(frozen=True)
 class Expected:
     """What the definition says of a batch whose positions are flattened to (P, C): the losses (P), 0 where ignored, their units (P),
-    the log-sum-exps (P) and the denominator of the reduction."""
+    the denominator of the reduction, and what the gradient is made of: the log-sum-exps (P), or, for a fused linear loss, the gradients
+    and their units, by argument."""
 
     losses: np.ndarray
     units: np.ndarray
-    lse: np.ndarray
     denominator: float
+    lse: np.ndarray | None = None
+    gradients: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None
 
 
 def expected(batch: Batch) -> Expected:
     """The losses and what the gradient is made of. Takes some 100 MB beside the batch, and 20 ns a logit."""
+    if batch.is_linear:
+        return _expected_of_linear(batch)
     rows, target = _flat(batch.input), batch.target.reshape(-1).numpy()
     e, f, _ = _eps(batch)
     count, classes = rows.shape
@@ -51,10 +57,28 @@ def expected(batch: Batch) -> Expected:
             loss += s / classes * (weight * (lse[:, None] - x)).sum(axis=1)
             unit += s / classes * (weight * np.maximum(size[:, None], abs(x))).sum(axis=1)
         losses[here], units[here], lses[here] = loss * valid, (e * abs(loss) + f * unit) * valid, lse
-    _, valid = _class_of(target, batch)
-    mean = batch.reduction == "mean"
-    denominator = float(weight[target[valid]].sum()) if mean else 1.0
-    return Expected(losses, units, lses, denominator)
+    return Expected(losses, units, _denominator(batch), lses)
+
+
+def _expected_of_linear(batch: Batch) -> Expected:
+    denominator = _denominator(batch)
+    upstream = torch.from_numpy(_upstream(batch) / (denominator or 1.0))
+    sums = Sums(entries=sum(argument.numel() for argument in batch.differentiated.values()))
+    losses, units, gradients, units_of_gradients = [], [], [], []
+    step = max(BLOCK // batch.classes, 1)
+    for start in range(0, len(batch.target), step):
+        here = slice(start, start + step)
+        options = {**batch.options, "reduction": "none"}
+        some = replace(
+            batch, input=batch.input[here], target=batch.target[here], options=options, upstream=upstream[here]
+        )
+        exact = truth(some, {}, sums)
+        losses.append(exact.loss)
+        units.append(exact.loss_unit)
+        gradients.append(exact.gradient)
+        units_of_gradients.append(exact.gradient_unit)
+    found = {"input": (np.concatenate(gradients), np.concatenate(units_of_gradients)), **exact.others}
+    return Expected(np.concatenate(losses), np.concatenate(units), denominator, gradients=found)
 
 
 @dataclass(frozen=True)
@@ -67,17 +91,20 @@ class Found:
     gradient_units: float = 0.0
 
 
-def examine(batch: Batch, right: Expected, loss: Tensor, gradient: Tensor) -> Found:
-    """The answer to a large batch, held to the definition."""
+def examine(batch: Batch, right: Expected, loss: Tensor, gradients: Sequence[Tensor]) -> Found:
+    """The answer to a large batch, held to the definition.
+
+    gradients: of the input and, in their order, of the other arguments that get one (``Batch.differentiated``); none where the case
+    asks for none.
+    """
     allowed = ALLOWED_UNITS[str(batch.input.dtype).removeprefix("torch.")]
     shape = tuple(batch.target.shape) if batch.reduction == "none" else ()
     if tuple(loss.shape) != shape:
         return Found(f"expected a loss of shape {shape}; found {tuple(loss.shape)}")
-    if gradient.shape != batch.input.shape or gradient.dtype != batch.input.dtype:
-        found_shape = f"{tuple(gradient.shape)} in {gradient.dtype}"
-        return Found(
-            f"expected a gradient of shape {tuple(batch.input.shape)} in {batch.input.dtype}; found {found_shape}"
-        )
+    for argument, gradient in zip(batch.differentiated.values(), gradients, strict=True):
+        if gradient.shape != argument.shape or gradient.dtype != argument.dtype:
+            wanted, found_ = (f"{tuple(t.shape)} in {t.dtype}" for t in (argument, gradient))
+            return Found(f"expected a gradient of shape {wanted}; found {found_}")
     if not right.denominator:
         return Found("")  # the mean over nothing is a convention
     found = loss.detach().double().cpu().numpy().reshape(-1)
@@ -95,8 +122,32 @@ def examine(batch: Batch, right: Expected, loss: Tensor, gradient: Tensor) -> Fo
         return Found(
             f"expected a loss of {float(want[i])!r}; found {float(found[i])!r}{where}, {error:.3g} units where {allowed:g} are allowed"
         )
-    text, worst = _gradient(batch, right, gradient, allowed)
+    text, worst = "", 0.0
+    if right.gradients is not None and gradients:
+        text, worst = _gradients_of_linear(batch, right.gradients, gradients, allowed)
+    elif gradients:
+        text, worst = _gradient(batch, right, gradients[0], allowed)
     return Found(text, float(errors.max(initial=0.0)), worst)
+
+
+def _gradients_of_linear(
+    batch: Batch, right: Mapping[str, tuple[np.ndarray, np.ndarray]], gradients: Sequence[Tensor], allowed: float
+) -> tuple[str, float]:
+    worst = 0.0
+    for name, gradient in zip(batch.differentiated, gradients, strict=True):
+        (want, unit), found = right[name], gradient.detach().double().cpu().numpy()
+        with np.errstate(all="ignore"):
+            errors = np.where(found == want, 0.0, abs(found - want) / unit)
+        errors = np.where(np.isnan(errors), np.inf, errors)
+        worst = max(worst, float(errors.max(initial=0.0)))
+        if worst > allowed:
+            at = np.unravel_index(int(errors.argmax()), errors.shape)
+            place = ", ".join(map(str, at))
+            return (
+                f"expected a gradient of {float(want[at])!r}; found {float(found[at])!r} at {name}[{place}], "
+                f"{worst:.3g} units where {allowed:g} are allowed"
+            ), worst
+    return "", worst
 
 
 def _gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: float) -> tuple[str, float]:
@@ -104,8 +155,7 @@ def _gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: float) -
     e, f, tiny = _eps(batch)
     classes = rows.shape[1]
     weight, s = _weight(batch, classes), float(batch.options.get("label_smoothing", 0.0))
-    upstream = 1.0 if batch.upstream is None else batch.upstream.double().cpu().numpy()
-    u = np.broadcast_to(np.asarray(upstream).reshape(-1), target.shape) / right.denominator
+    u = _upstream(batch) / right.denominator
     doubtful: list[int] = []
     worst = 0.0
     for (here, x), (_, g) in zip(_blocks(rows), _blocks(found), strict=True):
@@ -169,6 +219,17 @@ def _blocks(rows: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
 def _class_of(target: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     valid = ~np.isin(target, batch.ignore_values)
     return np.where(valid, target, 0).astype(np.int64), valid
+
+
+def _upstream(batch: Batch) -> np.ndarray:
+    upstream = 1.0 if batch.upstream is None else batch.upstream.double().cpu().numpy()
+    return np.broadcast_to(np.asarray(upstream, dtype=np.float64).reshape(-1), (batch.target.numel(),))
+
+
+def _denominator(batch: Batch) -> float:
+    target = batch.target.reshape(-1).numpy()
+    _, valid = _class_of(target, batch)
+    return float(_weight(batch, batch.classes)[target[valid]].sum()) if batch.reduction == "mean" else 1.0
 
 
 def _weight(batch: Batch, classes: int) -> np.ndarray:

@@ -12,7 +12,8 @@ An implementation's rounding, beside that of a loss of given logits (``reference
   |u| / D A p_j (s_j + sum_c p_c s_c);
 - the sums of the gradients, of terms d_i y_i, add up the errors of the d_i times |y_i|, and their own;
 - matrix units take operands of the case's dtype: where that is a half type, each d_i may be rounded to it, to multiples of the
-  smallest subnormal number at least. Independent again, this adds e sqrt(sum_i (d_i y_i)^2), five standard deviations;
+  smallest subnormal number at least. Independent again, this adds e sqrt(sum_i (d_i y_i)^2), five standard deviations; among
+  millions of entries some are further off (``Sums``);
 - the result is rounded once: e |sum|.
 """
 
@@ -56,21 +57,59 @@ class Parts:
         along = (p * s).sum(axis=1, keepdims=True)
         return (abs(A * p - wq) * s).sum(axis=1), abs(A) * p * (s + along)
 
-    def gradients(self, d: Array, d_unit: Array, e: float, f: float, tiny: float) -> dict[str, tuple[Array, Array]]:
-        """The gradients, by argument, and their units; that of the input for the valid positions."""
+    def gradients(
+        self, d: Array, d_unit: Array, e: float, f: float, tiny: float, sums: Sums | None = None
+    ) -> dict[str, tuple[Array, Array]]:
+        """The gradients, by argument, and their units; that of the input for the valid positions.
 
-        def summed(left: Array, left_unit: Array, right: Array) -> tuple[Array, Array]:
-            value, sizes = left @ right, abs(left) @ abs(right)
-            unit = e * abs(value) + left_unit @ abs(right) + f * _growth(len(right)) * sizes + tiny
-            if e > f:
-                unit += e * np.sqrt((left * left) @ (right * right)) + e * tiny * abs(right).sum(axis=0)
-            return value, unit
-
-        found = {"input": summed(d, d_unit, self.matrix), "linear_weight": summed(d.T, d_unit.T, self.hidden)}
+        sums: what other positions of the same batch have added to the gradients of matrix and bias, to be gone on with.
+        """
+        sums = sums or Sums()
+        precision = (e, f, tiny, sums.spread)
+        ones = np.ones((len(d), 1), dtype=d.dtype)
+        found = {
+            "input": _Sum().add(d, d_unit, self.matrix).result(*precision),
+            "linear_weight": sums.of_matrix.add(d.T, d_unit.T, self.hidden).result(*precision),
+        }
         if self.bias is not None:
-            value, unit = summed(d.T, d_unit.T, np.ones((len(d), 1), dtype=d.dtype))
+            value, unit = sums.of_bias.add(d.T, d_unit.T, ones).result(*precision)
             found["linear_bias"] = value[:, 0], unit[:, 0]
         return found
+
+
+class Sums:
+    """The gradients of matrix and bias, to which some positions after the other are added.
+
+    entries: how many numbers all gradients have together, if so many that some of them are further off than five standard deviations:
+    the largest of n normal ones is beyond sqrt(2 ln(1000 n)) only once in a thousand times (by the bound exp(-z^2 / 2) for each).
+    """
+
+    def __init__(self, entries: int = 1) -> None:
+        self.of_matrix, self.of_bias = _Sum(), _Sum()
+        self.spread = max(1.0, math.sqrt(2 * math.log(1000 * entries)) / 5)
+
+
+class _Sum:
+    """A product of two matrices, whose inner dimension may come in parts, and its unit."""
+
+    def __init__(self) -> None:
+        self.value = self.from_left = self.sizes = self.squares = self.magnitudes = 0.0
+        self.terms = 0
+
+    def add(self, left: Array, left_unit: Array, right: Array) -> _Sum:
+        self.value = self.value + left @ right
+        self.from_left = self.from_left + left_unit @ abs(right)
+        self.sizes = self.sizes + abs(left) @ abs(right)
+        self.squares = self.squares + (left * left) @ (right * right)
+        self.magnitudes = self.magnitudes + abs(right).sum(axis=0)
+        self.terms += len(right)
+        return self
+
+    def result(self, e: float, f: float, tiny: float, spread: float) -> tuple[Array, Array]:
+        unit = e * abs(self.value) + self.from_left + f * _growth(self.terms) * self.sizes + tiny
+        if e > f:
+            unit = unit + spread * e * np.sqrt(self.squares) + e * tiny * self.magnitudes
+        return self.value, unit
 
 
 def _growth(terms: int) -> float:

@@ -131,13 +131,13 @@ def _on_cpu(one: Step) -> Memory:
         with record_function(_MARK + "forward"):
             loss = one.forward()
         with record_function(_MARK + "backward"):
-            gradient = None if one.backward is None else one.backward(loss)
+            gradients = None if one.backward is None else one.backward(loss)
         peak = _held("VmHWM")
         with record_function(_MARK + "release"):
-            del loss, gradient
+            del loss, gradients
             gc.collect()
     counted = _peaks(profiled.kineto_results.experimental_event_tree())
-    if one.backward is None:
+    if one.backward is None and one.alone == "both":
         counted = replace(counted, backward=counted.forward)
     if before is None or peak is None:
         return counted
@@ -242,9 +242,9 @@ def _on_cuda(one: Step, batch: Batch) -> Memory:
     loss = one.forward()
     forward, kept = peak(), now()
     torch.cuda.reset_peak_memory_stats(device)
-    gradient = None if one.backward is None else one.backward(loss)
-    backward = forward if one.backward is None else peak()
-    del loss, gradient
+    gradients = None if one.backward is None else one.backward(loss)
+    backward = forward if one.backward is None and one.alone == "both" else peak()
+    del loss, gradients
     gc.collect()
     return Memory(forward, kept, backward, now())
 

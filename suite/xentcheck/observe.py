@@ -19,7 +19,7 @@ from torch import Tensor
 
 from xentcheck.batch import Batch, micro_batches
 from xentcheck.global_state import GlobalState
-from xentcheck.implementation import Implementation
+from xentcheck.implementation import Implementation, with_matrix
 
 Array = np.ndarray
 
@@ -118,7 +118,7 @@ def _unusual_random_states() -> None:
 def _callable(implementation: Implementation, batch: Batch) -> Function:
     if implementation.loss_and_gradient is not None:
         return implementation.loss_and_gradient
-    through = _with_matrix if batch.is_linear else _through_identity
+    through = with_matrix if batch.is_linear else _through_identity
     function = implementation.cross_entropy or through(implementation.linear_cross_entropy)
     if batch.mode == "compile":
         torch.compiler.reset()
@@ -144,7 +144,7 @@ def _answer(implementation: Implementation, function: Function, batch: Batch, wa
 
 def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
     x = batch.input.requires_grad_(batch.input.is_floating_point() and batch.mode not in ("inference_mode", "detached"))
-    others = {n: batch.options[n] for n in ("linear_weight", "linear_bias") if n in batch.options and x.requires_grad}
+    others = {n: t for n, t in batch.differentiated.items() if n != "input" and x.requires_grad}
     for tensor in others.values():
         tensor.requires_grad_()
     contexts: dict[str, Callable[[], Any]] = {
@@ -317,11 +317,6 @@ def _through_identity(function: Function | None) -> Function:
         return function(hidden, torch.eye(hidden.shape[-1], dtype=input.dtype), target, **options)
 
     return call
-
-
-def _with_matrix(function: Function | None) -> Function:
-    assert function is not None
-    return lambda input, target, *, linear_weight, **options: function(input, linear_weight, target, **options)
 
 
 def _touched(before: Batch, after: Batch) -> list[str]:

@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--profile",
         metavar="NAMES",
-        help="which speed cases to measure, separated by commas: quick (the default), lm, segmentation, tagging, classification, sweeps, cuda or all",
+        help="which speed cases to measure, separated by commas: quick (the default), lm, linear, segmentation, tagging, classification, sweeps, cuda or all",
     )
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure costs (default: cpu)")
     group.addoption(
@@ -151,7 +151,8 @@ def expected_seconds(measure: str, case: Case, device: str = "cpu") -> float:
     if not profiles.is_for(device, case):
         return 0.0
     count = math.prod(case.question.logits.shape or (10**6,))
-    call = 1e-4 + 8e-9 * count
+    features = 0 if case.question.linear is None else case.question.linear.features
+    call = 1e-4 + (8e-9 + 1e-10 * features) * count
     check = 0.3 + 30e-9 * count
     if measure == cost.MEMORY:
         return check + 3 * call

@@ -50,8 +50,8 @@ def _mistakes(cases: Iterable[Case]) -> Iterable[str]:
         where = f"{case.path}:{case.line}: case {case.id}"
         if not case.clause.profile:
             yield f"{case.path}:1: profile: expected the name that --profile takes; found none"
-        if case.question.mode not in ("eager", "compile") or case.question.expect != Expect():
-            yield f"{where}: expected mode eager or compile and no expect; what is timed is a plain training step"
+        if case.question.mode not in ("eager", "compile", "no_grad") or case.question.expect != Expect():
+            yield f"{where}: expected mode eager, compile or no_grad and no expect; what is timed is a plain step"
         if case.id in seen:
             yield f"{where}: stands a second time; the first is {seen[case.id].path}:{seen[case.id].line}"
         seen.setdefault(case.id, case)

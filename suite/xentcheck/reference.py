@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from xentcheck.batch import Batch
-from xentcheck.linear import Parts
+from xentcheck.linear import Parts, Sums
 
 Array = np.ndarray
 
@@ -71,8 +71,11 @@ def relevant_conventions(batch: Batch) -> frozenset[str]:
     return frozenset(relevant)
 
 
-def truth(batch: Batch, answers: Mapping[str, str]) -> Truth:
-    """Loss and gradient by the definition, and by ``answers`` where a convention decides."""
+def truth(batch: Batch, answers: Mapping[str, str], sums: Sums | None = None) -> Truth:
+    """Loss and gradient by the definition, and by ``answers`` where a convention decides.
+
+    sums: where the batch is but some positions of a fused linear loss, what the others gave (``Parts.gradients``).
+    """
     number = _Precision(batch)
     logits, valid = batch.logits, batch.valid
     x = number.convert(logits[valid])
@@ -124,7 +127,7 @@ def truth(batch: Batch, answers: Mapping[str, str]) -> Truth:
         return None if rows is None else _to_input(_scatter(rows, valid, logits.shape), batch)
 
     if parts is not None:
-        others = parts.gradients(gradient, gradient_unit, number.eps, number.compute_eps, number.tiny)
+        others = parts.gradients(gradient, gradient_unit, number.eps, number.compute_eps, number.tiny, sums)
         gradient, gradient_unit = (_scatter(rows, valid, batch.input.shape) for rows in others.pop("input"))
         ignored = np.repeat(~valid[:, None], batch.input.shape[1], axis=1)
         return Truth(loss, loss_unit, gradient, gradient_unit, None, None, ignored, others)

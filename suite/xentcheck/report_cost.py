@@ -17,7 +17,7 @@ from xentcheck.timing import Ratio
 Line = Mapping[str, Any]
 ENVIRONMENT = ("<!-- environment -->", "<!-- /environment -->")
 MADE = "Made by `make speed`; `xentcheck report DIR --to reports` makes the pages from any results that hold costs."
-PROFILES = ("quick", "lm", "segmentation", "tagging", "classification", "sweeps", "cuda")
+PROFILES = ("quick", "lm", "linear", "segmentation", "tagging", "classification", "sweeps", "cuda")
 AGAIN = "pytest suite/test_speed.py suite/test_memory.py --impl {names} --profile {profile} --device cuda"
 FRONT = ("lm/vocabulary-32k", "lm/vocabulary-128k", "classification/imagenet")
 
@@ -49,7 +49,9 @@ def _speed(lines: list[Line], results: Results, folder: Path, written: list[Path
         "none: smaller than the control's, which is `native` beside itself in the same rounds. **of the limit**: forward and backward together, in times of what moving "
         "the bytes takes that must be moved, at the copy and fill bandwidth measured in the same run. **first call**: the first step on this shape in its process, in "
         "steps of later; compiling is part of it. Who computes the gradient on the way forward is slow there and has nearly no backward pass; "
-        "**both** is what training takes. In a case named `compiled` all run under torch.compile, `native` included. What fails on a shape shows its failure instead of a time.",
+        "**both** is what training takes. In a case named `compiled` all run under torch.compile, `native` included; one named `forward` asks for no gradient. Under "
+        "`linear` the step is that of a linear layer and the loss, with the gradients of both; who is not fused stands behind that layer, `native` included, and there "
+        "is no limit, since products take most of the time. What fails on a shape shows its failure instead of a time.",
     ]
     for profile in _profiles(lines):
         if profile != "sweeps":
@@ -69,15 +71,23 @@ def _speed_row(line: Line) -> dict[str, str]:
     for phase in timing.PHASES:
         found = cost.ratio(line, phase)
         is_native = timing.CANDIDATE not in line["rounds"]
-        row[phase] = "1" if is_native else "" if found is None else figure(found, cost.control(line, phase))
-    took, bound = cost.seconds(line, "both"), cost.limit(line, "both")
+        is_timed = phase in line["rounds"][timing.BASE]
+        row[phase] = (
+            ("1" if is_timed else "")
+            if is_native
+            else ""
+            if found is None
+            else figure(found, cost.control(line, phase))
+        )
+    whole = cost.whole(line)
+    took, bound = cost.seconds(line, whole), cost.limit(line, whole)
     row["of the limit"] = f"{digits(took / bound, took / bound / 5)}" if took and bound else ""
-    row["first call"] = f"{line['first']['both'] / took:.0f}" if took else ""
+    row["first call"] = f"{line['first'][whole] / took:.0f}" if took else ""
     return row
 
 
 def _controls(lines: Iterable[Line]) -> str:
-    found = [r for line in lines for r in [cost.control(line, "both")] if r is not None]
+    found = [r for line in lines for r in [cost.control(line, cost.whole(line))] if r is not None]
     if not found:
         return ""
     worst, usual = max(r.spread for r in found), sorted(r.spread for r in found)[len(found) // 2]
@@ -108,12 +118,12 @@ def _speed_plots(lines: list[Line], folder: Path, written: list[Path]) -> list[s
         for phase in ("both",)
     }
     if any(ignored.values()):
-        text = "1024 positions of 8192 classes, some of them ignored: everywhere, or as padding at the end. Skipping them is what a good implementation does."
+        text = "2048 positions of 8192 classes, some of them ignored: everywhere, or as padding at the end. Skipping them is what a good implementation does."
         path = plot("speed-over-ignored.svg", "Over the share of ignored positions", text)
         plot_cost.curves(ignored, "share of ignored positions", names, path, log=False)
     rows: dict[str, dict[str, float]] = {}
     for line in _plain(lines):
-        took, bound = cost.seconds(line, "both"), cost.limit(line, "both")
+        took, bound = (f(line, cost.whole(line)) for f in (cost.seconds, cost.limit))
         if took and bound and math.isfinite(took / bound):
             rows.setdefault(line["case"], {})[line["implementation"]] = took / bound
     if rows:
@@ -152,7 +162,7 @@ def _front(lines: Iterable[Line]) -> list[plot_cost.Cost]:
     found = []
     for line in lines:
         if line["status"] == "pass":
-            ratio = cost.ratio(line, "both") or Ratio(1.0, 1.0, 1.0)
+            ratio = cost.ratio(line, cost.whole(line)) or Ratio(1.0, 1.0, 1.0)
             found.append((line["implementation"], ratio.estimate, max(line["error_units"].values())))
     return [
         plot_cost.Cost(n, r, u, not any((r2 <= r and u2 <= u and (r2, u2) != (r, u)) for _, r2, u2 in found))
@@ -170,7 +180,8 @@ def _memory(lines: list[Line], results: Results, folder: Path, written: list[Pat
         "Bytes beside the logits themselves, as multiples of the logits' size: the peak during the forward pass, what it keeps for the backward pass, the peak during "
         "the backward pass (what was kept and the gradient included), and what is still held once loss and gradient are gone. Counted exactly, by torch's own "
         "allocation events and by anonymous maps of `mmap.mmap`; what a library takes by other ways leaves no event, and is said with **and more** where the process "
-        "was seen to hold more than 24 MiB beyond what was counted. The least there can be is 1 in the backward pass: the gradient.",
+        "was seen to hold more than 24 MiB beyond what was counted. The least there can be is 1 in the backward pass: the gradient. Under "
+        "`linear`, it is the gradients of hidden states and matrix, and the logits are those that a fused loss does not hold.",
     ]
     for profile in _profiles(lines):
         parts += [f"## {profile}", _table(_memory_row, [line for line in lines if line["profile"] == profile])]

@@ -85,12 +85,13 @@ def summary(lines: Iterable[Line], console: Console) -> None:
 def _times(line: Line | None) -> list[str]:
     if line is None:
         return [""] * 5
-    control, took, bound = cost.control(line, "both"), cost.seconds(line, "both"), cost.limit(line, "both")
+    whole = cost.whole(line)
+    control, took, bound = (f(line, whole) for f in (cost.control, cost.seconds, cost.limit))
     ratios = []
     for phase in timing.PHASES:
         found, of_phase = cost.ratio(line, phase), cost.control(line, phase)
         text = "" if found is None else figure(found, of_phase)
-        ratios.append(text if phase == "both" else text.split(" ")[0])
+        ratios.append(text if phase == whole else text.split(" ")[0])
     spread = "" if control is None else f"within {100 * (control.spread - 1):.1f} %"
     return [*ratios, spread, "" if not took or not bound else f"{took / bound:.1f} x"]
 

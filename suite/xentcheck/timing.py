@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 
 from xentcheck.batch import Batch
-from xentcheck.implementation import Implementation
+from xentcheck.implementation import Implementation, with_matrix
 
 PHASES = ("forward", "backward", "both")
 BASE, CANDIDATE, CONTROL = "native", "candidate", "control"
 CONFIDENCE = 0.99
 ROUNDS, FEWEST_ROUNDS = 15, 8  # the interval needs 8
 REPETITIONS, FEWEST_REPETITIONS = 20, 2
+LONG = 0.5  # seconds; what takes longer is not repeated at a stop
 BLOCK = 0.004  # seconds at each stop; shorter stops are mostly the stop
 BUDGET = 20.0  # seconds for all rounds of one measurement, as far as the fewest rounds allow
 WARM_UP = 8
@@ -48,21 +49,23 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """One training step of a loss: ``forward()`` gives the loss, ``backward(loss)`` the gradient of the input.
+    """One training step of a loss: ``forward()`` gives the loss, ``backward(loss)`` the gradients that the batch asks for.
 
-    ``backward`` is None where the implementation returns both at once; its time is then that of both.
+    ``backward`` is None where there is nothing but one call: of an implementation that returns both at once, or of a batch without
+    a gradient. ``alone`` is the phase that its time is of.
     """
 
     forward: Callable[[], Any]
-    backward: Callable[[Any], Any] | None
+    backward: Callable[[Any], tuple[Tensor, ...]] | None
+    alone: str = "both"
 
 
 @dataclass(frozen=True)
 class Measured:
     """The raw samples of one measurement.
 
-    rounds: lane -> phase -> the minimum of each round, in seconds; only ``both`` for a lane that does both at once. bandwidth: bytes per
-    second of a copy and of a fill of the logits.
+    rounds: lane -> phase -> the minimum of each round, in seconds; only ``both`` for a lane that does both at once, and only ``forward``
+    where no gradient is asked for. bandwidth: bytes per second of a copy and of a fill of the logits.
     """
 
     rounds: dict[str, dict[str, list[float]]]
@@ -106,28 +109,51 @@ def step(implementation: Implementation, batch: Batch) -> Step:
     """The implementation as a training step on the batch; lanes that share a batch share its memory.
 
     The gradient is taken by ``torch.autograd.grad``, as for logits that a layer computed; ``loss.backward()`` would add what it
-    takes to accumulate into a leaf.
+    takes to accumulate into a leaf. A fused linear loss is asked as it is; before any other, where a batch asks for one, stands the
+    linear layer.
     """
-    x, target, options = batch.input.detach().requires_grad_(), batch.target, batch.options
+    wanted = {name: tensor.detach().requires_grad_() for name, tensor in batch.differentiated.items()}
+    arguments = {"input": batch.input.detach(), "target": batch.target, **batch.options, **wanted}
     if implementation.loss_and_gradient is not None:
         both, values = implementation.loss_and_gradient, batch.input.detach()
-        return Step(lambda: both(values, target, batch.upstream, **options), None)
-    function = implementation.cross_entropy
-    if function is None:
-        raise Unavailable("a fused linear loss has no cost as a loss of logits")
+        if not wanted:
+            return Step(lambda: both(values, batch.target, None, **batch.options)[0], None, "forward")
+        return Step(lambda: both(values, batch.target, batch.upstream, **batch.options), None)
+    function = _function(implementation, batch)
+    x, target = arguments.pop("input"), arguments.pop("target")
+    if not wanted:
+        return Step(torch.no_grad()(lambda: function(x, target, **arguments)), None, "forward")
     if batch.mode == "compile":
         torch.compiler.reset()
         function = torch.compile(function)
 
-    def backward(loss: Tensor) -> Tensor:
+    def backward(loss: Tensor) -> tuple[Tensor, ...]:
         upstream = None if batch.upstream is None else batch.upstream.to(loss.dtype)
-        return torch.autograd.grad(loss, x, upstream)[0]
+        return torch.autograd.grad(loss, list(wanted.values()), upstream)
 
-    return Step(lambda: function(x, target, **options), backward)
+    return Step(lambda: function(x, target, **arguments), backward)
+
+
+def _function(implementation: Implementation, batch: Batch) -> Callable[..., Tensor]:
+    """Called with input, target and options."""
+    plain, fused = implementation.cross_entropy, implementation.linear_cross_entropy
+    if not batch.is_linear:
+        if plain is None:
+            raise Unavailable("a fused linear loss has no cost as a loss of logits; --profile linear measures it")
+        return plain
+    if plain is None:
+        return with_matrix(fused)
+
+    def after_the_layer(
+        input: Tensor, target: Tensor, *, linear_weight: Tensor, linear_bias: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        return plain(torch.nn.functional.linear(input, linear_weight, linear_bias), target, **options)
+
+    return after_the_layer
 
 
 def first_call(one: Step, on_cuda: bool) -> tuple[Any, Any, dict[str, float]]:
-    """Loss, gradient (None where the loss is both) and the seconds of a step, with all that is compiled or set up in it."""
+    """What forward and backward give (None where there is no backward) and the seconds of a step, with all that is set up in it."""
 
     def now() -> float:
         if on_cuda:
@@ -138,10 +164,10 @@ def first_call(one: Step, on_cuda: bool) -> tuple[Any, Any, dict[str, float]]:
     loss = one.forward()
     middle = now()
     if one.backward is None:
-        return loss, None, {"both": middle - start}
-    gradient = one.backward(loss)
+        return loss, None, {one.alone: middle - start}
+    gradients = one.backward(loss)
     end = now()
-    return loss, gradient, dict(zip(PHASES, (middle - start, end - middle, end - start), strict=True))
+    return loss, gradients, dict(zip(PHASES, (middle - start, end - middle, end - start), strict=True))
 
 
 def measure(
@@ -167,7 +193,8 @@ def measure(
 
 def plan(slowest: float, lanes: int) -> tuple[int, int]:
     """The repetitions at each stop and the rounds, where a step takes so many seconds at most."""
-    repetitions = min(max(math.ceil(BLOCK / max(slowest, 1e-9)), FEWEST_REPETITIONS), REPETITIONS)
+    fewest = FEWEST_REPETITIONS if slowest < LONG else 1
+    repetitions = min(max(math.ceil(BLOCK / max(slowest, 1e-9)), fewest), REPETITIONS)
     each = 2 * lanes * repetitions * slowest
     return repetitions, min(max(int(BUDGET / max(each, 1e-9)), FEWEST_ROUNDS), ROUNDS)
 
@@ -258,10 +285,10 @@ def _on_cpu(one: Step) -> Seconds:
     loss = one.forward()
     middle = time.perf_counter_ns()
     if one.backward is None:
-        return math.nan, math.nan, (middle - start) / 1e9
-    gradient = one.backward(loss)
+        return _alone(one, (middle - start) / 1e9)
+    gradients = one.backward(loss)
     end = time.perf_counter_ns()
-    del loss, gradient  # freeing is nobody's phase
+    del loss, gradients  # freeing is nobody's phase
     return (middle - start) / 1e9, (end - middle) / 1e9, (end - start) / 1e9
 
 
@@ -276,23 +303,32 @@ def _on_cuda(batch: Batch) -> Callable[[Step], Seconds]:
         events[0].record()
         loss = one.forward()
         events[1].record()
-        gradient = None if one.backward is None else one.backward(loss)
+        gradients = None if one.backward is None else one.backward(loss)
         events[2].record()
         torch.cuda.synchronize(batch.input.device)
         forward, backward, both = (
             events[a].elapsed_time(events[b]) / 1e3 for a, b in ((0, 1), (1, 2), (0, 2))
         )  # from milliseconds
-        del loss, gradient
-        return (math.nan, math.nan, both) if one.backward is None else (forward, backward, both)
+        del loss, gradients
+        return _alone(one, both) if one.backward is None else (forward, backward, both)
 
     return once
 
 
+def _alone(one: Step, seconds: float) -> Seconds:
+    forward, backward, both = (seconds if phase == one.alone else math.nan for phase in PHASES)
+    return forward, backward, both
+
+
 def _warm(once: Callable[[Step], Seconds], one: Step) -> float:
     """Calls until calls no longer get faster, as they do while something is compiled; the seconds of the fastest."""
-    best, *_ = sorted(once(one)[2] for _ in range(2))
+
+    def whole() -> float:
+        return float(np.nanmax(once(one)))
+
+    best = min(whole(), whole())
     for _ in range(WARM_UP):
-        now = once(one)[2]
+        now = whole()
         settled = now > 0.8 * best
         best = min(best, now)
         if settled:
