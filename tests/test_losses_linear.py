@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from xentcheck import large
+from xentcheck.batch import Batch
 from xentcheck.losses import linear_masked_cross_entropy, linear_sweep
 
 N, C, H = 13, 11, 7
@@ -327,3 +329,17 @@ def test_bad_arguments(spoil, error, text):
     spoil(arguments)
     with pytest.raises(error, match=text):
         linear_masked_cross_entropy(**arguments)
+
+
+def test_what_many_chunks_add_to_the_gradient_of_a_bfloat16_matrix_is_rounded_once(monkeypatch):
+    """Added up in bfloat16 it is off by more than rounding the gradient of the logits can explain, and by more with each chunk."""
+    monkeypatch.setattr(linear_sweep, "SMALLEST_CHUNK", 32 * 1000)
+    monkeypatch.setattr(linear_sweep, "_LARGEST_CHUNK", 32 * 1000)
+    generator = torch.Generator().manual_seed(0)
+    hidden, matrix = (torch.randn(n, 64, generator=generator).bfloat16() for n in (256, 1000))
+    target = torch.randint(0, 1000, (256,), generator=generator)
+    asked = Batch(hidden, target, {"linear_weight": matrix / 8}, None, "eager")
+    tensors = [t.clone().requires_grad_() for t in asked.differentiated.values()]
+    loss = linear_masked_cross_entropy(*tensors, target)
+    found = large.examine(asked, large.expected(asked), loss, torch.autograd.grad(loss, tensors))
+    assert found.problem == ""

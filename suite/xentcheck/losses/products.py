@@ -11,8 +11,6 @@ from torch import Tensor
 
 from .terms import working_dtype
 
-_FEW = 8  # parts of a sum that may each be rounded to a half type
-
 
 def product_for(matrix: Tensor, chunk: int, chunks: int) -> Plain | Split | Widened:
     if matrix.dtype == working_dtype(matrix):
@@ -51,9 +49,10 @@ class Plain:
 
 
 class Split:
-    """bfloat16 on a CPU, whose products sum in float32 but are rounded: the logits as the rounded product and what that leaves.
+    """bfloat16 on a CPU, whose products sum in float32 but are rounded: the rounded product and what that leaves.
 
     The rest comes from the same product with the rounded one taken off before the second rounding; both together have 16 bits.
+    So do the logits have them, and what each chunk adds to d^T h.
     """
 
     def __init__(self, matrix: Tensor, chunk: int, chunks: int) -> None:
@@ -82,12 +81,14 @@ class Split:
 
     def add_outer(self, hidden: Tensor) -> None:
         d = self.rounded[: len(hidden)]
-        if self.chunks <= _FEW:
-            self.sum = torch.mm(d.T, hidden) if self.sum is None else self.sum.addmm_(d.T, hidden)
+        if self.chunks == 1:
+            self.sum = torch.mm(d.T, hidden)
             return
         self.sum = torch.zeros_like(self.matrix, dtype=torch.float32) if self.sum is None else self.sum
-        for some in _blocks_of_classes(self.matrix):
-            self.sum[some] += torch.mm(d[:, some].T, hidden)
+        for some in _blocks_of_classes(self.matrix, 2**19):
+            rounded = torch.mm(d[:, some].T, hidden)
+            rest = torch.addmm(rounded, d[:, some].T, hidden, beta=-1)
+            self.sum[some].add_(rounded).add_(rest)
 
     def outer(self) -> Tensor:
         return torch.zeros_like(self.matrix) if self.sum is None else self.sum.to(self.matrix.dtype)
@@ -128,6 +129,6 @@ class Widened:
         return torch.zeros_like(self.matrix) if self.sum is None else self.sum.to(self.matrix.dtype)
 
 
-def _blocks_of_classes(matrix: Tensor) -> list[slice]:
-    step = max(1, 2**22 // max(1, matrix.shape[1]))
+def _blocks_of_classes(matrix: Tensor, size: int = 2**22) -> list[slice]:
+    step = max(1, size // max(1, matrix.shape[1]))
     return [slice(c, c + step) for c in range(0, len(matrix), step)]
