@@ -84,7 +84,7 @@ HALF_LOSS = (
         **_ROUNDED,
     ),
     Deviation(
-        "lm/bfloat16",
+        ("lm/bfloat16", "lm/bfloat16-forward"),
         aspect="loss",
         observed="the bfloat16 mean over 8192 positions that is rounded more than once",
         max_units=2,
