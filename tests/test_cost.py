@@ -267,6 +267,41 @@ def test_a_forward_pass_alone(speed_case):
     assert re.search(r"tiny/alone +watched +\S.* within", console.export_text())
 
 
+def test_what_is_known_to_overwrite_the_logits_gets_fresh_ones_for_each_step(speed_case):
+    """As a kernel does that puts the gradient in their place; native beside it still sees the logits."""
+    firsts = []
+
+    def in_place(input, target, upstream, **options):
+        firsts.append(float(input[0, 0]))
+        loss, gradient = fakes.arrays(input.clone(), target, upstream, **options)
+        input.copy_(torch.as_tensor(gradient))
+        return loss, input
+
+    def watched(input, target, **options):
+        seen.append(float(input.detach()[0, 0]))
+        return fakes.right(input, target, **options)
+
+    seen = []
+    known = Deviation("*", aspect="purity", observed="other logits", fault="changed", link="x", certain=False)
+    measuring = cost.Costs(replace(NATIVE, cross_entropy=watched))
+    knows, does_not = (
+        Implementation(name=name, loss_and_gradient=in_place, deviations=deviations)
+        for name, deviations in (("knows", (known,)), ("does_not", ()))
+    )
+    case = speed_case("id: two, logits: {shape: [6, 5], fill: tiled}")
+    speed, memory = measuring.speed(case, knows), measuring.memory(case, knows)
+    assert speed["status"] == memory["status"] == "pass", speed["message"] + memory["message"]
+    assert speed["overwrites"]
+    assert len(set(firsts + seen)) == 1
+    step, prepare = measuring.training_step(case, knows)
+    for _ in range(2):
+        prepare()
+        step()
+    assert len(set(firsts)) == 1
+    assert not measuring.speed(case, impl(fakes.right))["overwrites"]
+    assert "found them changed" in measuring.speed(case, does_not)["message"]
+
+
 def test_the_question_names_the_exact_case(speed_case):
     assert cost.question(speed_case()) == cost.question(speed_case())
     assert cost.question(speed_case()) != cost.question(speed_case(TWO))

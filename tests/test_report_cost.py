@@ -74,6 +74,34 @@ def made(tmp_path, some, **more):
     return write(run, tmp_path)
 
 
+def test_what_overwrites_the_logits_is_marked(tmp_path):
+    some = lines()
+    made(tmp_path / "plain", some)
+    made(tmp_path / "marked", [line | {"overwrites": line["implementation"] == "slow"} for line in some])
+    for page in ("speed.md", "memory.md"):
+        assert "fresh ones" not in (tmp_path / "plain" / page).read_text()
+        text = (tmp_path / "marked" / page).read_text()
+        assert text.count("`slow` *") == 8
+        assert text.count("` *") == 8
+        assert "\n\\* overwrites the logits" in text
+
+
+def test_a_forward_pass_alone_has_no_other_figures(tmp_path):
+    some = []
+    for name, ratio in (("native", 1.0), ("mine", 0.5)):
+        line = as_measured(speed(ratio) | {"implementation": name}, "lm/one-forward")
+        line["rounds"] = {lane: {"forward": v["both"]} for lane, v in line["rounds"].items()}
+        line["first"] = {"forward": 7.0}
+        some.append(native(line) if name == "native" else line)
+    made(tmp_path, some)
+    rows = [line.split("|")[2:-1] for line in (tmp_path / "speed.md").read_text().splitlines() if "one-forward" in line]
+    first, second = ([cell.strip() for cell in row] for row in rows)
+    assert first[:4] == ["`native`", "1", "", ""]
+    assert re.match(r"0\.[45]\d* \(", second[1])
+    assert second[2:4] == ["", ""]
+    assert all(cells[4] and cells[5] for cells in (first, second))
+
+
 def test_what_no_device_was_at_hand_for_says_how_to_measure_it(tmp_path):
     away = {"status": "unavailable", "message": "no cuda device here", "device": "cpu"}
     some = [

@@ -56,9 +56,9 @@ def measure(make: Callable[[Batch], Step], batch: Batch) -> Memory:
     """The memory of one training step on the batch."""
     set_up(make, batch)
     gc.collect()
-    if batch.input.is_cuda:
-        return _on_cuda(make(batch), batch)
-    return _on_cpu(make(batch))
+    one = make(batch)
+    one.prepare()
+    return _on_cuda(one, batch) if batch.input.is_cuda else _on_cpu(one)
 
 
 def set_up(make: Callable[[Batch], Step], batch: Batch) -> None:

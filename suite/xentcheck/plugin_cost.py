@@ -223,7 +223,7 @@ def measure_cost(request: pytest.FixtureRequest) -> Any:
     return put
 
 
-def _into(benchmark: Any, line: dict[str, Any], training_step: Callable[[], Any] | None) -> None:
+def _into(benchmark: Any, line: dict[str, Any], training_step: tuple[Callable[[], Any], ...] | None) -> None:
     """pytest-benchmark's own table and JSON: plain times of the same step, and our ratios as extra information."""
     if training_step is None:
         benchmark.skipped = True
@@ -233,7 +233,8 @@ def _into(benchmark: Any, line: dict[str, Any], training_step: Callable[[], Any]
         for name, found in (("ratio", cost.ratio(line, phase)), ("control", cost.control(line, phase))):
             if found is not None:
                 benchmark.extra_info[f"{phase} {name}"] = [found.estimate, found.low, found.high]
-    benchmark.pedantic(training_step, rounds=5, warmup_rounds=1)
+    step, prepare = training_step
+    benchmark.pedantic(step, setup=prepare, rounds=5, warmup_rounds=1)
 
 
 def _limit(config: pytest.Config) -> int | None:

@@ -61,11 +61,11 @@ def _speed(lines: list[Line], results: Results, folder: Path, written: list[Path
     sweeps = [line for line in lines if line["profile"] == "sweeps"]
     if sweeps:
         parts += ["## sweeps in numbers", table(map(_speed_row, sweeps)), _controls(sweeps)]
-    return _joined([*parts, MADE, _environment(results, lines)])
+    return _joined([*parts, _marked(lines), MADE, _environment(results, lines)])
 
 
 def _speed_row(line: Line) -> dict[str, str]:
-    row = {"case": f"`{line['case']}`", "implementation": f"`{line['implementation']}`"}
+    row = _names(line)
     if line["status"] != "pass":
         return row | {"forward": _failure(line)}
     for phase in timing.PHASES:
@@ -195,11 +195,11 @@ def _memory(lines: list[Line], results: Results, folder: Path, written: list[Pat
         plot_cost.bytes_(rows, plot_cost.styles(line["implementation"] for line in lines), folder / "memory.svg")
         written.append(folder / "memory.svg")
         parts.insert(3, "![peak and kept bytes by case and implementation](memory.svg)")
-    return _joined([*parts, MADE, _environment(results, lines)])
+    return _joined([*parts, _marked(lines), MADE, _environment(results, lines)])
 
 
 def _memory_row(line: Line) -> dict[str, str]:
-    row = {"case": f"`{line['case']}`", "implementation": f"`{line['implementation']}`"}
+    row = _names(line)
     if line["status"] != "pass":
         return row | {"logits": _failure(line)}
     counted = line["bytes"]
@@ -212,6 +212,19 @@ def _memory_row(line: Line) -> dict[str, str]:
 
 
 # --- both
+
+
+def _names(line: Line) -> dict[str, str]:
+    mark = " *" if line.get("overwrites") else ""
+    return {"case": f"`{line['case']}`", "implementation": f"`{line['implementation']}`{mark}"}
+
+
+def _marked(lines: Iterable[Line]) -> str:
+    if not any(line.get("overwrites") for line in lines):
+        return ""
+    return (
+        "\\* overwrites the logits, as is known of it; each step gets fresh ones, which is no part of what is measured."
+    )
 
 
 def _table(row: Callable[[Line], dict[str, str]], lines: Sequence[Line]) -> str:

@@ -52,12 +52,13 @@ class Step:
     """One training step of a loss: ``forward()`` gives the loss, ``backward(loss)`` the gradients that the batch asks for.
 
     ``backward`` is None where there is nothing but one call: of an implementation that returns both at once, or of a batch without
-    a gradient. ``alone`` is the phase that its time is of.
+    a gradient. ``alone`` is the phase that its time is of. ``prepare()`` comes before each step and is no part of it.
     """
 
     forward: Callable[[], Any]
     backward: Callable[[Any], tuple[Tensor, ...]] | None
     alone: str = "both"
+    prepare: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,22 @@ def on(device: str, batch: Batch) -> Batch:
     )
 
 
-def step(implementation: Implementation, batch: Batch) -> Step:
+def step(implementation: Implementation, batch: Batch, overwrites: bool = False) -> Step:
     """The implementation as a training step on the batch; lanes that share a batch share its memory.
 
     The gradient is taken by ``torch.autograd.grad``, as for logits that a layer computed; ``loss.backward()`` would add what it
     takes to accumulate into a leaf. A fused linear loss is asked as it is; before any other, where a batch asks for one, stands the
     linear layer.
+
+    overwrites: whether the implementation is known to leave other logits than it got; it gets its own, and fresh ones for each step.
     """
+    if overwrites:
+        mine = replace(batch, input=batch.input.clone())
+
+        def restore() -> None:
+            mine.input.copy_(batch.input)
+
+        return replace(step(implementation, mine), prepare=restore)
     wanted = {name: tensor.detach().requires_grad_() for name, tensor in batch.differentiated.items()}
     arguments = {"input": batch.input.detach(), "target": batch.target, **batch.options, **wanted}
     if implementation.loss_and_gradient is not None:
@@ -160,6 +170,7 @@ def first_call(one: Step, on_cuda: bool) -> tuple[Any, Any, dict[str, float]]:
             torch.cuda.synchronize()
         return time.perf_counter()
 
+    one.prepare()
     start = now()
     loss = one.forward()
     middle = now()
@@ -281,6 +292,7 @@ def settings() -> dict[str, Any]:
 
 
 def _on_cpu(one: Step) -> Seconds:
+    one.prepare()
     start = time.perf_counter_ns()
     loss = one.forward()
     middle = time.perf_counter_ns()
@@ -298,6 +310,7 @@ def _on_cuda(batch: Batch) -> Callable[[Step], Seconds]:
 
     def once(one: Step) -> Seconds:
         events = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+        one.prepare()
         flushed.zero_()
         torch.cuda.synchronize(batch.input.device)
         events[0].record()
