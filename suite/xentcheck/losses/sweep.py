@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,11 +63,11 @@ def sweep(
             p = torch.softmax(logits, 1, out=out)
             p_target = p.gather(1, t)
             if losses is not None:
-                where = x[at] if p.data_ptr() == logits.data_ptr() else logits
+                before = partial(_before, x, at, logits, p)
                 skipped = None if ignored is None else ignored[at]
-                nll = _nll(p, p_target, where, t, skipped)
+                nll = _nll(p, p_target, before, t, skipped)
                 losses[at] = (
-                    nll if mean is None else _smoothed(nll, where, mean, t, skipped, shares, question.smoothing)
+                    nll if mean is None else _smoothed(nll, before(), mean, t, skipped, shares, question.smoothing)
                 )
             if gradient is not None:
                 p.scatter_(1, t, p_target.sub_(1 - question.smoothing))  # w_t is part of the factor
@@ -116,13 +118,18 @@ def _load(x: Tensor, at: Block, box: buffers.Box, copies: bool) -> Tensor:
     return block
 
 
-def _nll(p: Tensor, p_target: Tensor, logits: Tensor, target: Tensor, ignored: Tensor | None) -> Tensor:
+def _before(x: Tensor, at: Block, loaded: Tensor, p: Tensor) -> Tensor:
+    """The logits of a block whose softmax is p; which may stand where they were loaded to, and scattered rows cost a copy."""
+    return x[at] if p.data_ptr() == loaded.data_ptr() else loaded
+
+
+def _nll(p: Tensor, p_target: Tensor, before: Callable[[], Tensor], target: Tensor, ignored: Tensor | None) -> Tensor:
     """-log p_t. What rounding p_t costs its logarithm, rounding lse would cost as well, unless p_t has underflowed."""
     # What ignored rows hold must not decide which of the two is taken for the others.
     counted = p_target if ignored is None else p_target.masked_fill(ignored, 1)
     if counted.amin() >= torch.finfo(p.dtype).tiny * 2**14:
         return p_target.log().neg_()
-    logits = logits.to(p.dtype)
+    logits = before().to(p.dtype)
     return logits.amax(1, keepdim=True) - logits.gather(1, target) - p.amax(1, keepdim=True).log()
 
 
