@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xentcheck.losses import masked_cross_entropy
 
@@ -83,3 +84,31 @@ def test_huge_pages_unless_few_scattered_rows_are_written(valid: slice, told: st
     (gradient,) = torch.autograd.grad(masked_cross_entropy(logits, target), logits)
     assert told in _flags(gradient)
     assert not gradient[target == -100].any()
+
+
+class _Copies(TorchDispatchMode):
+    """The operations that give as many elements as asked for."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements, self.seen = elements, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.numel() == self.elements and "index" in str(function):
+            self.seen.append(str(function))
+        return result
+
+
+@pytest.mark.parametrize(("logit", "copies"), [(0.0, 1), (200.0, 2)])
+def test_scattered_rows_are_copied_once_unless_a_probability_underflows(logit: float, copies: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(400, 2**13, generator=generator)
+    logits[:, 1] = logit
+    logits.requires_grad_()
+    target = torch.full((400,), -100)
+    target[torch.randperm(400, generator=generator)[:100]] = 3
+    with _Copies(100 * 2**13) as mode:
+        loss = masked_cross_entropy(logits, target)
+    assert len(mode.seen) == copies
+    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, target).item(), rel=1e-6)
