@@ -22,6 +22,7 @@ from xentcheck.implementation import (
     load_file,
     names,
 )
+from xentcheck.losses import linear_masked_cross_entropy
 
 LOGITS, TARGET = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0]]), torch.tensor([2, 0])
 RIGHT = torch.nn.functional.cross_entropy(LOGITS, TARGET)
@@ -408,6 +409,15 @@ def test_a_signature_claims_its_options_and_no_other(function, claimed):
         "non_contiguous",
     }
     assert not found.capabilities & {"double_backward", "func_grad", "vmap", "compile"}
+
+
+def test_a_parameter_linear_weight_makes_a_fused_linear_loss():
+    found = from_callable(linear_masked_cross_entropy, "f")
+    assert (found.cross_entropy, found.linear_cross_entropy) == (None, linear_masked_cross_entropy)
+    assert found.capabilities >= OPTIONS | {"linear", "linear_bias"}
+    assert "autocast" not in found.capabilities
+    few = from_callable(lambda hidden, linear_weight, target: None, "f")
+    assert few.capabilities & (OPTIONS | {"linear", "linear_bias"}) == {"linear"}
 
 
 def test_what_no_signature_tells_is_asked_without_blame():

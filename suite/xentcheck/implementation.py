@@ -151,7 +151,8 @@ def with_matrix(fused: Callable[..., Any] | None) -> Callable[..., Any]:
 def from_callable(function: Callable[..., Any], name: str, source: str = "") -> Implementation:
     """What a bare callable claims: the options that its signature has, and no convention.
 
-    An ``nn.Module`` class is taken as ``cls(**options)(input, target)``. An ``implementation`` attribute says more.
+    An ``nn.Module`` class is taken as ``cls(**options)(input, target)``. A parameter ``linear_weight`` makes a fused linear loss. An
+    ``implementation`` attribute says more.
     """
     stated = getattr(function, "implementation", None)
     if isinstance(stated, Implementation):
@@ -184,13 +185,19 @@ def from_callable(function: Callable[..., Any], name: str, source: str = "") -> 
     )
     claimed = told | (options - {"reduction"})
     claimed |= {"reduction_option", "reduction_sum", "reduction_none"} if "reduction" in options else set()
+    is_linear = "linear_weight" in parameters
     if "ignore_index" in options:
         claimed |= {"ignore_index_in_range"}
-        claimed |= {"ignore_index_list"} if _takes_lists(function) else set()
+        claimed |= {"ignore_index_list"} if _takes_lists(function, is_linear) else set()
+    if not (takes_any or "linear_bias" in parameters):
+        claimed -= {"linear_bias"}
+    if is_linear:  # under autocast the product may round the logits, as that of a linear layer does
+        claimed -= {"autocast"}
     doc = inspect.getdoc(function) if inspect.isfunction(function) else None
     return Implementation(
         name=name,
-        cross_entropy=function,
+        cross_entropy=None if is_linear else function,
+        linear_cross_entropy=function if is_linear else None,
         capabilities=frozenset(claimed),
         tentative=_UNTOLD & claimed,
         description=(doc or "").split("\n")[0],
@@ -342,14 +349,18 @@ def _is_defined_in(value: Any, path: Path) -> bool:
     )
 
 
-def _takes_lists(function: Callable[..., Any]) -> bool:
+def _takes_lists(function: Callable[..., Any], is_linear: bool) -> bool:
     """A bare callable offers several ignore values if a list of one gives what the plain value gives."""
     logits, target = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0], [1.0, 5.0, 0.0]]), torch.tensor([2, 1, 0])
+
+    def call(ignore_index: int | list[int]) -> Any:
+        matrix = [torch.eye(3)] if is_linear else []
+        return function(logits.clone(), *matrix, target.clone(), ignore_index=ignore_index)
+
     state = GlobalState()
     try:
         with torch.no_grad():
-            one = function(logits.clone(), target.clone(), ignore_index=1)
-            several = function(logits.clone(), target.clone(), ignore_index=[1])
+            one, several = call(1), call([1])
             return bool(torch.equal(one, several))
     except Exception:
         return False
