@@ -149,8 +149,8 @@ def test_a_linear_loss_has_no_cost_here(case):
         timing.step(Implementation(name="linear", linear_cross_entropy=fakes.linear), batch_of(case))
 
 
-def test_a_long_step_is_not_repeated_at_a_stop():
-    assert [timing.plan(seconds, lanes=3)[0] for seconds in (1e-5, 1e-3, 0.4, 0.6)] == [20, 4, 2, 1]
+def test_every_stop_repeats_its_step():
+    assert [timing.plan(seconds, lanes=3)[0] for seconds in (1e-5, 1e-3, 0.4, 6.0)] == [20, 4, 2, 2]
 
 
 def test_a_measurement_has_all_its_parts(case, monkeypatch):

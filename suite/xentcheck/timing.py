@@ -31,8 +31,7 @@ PHASES = ("forward", "backward", "both")
 BASE, CANDIDATE, CONTROL = "native", "candidate", "control"
 CONFIDENCE = 0.99
 ROUNDS, FEWEST_ROUNDS = 15, 8  # the interval needs 8
-REPETITIONS, FEWEST_REPETITIONS = 20, 2
-LONG = 0.5  # seconds; what takes longer is not repeated at a stop
+REPETITIONS, FEWEST_REPETITIONS = 20, 2  # the second finds the memory that the first one gave back
 BLOCK = 0.004  # seconds at each stop; shorter stops are mostly the stop
 BUDGET = 20.0  # seconds for all rounds of one measurement, as far as the fewest rounds allow
 WARM_UP = 8
@@ -204,8 +203,7 @@ def measure(
 
 def plan(slowest: float, lanes: int) -> tuple[int, int]:
     """The repetitions at each stop and the rounds, where a step takes so many seconds at most."""
-    fewest = FEWEST_REPETITIONS if slowest < LONG else 1
-    repetitions = min(max(math.ceil(BLOCK / max(slowest, 1e-9)), fewest), REPETITIONS)
+    repetitions = min(max(math.ceil(BLOCK / max(slowest, 1e-9)), FEWEST_REPETITIONS), REPETITIONS)
     each = 2 * lanes * repetitions * slowest
     return repetitions, min(max(int(BUDGET / max(each, 1e-9)), FEWEST_ROUNDS), ROUNDS)
 
