@@ -85,9 +85,9 @@ def limits(rows: Mapping[str, Mapping[str, float]], names: Styles, path: Path) -
     axes.axvline(1, color="#777777", linewidth=0.8)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("forward and backward, in times of what moving the bytes takes; 1 cannot be beaten")
+    axes.set_xlabel("the whole step, in times of what moving the bytes takes; 1 cannot be beaten")
     _ratios_on(axes.xaxis, axes)
-    _legend(figure, names)
+    _legend(figure, {n: s for n, s in names.items() if any(n in row for row in rows.values())})
     _save(figure, path)
 
 
@@ -137,7 +137,8 @@ def front(panels: Mapping[str, Sequence[Cost]], names: Styles, path: Path) -> No
         axes.set_title(title, fontsize=10)
         axes.grid(color="#e2e2e2", linewidth=0.6, zorder=0)
     grid[0].set_ylabel("largest error in units")
-    _legend(figure, names)
+    shown = {c.name for costs in panels.values() for c in costs}
+    _legend(figure, {n: s for n, s in names.items() if n in shown})
     _save(figure, path)
 
 
@@ -170,7 +171,9 @@ def _legend(figure: Figure, names: Styles, bars: bool = False) -> None:
         else mpl.lines.Line2D([], [], color=colour, marker=mark, linewidth=0, label=name)
         for name, (colour, mark) in names.items()
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6), frameon=False, fontsize=9)
+    widest = 0.5 + 0.08 * max(map(len, names), default=0)  # inches, with the mark and the space around it
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / widest)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
 
 
 def _save(figure: Figure, path: Path) -> None:

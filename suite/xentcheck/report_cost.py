@@ -127,7 +127,7 @@ def _speed_plots(lines: list[Line], folder: Path, written: list[Path]) -> list[s
         if took and bound and math.isfinite(took / bound):
             rows.setdefault(line["case"], {})[line["implementation"]] = took / bound
     if rows:
-        text = "Forward and backward together. A case that fits into a cache has that cache's bandwidth for its limit."
+        text = "The whole step: forward and backward together, or forward alone. A case that fits into a cache has that cache's bandwidth for its limit."
         plot_cost.limits(rows, names, plot("speed-limit.svg", "Time against the limit", text))
     panels_ = {case: _front([line for line in lines if line["case"] == case]) for case in FRONT}
     panels_ = {case: costs for case, costs in panels_.items() if costs}
