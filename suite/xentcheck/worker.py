@@ -191,7 +191,7 @@ def _announce_probes(announce: Callable[[int], None], unasked: frozenset[int]) -
     takes_lists = implementations._takes_lists
     count = 0
 
-    def announced(function: Callable[..., Any]) -> bool:
+    def announced(function: Callable[..., Any], is_linear: bool) -> bool:
         nonlocal count
         count += 1
         if count in unasked:
@@ -199,7 +199,7 @@ def _announce_probes(announce: Callable[[int], None], unasked: frozenset[int]) -
         announce(count)
         takes = False
         with suppress(BaseException):  # such as SystemExit
-            takes = takes_lists(function)
+            takes = takes_lists(function, is_linear)
         announce(0)
         return takes
 
