@@ -338,11 +338,17 @@ LINEAR = (
             "linear-gradients/more-features-than-classes[bfloat16]",
             "linear-gradients/reduction",
             "linear-upstream/loss-scaling",
-            "linear/bfloat16",
         ),
         aspect="gradient",
         observed="half-precision gradients of rounded logits and log-probabilities",
         reason="The linear layer rounds the logits to the half type before the loss sees them, and log_softmax its result.",
         **_HALF_LINEAR,
+    ),
+    Deviation(
+        "linear/bfloat16",
+        aspect="gradient",
+        observed="gradients of rounded logits and log-probabilities, the worst of millions",
+        reason="The linear layer rounds the logits to the half type before the loss sees them, and log_softmax its result.",
+        **_HALF_LINEAR | {"max_units": 12},
     ),
 )

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import fakes
 from test_plugin import FAKES, ROOT, SUITE, specification  # noqa: F401
-from xentcheck import cli, cost, plugin_cost, profiles, record, terminal_cost, timing
+from xentcheck import cli, cost, memory, plugin_cost, profiles, record, terminal_cost, timing
 from xentcheck.casefile import load_all
 from xentcheck.implementation import Deviation, Implementation
 from xentcheck.timing import Ratio
@@ -191,6 +191,18 @@ def test_a_known_deviation_gets_no_figure_either(speed_case):
     assert "rounds" not in line
 
 
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [({"fault": "nan"}, ""), ({"fault": "value", "max_units": 100}, "a deviation is known up to 100 units")],
+)
+def test_what_is_worse_than_the_known_deviation_fails(speed_case, known, said):
+    deviation = Deviation("tiny/one", aspect="loss", observed="a thousandth more", link="x", **known)
+    line = cost.Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth, deviations=(deviation,)))
+    assert line["status"] == "fail"
+    assert "units where 3 are allowed" in line["message"]
+    assert line["message"].endswith(said)
+
+
 def eats(input, target, **options):
     torch.empty(2**40, dtype=torch.uint8)
     return fakes.right(input, target, **options)
@@ -289,9 +301,9 @@ def test_what_is_known_to_overwrite_the_logits_gets_fresh_ones_for_each_step(spe
         for name, deviations in (("knows", (known,)), ("does_not", ()))
     )
     case = speed_case("id: two, logits: {shape: [6, 5], fill: tiled}")
-    speed, memory = measuring.speed(case, knows), measuring.memory(case, knows)
-    assert speed["status"] == memory["status"] == "pass", speed["message"] + memory["message"]
-    assert speed["overwrites"]
+    lines = measuring.speed(case, knows), measuring.memory(case, knows)
+    assert [line["status"] for line in lines] == ["pass"] * 2, lines
+    assert lines[0]["overwrites"]
     assert len(set(firsts + seen)) == 1
     step, prepare = measuring.training_step(case, knows)
     for _ in range(2):
@@ -300,6 +312,27 @@ def test_what_is_known_to_overwrite_the_logits_gets_fresh_ones_for_each_step(spe
     assert len(set(firsts)) == 1
     assert not measuring.speed(case, impl(fakes.right))["overwrites"]
     assert "found them changed" in measuring.speed(case, does_not)["message"]
+
+
+def test_the_copy_for_what_overwrites_the_logits_is_not_held_against_it(speed_case):
+    def in_place(input, target, upstream, **options):
+        return 0.0, input.zero_()
+
+    known = Deviation("*", aspect="purity", observed="other logits", fault="changed", link="x")
+    implementation = Implementation(name="frugal", loss_and_gradient=in_place, deviations=(known,))
+    case = speed_case("id: large, logits: {shape: [2048, 16000]}, target: {ignore: all}, reduction: sum")
+    line = cost.Costs(NATIVE, limit=64 * 2**20).memory(case, implementation)
+    assert line["status"] == "pass", line["message"]
+    assert line["bytes"]["forward"] < 2**20
+
+
+def test_too_much_memory_only_when_it_is_measured_is_a_failure(speed_case, monkeypatch):
+    def takes(*arguments):
+        raise memory.OverLimit("expected at most 3 bytes")
+
+    monkeypatch.setattr(memory, "measure", takes)
+    line = cost.Costs(NATIVE).memory(speed_case(), impl(fakes.right))
+    assert (line["status"], line["message"]) == ("fail", "expected at most 3 bytes")
 
 
 def test_the_question_names_the_exact_case(speed_case):

@@ -46,7 +46,7 @@ def test_the_losses_and_their_units_are_the_references(case, body):
 @pytest.mark.parametrize("body", BODIES)
 def test_a_right_answer_has_no_problem(case, body):
     batch = build(case(body))
-    assert large.examine(batch, large.expected(batch), *answer(fakes.right, batch)).problem == ""
+    assert large.examine(batch, large.expected(batch), *answer(fakes.right, batch)).fault is None
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_right_answer_has_no_problem(case, body):
 def test_a_wrong_answer_is_found(case, body, function, about):
     batch = build(case(body))
     loss, gradients = answer(function, batch) if function is not fakes.wrong_shape else (torch.ones(3), (batch.input,))
-    assert about in large.examine(batch, large.expected(batch), loss, gradients).problem
+    assert about in large.examine(batch, large.expected(batch), loss, gradients).fault.message
 
 
 def test_a_single_wrong_entry_is_named(case):
@@ -74,17 +74,33 @@ def test_a_single_wrong_entry_is_named(case):
     right = large.expected(batch)
     loss, (gradient,) = answer(fakes.right, batch)
     valid = int((batch.target != -100).nonzero()[-1])
-    wrong = gradient.clone()
-    wrong[valid, 49] *= 1.0001
-    assert f"at position {valid}, class 49, " in large.examine(batch, right, loss, (wrong,)).problem
     ignored = int((batch.target == -100).nonzero()[-1])
-    for value in (1e-30, torch.nan):
+
+    def fault(position, label, value):
         wrong = gradient.clone()
-        wrong[ignored, 3] = value
-        assert f"at position {ignored}, class 3, an ignored" in large.examine(batch, right, loss, (wrong,)).problem
-    wrong = gradient.clone()
-    wrong[valid, 0] = torch.nan
-    assert "found nan" in large.examine(batch, right, loss, (wrong,)).problem
+        wrong[position, label] = value
+        found = large.examine(batch, right, loss, (wrong,))
+        assert found.aspect == "gradient"
+        return found.fault
+
+    slightly = fault(valid, 49, gradient[valid, 49] * 1.0001)
+    assert f"at position {valid}, class 49, " in slightly.message
+    assert f"{slightly.units:.3g} units where 3 are allowed" in slightly.message
+    assert slightly.kind == "value"
+    for value, kind in ((1e-30, "nonzero"), (torch.nan, "nan"), (torch.inf, "inf")):
+        assert f"at position {ignored}, class 3, an ignored" in fault(ignored, 3, value).message
+        assert fault(ignored, 3, value).kind == kind
+    for value, kind in ((torch.nan, "nan"), (-torch.inf, "inf")):
+        assert f"found {float(value)} at position {valid}, class 0" in fault(valid, 0, value).message
+        assert (fault(valid, 0, value).kind, fault(valid, 0, value).units) == (kind, None)
+
+
+def test_another_dtype_is_no_wrong_value(case):
+    batch = build(case(BODIES[0]))
+    loss, (gradient,) = answer(fakes.right, batch)
+    found = large.examine(batch, large.expected(batch), loss, (gradient.double(),))
+    assert (found.aspect, found.fault.kind) == ("shape", "dtype")
+    assert "torch.float32; found (40, 50) in torch.float64" in found.fault.message
 
 
 def test_what_the_least_unit_leaves_in_doubt_is_put_to_the_reference(case, monkeypatch):
@@ -94,7 +110,7 @@ def test_what_the_least_unit_leaves_in_doubt_is_put_to_the_reference(case, monke
     asked = []
     monkeypatch.setattr(large, "truth", lambda *a: asked.append(1) or truth(*a))
     off = torch.from_numpy((exact.gradient + 2.8 * exact.gradient_unit).astype(np.float32))
-    assert large.examine(batch, large.expected(batch), torch.tensor(float(exact.loss)), (off,)).problem == ""
+    assert large.examine(batch, large.expected(batch), torch.tensor(float(exact.loss)), (off,)).fault is None
     assert asked
 
 
@@ -104,7 +120,7 @@ def test_the_units_of_the_error_are_told(case):
     loss = torch.tensor(float(exact.loss + 1.5 * exact.loss_unit), dtype=torch.float64)
     gradient = torch.from_numpy((exact.gradient + 0.7 * exact.gradient_unit).astype(np.float32))
     found = large.examine(batch, large.expected(batch), loss, (gradient,))
-    assert found.problem == ""
+    assert found.fault is None
     assert found.loss_units == pytest.approx(1.5, rel=0.1)
     assert 0.7 <= found.gradient_units <= 3
 
@@ -144,7 +160,7 @@ def test_a_linear_layer_in_blocks_is_the_references(case, body):
 def test_a_right_fused_loss_has_no_problem(case, body):
     batch = build(case(body))
     found = large.examine(batch, large.expected(batch), *fused_answer(fakes.fused, batch))
-    assert found.problem == ""
+    assert found.fault is None
     assert 0 < found.gradient_units <= 3
 
 
@@ -157,14 +173,26 @@ def test_a_wrong_entry_of_any_gradient_is_named(case, name, value):
     wrong = {n: g.clone() for n, g in zip(batch.differentiated, gradients, strict=True)}
     wrong[name].view(-1)[-1] += value
     place = ", ".join(str(n - 1) for n in wrong[name].shape)
-    problem = large.examine(batch, right, loss, tuple(wrong.values())).problem
-    assert f"at {name}[{place}], " in problem
-    assert "expected a gradient of" in problem
+    fault = large.examine(batch, right, loss, tuple(wrong.values())).fault
+    assert f"at {name}[{place}]" in fault.message
+    assert "expected a gradient of" in fault.message
+    assert fault.kind == ("value" if value == value else "nan")
+
+
+def test_of_several_wrong_gradients_the_worst_is_named(case):
+    batch = build(case(LINEAR[0]))
+    loss, gradients = fused_answer(fakes.fused, batch)
+    wrong = [gradient.clone() for gradient in gradients]
+    wrong[0].view(-1)[-1] += 1e-4
+    wrong[1].view(-1)[-1] += 1
+    found = large.examine(batch, large.expected(batch), loss, wrong)
+    assert "at linear_weight[19, 5], " in found.fault.message
+    assert found.fault.units == found.gradient_units > 1e4
 
 
 def test_a_gradient_where_none_is_asked_for_is_not_looked_for(case):
     batch = build(case("logits: {shape: [40, 50]}, mode: no_grad"))
     one = timing.step(Implementation(name="f", cross_entropy=fakes.right), batch)
     assert (one.backward, one.alone) == (None, "forward")
-    assert large.examine(batch, large.expected(batch), one.forward(), ()).problem == ""
-    assert "expected a loss of" in large.examine(batch, large.expected(batch), one.forward() * 1.001, ()).problem
+    assert large.examine(batch, large.expected(batch), one.forward(), ()).fault is None
+    assert "expected a loss of" in large.examine(batch, large.expected(batch), one.forward() * 1.001, ()).fault.message

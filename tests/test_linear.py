@@ -13,7 +13,7 @@ from xentcheck import repro
 from xentcheck.batch import build, capabilities_needed
 from xentcheck.casefile import CaseFileError, load
 from xentcheck.implementation import EVERYTHING, Implementation, find
-from xentcheck.linear import Parts
+from xentcheck.linear import Parts, Sums
 from xentcheck.lint import lint
 from xentcheck.reference import truth
 
@@ -159,7 +159,9 @@ def test_the_sum_of_operands_roundings():
     parts = Parts(batch, np.array([True]), np.asarray)
     d = np.array([[0.25, -0.25]])
     e, f = 2.0**-7, 2.0**-23
-    value, unit = parts.gradients(d, np.zeros_like(d), e, f, 0.0)["linear_weight"]
+    sums = Sums()
+    sums.add(parts, d, np.zeros_like(d))
+    value, unit = sums.gradients(e, f, 0.0)["linear_weight"]
     np.testing.assert_allclose(value, [[0.75], [-0.75]])
     np.testing.assert_allclose(unit, 2 * e * 0.75, rtol=1e-3)
 

@@ -21,6 +21,7 @@ from xentcheck import large, memory, profiles, timing
 from xentcheck.batch import Batch, build, capabilities_needed
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation
+from xentcheck.judge import held_to
 
 SPEED, MEMORY = "speed", "memory"
 MEASURES = (MEMORY, SPEED)
@@ -44,8 +45,11 @@ class Costs:
         """A line with the bytes of the forward pass, of the backward pass, kept in between and retained at the end."""
         line = self._line(MEMORY, case, implementation)
         if line["status"] == "pass":
-            with memory.limited(self._allowed(case)):
-                line |= {"bytes": asdict(memory.measure(self._maker(implementation), self._on_device(case)))}
+            try:
+                measured = memory.measure(self._maker(implementation), self._on_device(case), self._allowed(case))
+            except memory.OverLimit as error:
+                return line | {"status": "fail", "message": str(error)}
+            line |= {"bytes": asdict(measured)}
         return line
 
     def speed(
@@ -149,11 +153,10 @@ class Costs:
         if self._right is None:
             self._right = large.expected(self._batch_of(case))
         found = large.examine(self._batch_of(case), self._right, loss, gradients)
-        if not found.problem:
+        if found.fault is None:
             self._units[implementation.name] = {"loss": found.loss_units, "gradient": found.gradient_units}
             return "pass", ""
-        known = implementation.deviation_for(case.id, "gradient" if "gradient" in found.problem[:20] else "loss")
-        return ("deviates" if known else "fail"), found.problem
+        return held_to(implementation.deviation_for(case.id, found.aspect), found.fault)
 
     def _answer(self, case: Case, implementation: Implementation, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
         memory.set_up(lambda b: timing.step(implementation, b, overwrites=True), batch)

@@ -19,7 +19,7 @@ from xentcheck.batch import Batch
 from xentcheck.case import RELATIONS, Aspect, Case, Relation
 from xentcheck.claims import CONVENTIONS, OPTIONS
 from xentcheck.compare import ALLOWED_UNITS, Fault, compare, first, place
-from xentcheck.implementation import Implementation
+from xentcheck.implementation import Deviation, Implementation
 from xentcheck.observe import Answer, Failure, Observation
 from xentcheck.reference import Array, Truth
 
@@ -158,17 +158,16 @@ def judge(
                 units,
             )
         return verdict("pass", "", units, conventions=conventions)
-    if deviation is not None and deviation.fault == fault.kind:
-        if deviation.max_units is None or (np.inf if fault.units is None else fault.units) <= deviation.max_units:
-            return verdict("deviates", fault.message, fault.units, fault.kind)
-        return verdict(
-            "fail",
-            f"{fault.message}; a deviation is known up to {deviation.max_units:g} units",
-            fault.units,
-            fault.kind,
-        )
-    status = {"raised": "error", "crash": "crash", "timeout": "timeout"}.get(fault.kind, "fail")
-    return verdict(status, fault.message, fault.units, fault.kind)
+    return verdict(*held_to(deviation, fault), fault.units, fault.kind)
+
+
+def held_to(deviation: Deviation | None, fault: Fault) -> tuple[str, str]:
+    """The status and the message of a fault, beside what is known of the implementation: its kind and its size at most."""
+    if deviation is None or deviation.fault != fault.kind:
+        return {"raised": "error", "crash": "crash", "timeout": "timeout"}.get(fault.kind, "fail"), fault.message
+    if deviation.max_units is None or (np.inf if fault.units is None else fault.units) <= deviation.max_units:
+        return "deviates", fault.message
+    return "fail", f"{fault.message}; a deviation is known up to {deviation.max_units:g} units"
 
 
 def case_status(statuses: Iterable[str]) -> str:

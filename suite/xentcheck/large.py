@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from xentcheck.batch import Batch
-from xentcheck.compare import ALLOWED_UNITS
+from xentcheck.compare import ALLOWED_UNITS, Fault
 from xentcheck.linear import Sums
 from xentcheck.reference import truth
 
@@ -77,16 +77,18 @@ def _expected_of_linear(batch: Batch) -> Expected:
         units.append(exact.loss_unit)
         gradients.append(exact.gradient)
         units_of_gradients.append(exact.gradient_unit)
-    found = {"input": (np.concatenate(gradients), np.concatenate(units_of_gradients)), **exact.others}
+    of_hidden = np.concatenate(gradients), np.concatenate(units_of_gradients)
+    found = {"input": of_hidden, **sums.gradients(*_eps(batch))}
     return Expected(np.concatenate(losses), np.concatenate(units), denominator, gradients=found)
 
 
 @dataclass(frozen=True)
 class Found:
-    """problem: what is wrong with the answer, in a sentence; nothing where it is right. units: its largest errors, of the loss and of
+    """fault: what is wrong with the answer, None where it is right, and in which aspect. units: its largest errors, of the loss and of
     the gradient (there an upper bound, since blocks are held to the least of the units)."""
 
-    problem: str
+    fault: Fault | None = None
+    aspect: str = ""
     loss_units: float = 0.0
     gradient_units: float = 0.0
 
@@ -100,57 +102,62 @@ def examine(batch: Batch, right: Expected, loss: Tensor, gradients: Sequence[Ten
     allowed = ALLOWED_UNITS[str(batch.input.dtype).removeprefix("torch.")]
     shape = tuple(batch.target.shape) if batch.reduction == "none" else ()
     if tuple(loss.shape) != shape:
-        return Found(f"expected a loss of shape {shape}; found {tuple(loss.shape)}")
+        return Found(Fault("shape", f"expected a loss of shape {shape}; found {tuple(loss.shape)}"), "shape")
     for argument, gradient in zip(batch.differentiated.values(), gradients, strict=True):
         if gradient.shape != argument.shape or gradient.dtype != argument.dtype:
+            kind = "shape" if gradient.shape != argument.shape else "dtype"
             wanted, found_ = (f"{tuple(t.shape)} in {t.dtype}" for t in (argument, gradient))
-            return Found(f"expected a gradient of shape {wanted}; found {found_}")
+            return Found(Fault(kind, f"expected a gradient of shape {wanted}; found {found_}"), "shape")
     if not right.denominator:
-        return Found("")  # the mean over nothing is a convention
+        return Found()  # the mean over nothing is a convention
     found = loss.detach().double().cpu().numpy().reshape(-1)
     want, unit = right.losses, right.units
     if batch.reduction != "none":
         want, unit = np.asarray([want.sum()]) / right.denominator, np.asarray([unit.sum()]) / right.denominator
     with np.errstate(all="ignore"):
-        off = abs(found - want)
-        wrong = ~(off <= allowed * unit + _eps(batch)[2])
-        errors = np.where(unit > 0, off / unit, 0.0)
-    if wrong.any():
-        i = int(np.argmax(wrong))
-        error = off[i] / unit[i] if unit[i] else np.inf
+        off = np.maximum(abs(found - want) - _eps(batch)[2], 0)
+        errors = np.where(off == 0, 0.0, off / unit)
+        errors = np.where(np.isnan(errors), np.inf, errors)
+    worst = float(errors.max(initial=0.0))
+    if worst > allowed:
+        i = int(errors.argmax())
         where = f" at position {i}" if batch.reduction == "none" else ""
-        return Found(
-            f"expected a loss of {float(want[i])!r}; found {float(found[i])!r}{where}, {error:.3g} units where {allowed:g} are allowed"
-        )
-    text, worst = "", 0.0
+        return Found(_wrong("loss", want[i], found[i], where, worst, allowed), "loss", worst)
+    fault, of_gradient = None, 0.0
     if right.gradients is not None and gradients:
-        text, worst = _gradients_of_linear(batch, right.gradients, gradients, allowed)
+        fault, of_gradient = _gradients_of_linear(batch, right.gradients, gradients, allowed)
     elif gradients:
-        text, worst = _gradient(batch, right, gradients[0], allowed)
-    return Found(text, float(errors.max(initial=0.0)), worst)
+        fault, of_gradient = _gradient(batch, right, gradients[0], allowed)
+    return Found(fault, "gradient" if fault else "", worst, of_gradient)
+
+
+def _wrong(name: str, want: float, found: float, where: str, error: float, allowed: float) -> Fault:
+    kind = "nan" if np.isnan(found) else "inf" if np.isinf(found) else "value"
+    text = f"expected a {name} of {float(want)!r}; found {float(found)!r}{where}"
+    if not np.isfinite(error):
+        return Fault(kind, text)
+    return Fault(kind, f"{text}, {error:.3g} units where {allowed:g} are allowed", error)
 
 
 def _gradients_of_linear(
     batch: Batch, right: Mapping[str, tuple[np.ndarray, np.ndarray]], gradients: Sequence[Tensor], allowed: float
-) -> tuple[str, float]:
-    worst = 0.0
+) -> tuple[Fault | None, float]:
+    """The worst of all gradients."""
+    fault, worst = None, 0.0
     for name, gradient in zip(batch.differentiated, gradients, strict=True):
         (want, unit), found = right[name], gradient.detach().double().cpu().numpy()
         with np.errstate(all="ignore"):
             errors = np.where(found == want, 0.0, abs(found - want) / unit)
         errors = np.where(np.isnan(errors), np.inf, errors)
-        worst = max(worst, float(errors.max(initial=0.0)))
-        if worst > allowed:
-            at = np.unravel_index(int(errors.argmax()), errors.shape)
-            place = ", ".join(map(str, at))
-            return (
-                f"expected a gradient of {float(want[at])!r}; found {float(found[at])!r} at {name}[{place}], "
-                f"{worst:.3g} units where {allowed:g} are allowed"
-            ), worst
-    return "", worst
+        at = np.unravel_index(int(errors.argmax()), errors.shape)
+        if errors[at] > max(worst, allowed):
+            where = f" at {name}[{', '.join(map(str, at))}]"
+            fault = _wrong("gradient", want[at], found[at], where, float(errors[at]), allowed)
+        worst = max(worst, float(errors[at]))
+    return fault, worst
 
 
-def _gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: float) -> tuple[str, float]:
+def _gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: float) -> tuple[Fault | None, float]:
     rows, found, target = _flat(batch.input), _flat(gradient.detach().cpu()), batch.target.reshape(-1).numpy()
     e, f, tiny = _eps(batch)
     classes = rows.shape[1]
@@ -163,7 +170,8 @@ def _gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: float) -
         if g[~valid].any() or np.isnan(g[~valid]).any():
             i, j = np.argwhere((g != 0) & ~valid[:, None])[0]
             at = f"at position {here.start + i}, class {j}, an ignored position"
-            return f"expected a gradient of 0.0; found {float(g[i, j])!r} {at}", np.inf
+            kind = "nan" if np.isnan(g[i, j]) else "inf" if np.isinf(g[i, j]) else "nonzero"
+            return Fault(kind, f"expected a gradient of 0.0; found {float(g[i, j])!r} {at}"), np.inf
         wq = np.broadcast_to(s / classes * weight, x.shape).copy() if s else np.zeros_like(x)
         np.put_along_axis(
             wq, t[:, None], np.take_along_axis(wq, t[:, None], 1) + ((1 - s) * weight[t])[:, None], axis=1
@@ -181,13 +189,13 @@ def _gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: float) -
         doubtful += [here.start + int(i) for i in np.flatnonzero(wrong.any(axis=1))]
         if len(doubtful) >= DOUBTFUL:
             break
-    text = _put_to_reference(batch, rows, found, u, doubtful[:DOUBTFUL], allowed) if doubtful else ""
-    return text, min(worst, allowed) if not text else worst
+    fault = _put_to_reference(batch, rows, found, u, doubtful[:DOUBTFUL], allowed) if doubtful else None
+    return fault, worst if fault else min(worst, allowed)
 
 
 def _put_to_reference(
     batch: Batch, rows: Tensor, found: Tensor, u: np.ndarray, positions: list[int], allowed: float
-) -> str:
+) -> Fault | None:
     options = {**batch.options, "reduction": "none"}
     some = Batch(rows[positions], batch.target.reshape(-1)[positions], options, torch.from_numpy(u[positions]), "eager")
     exact = truth(some, {})
@@ -196,12 +204,10 @@ def _put_to_reference(
         error = abs(g - exact.gradient.astype(np.float64)) / exact.gradient_unit.astype(np.float64)
         error = np.where(np.isfinite(error), error, np.inf)
     if error.max() <= allowed:
-        return ""
+        return None
     i, j = np.unravel_index(int(error.argmax()), error.shape)
-    return (
-        f"expected a gradient of {float(exact.gradient[i, j])!r}; found {float(g[i, j])!r} at position {positions[i]}, class {j}, "
-        f"{error[i, j]:.3g} units where {allowed:g} are allowed"
-    )
+    where = f" at position {positions[i]}, class {j}"
+    return _wrong("gradient", exact.gradient[i, j], g[i, j], where, float(error[i, j]), allowed)
 
 
 def _flat(values: Tensor) -> Tensor:

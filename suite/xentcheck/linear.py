@@ -57,24 +57,9 @@ class Parts:
         along = (p * s).sum(axis=1, keepdims=True)
         return (abs(A * p - wq) * s).sum(axis=1), abs(A) * p * (s + along)
 
-    def gradients(
-        self, d: Array, d_unit: Array, e: float, f: float, tiny: float, sums: Sums | None = None
-    ) -> dict[str, tuple[Array, Array]]:
-        """The gradients, by argument, and their units; that of the input for the valid positions.
-
-        sums: what other positions of the same batch have added to the gradients of matrix and bias, to be gone on with.
-        """
-        sums = sums or Sums()
-        precision = (e, f, tiny, sums.spread)
-        ones = np.ones((len(d), 1), dtype=d.dtype)
-        found = {
-            "input": _Sum().add(d, d_unit, self.matrix).result(*precision),
-            "linear_weight": sums.of_matrix.add(d.T, d_unit.T, self.hidden).result(*precision),
-        }
-        if self.bias is not None:
-            value, unit = sums.of_bias.add(d.T, d_unit.T, ones).result(*precision)
-            found["linear_bias"] = value[:, 0], unit[:, 0]
-        return found
+    def gradient(self, d: Array, d_unit: Array, e: float, f: float, tiny: float, spread: float) -> tuple[Array, Array]:
+        """The gradient of the hidden states of the valid positions, and its units."""
+        return _Sum().add(d, d_unit, self.matrix).result(e, f, tiny, spread)
 
 
 class Sums:
@@ -85,8 +70,23 @@ class Sums:
     """
 
     def __init__(self, entries: int = 1) -> None:
-        self.of_matrix, self.of_bias = _Sum(), _Sum()
+        self._sums: dict[str, _Sum] = {}
         self.spread = max(1.0, math.sqrt(2 * math.log(1000 * entries)) / 5)
+
+    def add(self, parts: Parts, d: Array, d_unit: Array) -> None:
+        others = {"linear_weight": parts.hidden}
+        if parts.bias is not None:
+            others["linear_bias"] = np.ones((len(d), 1), dtype=d.dtype)
+        for name, other in others.items():
+            self._sums.setdefault(name, _Sum()).add(d.T, d_unit.T, other)
+
+    def gradients(self, e: float, f: float, tiny: float) -> dict[str, tuple[Array, Array]]:
+        """By argument, with their units."""
+        found = {name: one.result(e, f, tiny, self.spread) for name, one in self._sums.items()}
+        if "linear_bias" in found:
+            value, unit = found["linear_bias"]
+            found["linear_bias"] = value[:, 0], unit[:, 0]
+        return found
 
 
 class _Sum:

@@ -52,13 +52,14 @@ class Memory:
     uncounted: int = 0
 
 
-def measure(make: Callable[[Batch], Step], batch: Batch) -> Memory:
-    """The memory of one training step on the batch."""
+def measure(make: Callable[[Batch], Step], batch: Batch, limit: int | None = None) -> Memory:
+    """The memory of one training step on the batch. limit: bytes that the step itself may have (``limited``)."""
     set_up(make, batch)
     gc.collect()
     one = make(batch)
     one.prepare()
-    return _on_cuda(one, batch) if batch.input.is_cuda else _on_cpu(one)
+    with limited(limit):
+        return _on_cuda(one, batch) if batch.input.is_cuda else _on_cpu(one)
 
 
 def set_up(make: Callable[[Batch], Step], batch: Batch) -> None:

@@ -74,7 +74,8 @@ def relevant_conventions(batch: Batch) -> frozenset[str]:
 def truth(batch: Batch, answers: Mapping[str, str], sums: Sums | None = None) -> Truth:
     """Loss and gradient by the definition, and by ``answers`` where a convention decides.
 
-    sums: where the batch is but some positions of a fused linear loss, what the others gave (``Parts.gradients``).
+    sums: where the batch is but some positions of a fused linear loss, what the gradients of matrix and bias are added to, which are
+    then not in the answer.
     """
     number = _Precision(batch)
     logits, valid = batch.logits, batch.valid
@@ -127,8 +128,12 @@ def truth(batch: Batch, answers: Mapping[str, str], sums: Sums | None = None) ->
         return None if rows is None else _to_input(_scatter(rows, valid, logits.shape), batch)
 
     if parts is not None:
-        others = parts.gradients(gradient, gradient_unit, number.eps, number.compute_eps, number.tiny, sums)
-        gradient, gradient_unit = (_scatter(rows, valid, batch.input.shape) for rows in others.pop("input"))
+        precision = (number.eps, number.compute_eps, number.tiny)
+        all_of_it, sums = sums is None, sums or Sums()
+        sums.add(parts, gradient, gradient_unit)
+        others = sums.gradients(*precision) if all_of_it else {}
+        of_hidden = parts.gradient(gradient, gradient_unit, *precision, sums.spread)
+        gradient, gradient_unit = (_scatter(rows, valid, batch.input.shape) for rows in of_hidden)
         ignored = np.repeat(~valid[:, None], batch.input.shape[1], axis=1)
         return Truth(loss, loss_unit, gradient, gradient_unit, None, None, ignored, others)
     ignored = _to_input(np.repeat(~valid[:, None], classes, axis=1), batch)
