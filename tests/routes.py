@@ -18,10 +18,12 @@ DTYPES = (torch.float64, torch.float32, *HALF)
 
 def take_route(route: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Sends small inputs each way through the library ("guarded" is the way that they go by themselves)."""
+    if route != "guarded":
+        monkeypatch.setattr(cross_entropy, "plainly", lambda *arguments: None)
     if route == "composed":
-        monkeypatch.setattr(cross_entropy, "_values_are_out_of_sight", lambda input: True)
+        monkeypatch.setattr(cross_entropy, "can_be_looked_at", lambda input: False)
     if "blocks" in route:
-        monkeypatch.setattr(cross_entropy, "_is_small", lambda input: input.numel() == 0)
+        monkeypatch.setattr(cross_entropy, "is_few", lambda input: input.numel() == 0)
     if route == "small blocks":
         monkeypatch.setattr(sweep, "_BLOCK", 30)
     return route

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from . import buffers
@@ -15,12 +14,9 @@ from .arguments import check_options, check_range, check_tensors, ignore_values
 from .blockwise import Blockwise
 from .compiled import can_be_fused, loss_of_few_logits, loss_of_many_logits
 from .composed import composed
-from .guarded import guarded, plainly, torch_is_right
+from .guarded import can_be_looked_at, guarded, is_few, plainly, torch_is_right
 from .sweep import sweep
 from .terms import Question, dtype_of_loss, reduced
-
-_FEW_BYTES = 2**23  # of logits with a gradient in working dtypes
-_WORKING_DTYPES = (torch.float32, torch.float64)
 
 
 def masked_cross_entropy(
@@ -80,13 +76,13 @@ def masked_cross_entropy(
         IndexError: a target that is neither a class nor ignored. Where values cannot be looked at, that is on devices
             other than the CPU and under torch.func and torch.compile, torch's own check of an index has to do.
     """
-    may_look = not _values_are_out_of_sight(input)
-    has_options = label_smoothing or inplace or weight is not None or normalizer is not None
+    has_options = weight is not None or label_smoothing or normalizer is not None or inplace
     value = -100 if ignore_index is None else ignore_index
-    if may_look and not has_options and type(value) is int and _is_plain(input, target):
+    if not has_options and type(value) is int and not is_compiling():
         loss = plainly(input, target, value, reduction)
         if loss is not None:
             return loss
+    may_look = not is_compiling() and can_be_looked_at(input)
     check_options(reduction, label_smoothing, normalizer)
     values = ignore_values(ignore_index)
     check_tensors(input, target, weight, ignore_index, inplace and may_look)
@@ -98,7 +94,7 @@ def masked_cross_entropy(
         return loss.squeeze(0) if reduction == "none" else loss
     wants_gradient = torch.is_grad_enabled() and input.requires_grad
     overwrites = inplace and wants_gradient and may_look and not _is_expanded(input)
-    small = _is_small(input) and not overwrites
+    small = is_few(input) and not overwrites
     if may_look and small and values and torch_is_right(input, target, weight, label_smoothing):
         loss = guarded(input, target, values, weight, label_smoothing, reduction, normalizer)
         return loss.to(dtype_of_loss(input))
@@ -156,35 +152,9 @@ class MaskedCrossEntropyLoss(nn.Module):
         return {name: getattr(self, name) for name in ("ignore_index", "reduction", "label_smoothing", "inplace")}
 
 
-def _is_small(input: Tensor) -> bool:
-    """Where blocks do not save what they cost, which is Python code and operations on positions instead of logits.
-
-    They save memory that is new to the process and the backward pass, and in half types the copy in float32.
-    """
-    if input.dtype not in _WORKING_DTYPES:
-        return input.numel() <= 2**18 or input.shape[1] < 8
-    wants_gradient = torch.is_grad_enabled() and input.requires_grad
-    return input.numel() * input.itemsize < (_FEW_BYTES if wants_gradient else 4 * _FEW_BYTES) or input.shape[1] < 8
-
-
 def _is_expanded(input: Tensor) -> bool:
     """Whether there is nothing to overwrite, or several logits in one place."""
     return not input.numel() or any(n > 1 and not s for n, s in zip(input.shape, input.stride(), strict=True))
-
-
-def _is_plain(input: Tensor, target: Tensor) -> bool:
-    """Whether torch's loss may do without further ado: few logits in a working dtype, and classes in int64.
-
-    On small inputs, what is asked here is what this loss costs more than torch's.
-    """
-    size = input.nbytes
-    return (
-        input.dim() > 1
-        and size > 0
-        and (size < _FEW_BYTES or (size < 4 * _FEW_BYTES and not input.requires_grad) or input.shape[1] < 8)
-        and input.dtype in _WORKING_DTYPES
-        and target.dtype == torch.int64
-    )
 
 
 def _is_for_kernels(input: Tensor) -> bool:
@@ -193,14 +163,3 @@ def _is_for_kernels(input: Tensor) -> bool:
 
 def _is_compiled_on_cpu(input: Tensor) -> bool:
     return is_compiling() and input.is_cpu and not torch._C._are_functorch_transforms_active()
-
-
-def _values_are_out_of_sight(input: Tensor) -> bool:
-    """Whether a branch on a value would fail, break a graph or wait for a device."""
-    return (
-        is_compiling()
-        or not input.is_cpu
-        or type(input) not in (Tensor, nn.Parameter)
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )

@@ -6,20 +6,54 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .arguments import check_range, is_ignored
 from .terms import working_dtype
 
-_cross_entropy = torch._C._nn.cross_entropy_loss  # what torch.nn.functional.cross_entropy calls
+_FEW_BYTES = 2**23  # of logits with a gradient in working dtypes
+_WORKING_DTYPES = (torch.float32, torch.float64)
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # torch's numbers for them
+_cross_entropy = torch._C._nn.cross_entropy_loss  # what torch.nn.functional.cross_entropy calls
+_functorch_is_active = torch._C._are_functorch_transforms_active
+
+
+def is_few(input: Tensor) -> bool:
+    """Where blocks do not save what they cost, which is Python code and operations on positions instead of logits.
+
+    They save memory that is new to the process and the backward pass, and in half types the copy in float32.
+    """
+    if input.dtype not in _WORKING_DTYPES:
+        return input.numel() <= 2**18 or input.shape[1] < 8
+    wants_gradient = torch.is_grad_enabled() and input.requires_grad
+    return input.numel() * input.itemsize < (_FEW_BYTES if wants_gradient else 4 * _FEW_BYTES) or input.shape[1] < 8
+
+
+def can_be_looked_at(input: Tensor) -> bool:
+    """Whether a branch on a value neither fails nor waits for a device. Under torch.compile, which is not asked here, it breaks the graph."""
+    return (
+        (type(input) is Tensor or type(input) is nn.Parameter)
+        and input.is_cpu
+        and forward_ad._current_level < 0
+        and not _functorch_is_active()
+    )
 
 
 def plainly(input: Tensor, target: Tensor, ignore_index: int, reduction: str) -> Tensor | None:
-    """torch's loss of logits (N, C, ...) and classes in int64, if what it shows says that it is right and it raised nothing.
+    """torch's loss of few logits (N, C, ...) in a working dtype and classes in int64, if what it shows says that it is right and it
+    raised nothing. What is asked here is what this loss costs more than torch's on small inputs.
 
     Only a mean over nothing needs more care; and, for the gradient, ignored positions whose softmax is NaN, which it is in
     all classes or in none: the backward pass multiplies it with 0.
     """
+    if not (
+        can_be_looked_at(input)
+        and input.dtype in _WORKING_DTYPES
+        and target.dtype is torch.int64
+        and input.dim() > 1
+        and (0 < input.nbytes < _FEW_BYTES or (input.nbytes and is_few(input)))
+    ):
+        return None
     try:
         if _nothing_is_ignored(input, target, ignore_index):
             return _cross_entropy(input, target, None, _REDUCTIONS[reduction], ignore_index)
