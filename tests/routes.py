@@ -9,15 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from xentcheck.losses import cross_entropy, sweep
+from xentcheck.losses import cross_entropy, guarded, sweep
 
-ROUTES = ("guarded", "blocks", "small blocks", "composed")
+ROUTES = ("guarded", "turned", "blocks", "small blocks", "blocks of short rows", "composed")
 HALF = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float64, torch.float32, *HALF)
 
 
 def take_route(route: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Sends small inputs each way through the library ("guarded" is the way that they go by themselves)."""
+    """Sends small inputs each way through the library ("guarded" is the way that they go by themselves).
+
+    Rows of up to 15 (float64) or 31 classes are short for "turned" and "blocks of short rows"; for the others none is.
+    """
+    monkeypatch.setattr(sweep, "_VECTOR", 128 if route in ("turned", "blocks of short rows") else 0)
+    if route == "turned":
+        monkeypatch.setattr(guarded, "_TURNED_BYTES", 0)
     if route != "guarded":
         monkeypatch.setattr(cross_entropy, "plainly", lambda *arguments: None)
     if route == "composed":

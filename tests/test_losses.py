@@ -17,11 +17,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from routes import DTYPES, HALF, ROUTES, assert_same, batch, run, take_route
 from xentcheck import losses
-from xentcheck.losses import MaskedCrossEntropyLoss, masked_cross_entropy
+from xentcheck.losses import MaskedCrossEntropyLoss, masked_cross_entropy, sweep
 
 BAD = (math.nan, math.inf, -math.inf, 1e30)
 
@@ -99,6 +100,47 @@ def test_many_logits(dtype: torch.dtype) -> None:
             expected = run(F.cross_entropy, input.double(), target, upstream, label_smoothing=smoothing)
             eps = torch.finfo(dtype).eps
             assert_same(found, expected, rtol=eps if dtype in HALF else 20 * eps, atol=1e-9)
+
+
+class RowsOfSoftmax(TorchDispatchMode):
+    """Counts the positions whose softmax is taken over a dimension in which the classes lie next to each other."""
+
+    positions = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        if func.overloadpacket in (aten._log_softmax, aten._softmax, aten.softmax, aten.log_softmax):
+            logits, dimension = args[:2]
+            if logits.stride(dimension) == 1:
+                self.positions += logits.numel() // logits.shape[dimension]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("positions", [20_000, 100_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_short_rows_are_not_taken_one_logit_after_the_other(
+    positions: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of fewer logits than a vector register holds: there, torch's softmax takes six times as long for each."""
+    monkeypatch.setattr(sweep, "_VECTOR", 64)
+    for classes, are_short in ((9, True), (15, True), (17, False)):
+        input, target = batch((positions, classes), dtype, ignored=0.5)
+        with RowsOfSoftmax() as seen:
+            found = run(masked_cross_entropy, input, target)
+        assert (seen.positions == 0) == are_short
+        assert found[1].is_contiguous()
+        expected = run(F.cross_entropy, input.double(), target)
+        assert_same(found, expected, rtol=torch.finfo(dtype).eps * (1 if dtype in HALF else 20), atol=1e-9)
+        with RowsOfSoftmax() as seen, torch.no_grad():
+            masked_cross_entropy(input, target)
+        assert (seen.positions == 0) == are_short
+
+
+def test_the_gradient_lies_as_the_logits_do(route: str) -> None:
+    for shape in ((9, 5), (3, 5, 4), (3, 5, 4, 2)):
+        input, target = batch(shape, ignored=0.3)
+        for options in ({}, {"reduction": "none"}, {"label_smoothing": 0.1, "weight": torch.rand(5)}):
+            assert run(masked_cross_entropy, input, target, **options)[1].is_contiguous()
 
 
 def test_smoothing_over_many_classes(route: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .arguments import check_range, is_ignored
-from .sweep import classes_lie_together, sweep
+from .sweep import goes_by_rows, sweep
 from .terms import Question, reduced, scale_of, weighed, working_dtype
 
 _ARGUMENTS = "Tensor input, Tensor target, Tensor? weight, int[] ignored, float smoothing, str reduction, Tensor? normalizer, bool widened"
@@ -120,7 +120,7 @@ def _gradient(upstream: Tensor, input: Tensor, *arguments: Any) -> Tensor:
 
 @_gradient.register_fake
 def _(upstream: Tensor, input: Tensor, *arguments: Any) -> Tensor:
-    if input.dim() > 2 and classes_lie_together(input):
+    if input.dim() > 2 and goes_by_rows(input):
         return input.new_empty((input.shape[0], *input.shape[2:], input.shape[1])).movedim(-1, 1)
     return input.new_empty(input.shape)
 

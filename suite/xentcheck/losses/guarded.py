@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .arguments import check_range, is_ignored
+from .sweep import rows_are_short
 from .terms import working_dtype
 
 _FEW_BYTES = 2**23  # of logits with a gradient in working dtypes
+_TURNED_BYTES = 2**15  # for each thread; see _is_turned
 _WORKING_DTYPES = (torch.float32, torch.float64)
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # torch's numbers for them
 _cross_entropy = torch._C._nn.cross_entropy_loss  # what torch.nn.functional.cross_entropy calls
@@ -23,10 +26,14 @@ def is_few(input: Tensor) -> bool:
 
     They save memory that is new to the process and the backward pass, and in half types the copy in float32.
     """
-    if input.dtype not in _WORKING_DTYPES:
-        return input.numel() <= 2**18 or input.shape[1] < 8
+    if input.dim() == 2 and rows_are_short(input):
+        return input.numel() < 2**18
+    has_few_classes = input.shape[1] < 16
+    if input.dtype not in _WORKING_DTYPES and not has_few_classes:
+        return input.numel() <= 2**18
     wants_gradient = torch.is_grad_enabled() and input.requires_grad
-    return input.numel() * input.itemsize < (_FEW_BYTES if wants_gradient else 4 * _FEW_BYTES) or input.shape[1] < 8
+    bound = _FEW_BYTES if wants_gradient and not has_few_classes else 4 * _FEW_BYTES
+    return input.numel() * working_dtype(input).itemsize < bound
 
 
 def can_be_looked_at(input: Tensor) -> bool:
@@ -52,6 +59,7 @@ def plainly(input: Tensor, target: Tensor, ignore_index: int, reduction: str) ->
         and target.dtype is torch.int64
         and input.dim() > 1
         and (0 < input.nbytes < _FEW_BYTES or (input.nbytes and is_few(input)))
+        and not (input.nbytes >= _TURNED_BYTES and _is_turned(input))
     ):
         return None
     try:
@@ -99,6 +107,7 @@ def guarded(
     else:
         target = target.long()
         ignored = is_ignored(target, values)
+    is_turned = _is_turned(x)
     is_empty = not target.numel()
     if ignored is not None and ignored.any():
         if not math.isfinite(x.detach().sum().item()):
@@ -109,13 +118,31 @@ def guarded(
     sums = reduction == "mean" and (is_empty or normalizer is not None)
     options = {} if ignored is None else {"ignore_index": values[0]}
     weight = None if weight is None else weight.to(x.dtype)
+    turned = (_ClassesFirst.apply(x), target.t().unsqueeze(0)) if is_turned else (x, target)
     try:
         loss = nn.functional.cross_entropy(
-            x, target, weight, reduction="sum" if sums else reduction, label_smoothing=smoothing, **options
+            *turned, weight, reduction="sum" if sums else reduction, label_smoothing=smoothing, **options
         )
     except IndexError:
         check_range(target.masked_fill(ignored, 0), input.shape[1], values)
         raise
     if normalizer is not None and not is_empty:
         loss = loss / normalizer
-    return loss
+    return loss.squeeze(0) if is_turned else loss
+
+
+def _is_turned(x: Tensor) -> bool:
+    """Whether it pays to lay out logits in short rows anew, with the classes first."""
+    return x.dim() == 2 and rows_are_short(x) and x.nbytes >= _TURNED_BYTES * torch.get_num_threads()
+
+
+class _ClassesFirst(torch.autograd.Function):
+    """Logits (N, C) as (1, C, N); the gradient is contiguous again, which that of a transposition would not be."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor) -> Tensor:
+        return torch.stack(input.unbind(1)).unsqueeze(0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.squeeze(0).t().contiguous()

@@ -13,6 +13,7 @@ from . import buffers
 from .terms import Question, Shares, losses_of, shares_of, smoothed, weighed, working_dtype
 
 _BLOCK = 2**20  # logits for each thread, which stay in the cache from one operation to the next
+_VECTOR = {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability(), 16)  # bytes of a register
 
 Block = tuple[slice, ...] | Tensor  # slices, or the numbers of rows
 
@@ -30,7 +31,7 @@ def sweep(
     scale: what the gradient of each position's loss is multiplied with. into: the buffer for the gradient: that of an
     earlier gradient for the same question, or the logits, which are then overwritten.
     """
-    as_rows = classes_lie_together(input)
+    as_rows = goes_by_rows(input)
     x, target = _arranged(input, as_rows), _arranged(question.target, as_rows)
     ignored = None if question.ignored is None else _arranged(question.ignored, as_rows)
     dtype = working_dtype(x)
@@ -46,7 +47,7 @@ def sweep(
         scale = _arranged(scale, as_rows) if isinstance(scale, Tensor) else scale
         factor = scale * shares.target if is_plain and question.weight is not None else scale
         factor = _cleared(factor, ignored, dtype)
-        gradient = _room(x, blocks) if into is None else _arranged(into, as_rows)
+        gradient = _room(input, x, blocks) if into is None else _arranged(into, as_rows)
     if overwrites and ignored is not None and x.dim() == 2:
         gradient.index_fill_(0, ignored.flatten().nonzero().flatten(), 0)
     box = buffers.Box(dtype)
@@ -92,9 +93,9 @@ def sweep(
 
 def scale_in_place(gradient: Tensor, factor: float, ignored: Tensor | None) -> Tensor:
     """Multiplies a gradient with a number, and leaves memory of ignored rows untouched."""
-    as_rows = classes_lie_together(gradient)
+    as_rows = goes_by_rows(gradient)
     part = _arranged(gradient, as_rows)
-    if ignored is None or part.data_ptr() != gradient.data_ptr():
+    if ignored is None or not as_rows or part.data_ptr() != gradient.data_ptr():
         gradient.mul_(factor)
     else:
         for at in _blocks(part, _arranged(ignored, as_rows)):
@@ -188,8 +189,18 @@ def _multiply(p: Tensor, factor: Tensor | float, evenly: float, at: Block, ignor
 # How a tensor is divided
 
 
-def classes_lie_together(input: Tensor) -> bool:
+def rows_are_short(input: Tensor) -> bool:
+    """Whether a row of classes does not fill a vector register; torch's softmax then takes one logit after the other.
+
+    With the classes in another dimension than the last, it takes as many positions together.
+    """
+    return input.shape[1] * working_dtype(input).itemsize < _VECTOR
+
+
+def goes_by_rows(input: Tensor) -> bool:
     """Whether positions are best worked on as rows, and not as planes."""
+    if rows_are_short(input):
+        return False
     if input.dim() == 2:
         return True
     planes = input.flatten(2)
@@ -199,12 +210,14 @@ def classes_lie_together(input: Tensor) -> bool:
 def _arranged(value: Tensor, as_rows: bool) -> Tensor:
     """(M, C) or (N, C, S): a view, unless d1, ..., dk cannot be merged without a copy. C may be 1."""
     if value.dim() <= 2:
-        return value
+        return value if as_rows or not value.dim() else value.t().unsqueeze(0)
     planes = value.flatten(2)
     return planes.transpose(1, 2).reshape(-1, planes.shape[1]) if as_rows else planes
 
 
 def _as_logits(gradient: Tensor, shape: torch.Size) -> Tensor:
+    if gradient.dim() == 3 and len(shape) == 2:
+        return gradient.squeeze(0).t()
     if gradient.dim() == 2 and len(shape) > 2:
         gradient = gradient.view(shape[0], -1, shape[1]).transpose(1, 2)
     return gradient.view(shape)
@@ -238,9 +251,11 @@ def _stretches(valid: Tensor, gap: int) -> list[tuple[int, int]]:
     return list(zip(starts.tolist(), stops.tolist(), strict=True))
 
 
-def _room(x: Tensor, blocks: list[Block]) -> Tensor:
+def _room(input: Tensor, x: Tensor, blocks: list[Block]) -> Tensor:
+    if x.dim() == 3:
+        return _arranged(buffers.empty(tuple(input.shape), x.dtype), as_rows=False)
     rows = sum(len(at) if isinstance(at, Tensor) else len(range(*at[0].indices(len(x)))) for at in blocks)
-    if x.dim() == 3 or rows == len(x):
+    if rows == len(x):
         return buffers.empty(tuple(x.shape), x.dtype)
     pieces = sum(len(at) if isinstance(at, Tensor) else 1 for at in blocks)
     sparse = rows < len(x) / 10 and rows * x.shape[1] * x.itemsize < pieces * buffers.HUGE_PAGE / 2
