@@ -10,7 +10,7 @@ A p_j - w_j q'_j with p = softmax(x) and A = sum_c w_c q'_c. The mean is the sum
 positions that are not ignored, over the number of rows of class probabilities, or over a normaliser that is given.
 ``masked_cross_entropy`` computes this in one of five ways:
 
-- ``guarded``: few logits on the CPU; torch's own loss, kept from what it gets wrong;
+- ``guarded``: few logits on the CPU; torch's own loss, kept from what it gets wrong and from rows it is slow with;
 - ``blockwise``: many logits on the CPU; one ``sweep``, into one buffer of the logits' size, or in their place;
 - ``compiled``: the CPU under torch.compile; the sweep as an operator, and for few logits what the compiler fuses well;
 - ``triton_kernels``: logits on a CUDA device, where Triton is installed;

@@ -1,4 +1,4 @@
-"""The loss of few logits on the CPU: torch's own, kept from what it gets wrong."""
+"""The loss of few logits on the CPU: torch's own, kept from what it gets wrong and from rows it is slow with."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ def is_few(input: Tensor) -> bool:
     """
     if input.dim() == 2 and rows_are_short(input):
         return input.numel() < 2**18
-    has_few_classes = input.shape[1] < 16
-    if input.dtype not in _WORKING_DTYPES and not has_few_classes:
+    has_few_classes = input.shape[1] < (64 if input.dim() == 2 else 16)  # rows cost more for each position than planes
+    is_half = input.dtype not in _WORKING_DTYPES
+    if is_half and not has_few_classes:
         return input.numel() <= 2**18
     wants_gradient = torch.is_grad_enabled() and input.requires_grad
-    bound = _FEW_BYTES if wants_gradient and not has_few_classes else 4 * _FEW_BYTES
+    bound = 4 * _FEW_BYTES if (has_few_classes and not is_half) or not wants_gradient else _FEW_BYTES
     return input.numel() * working_dtype(input).itemsize < bound
 
 
