@@ -141,6 +141,9 @@ def test_the_gradient_lies_as_the_logits_do(route: str) -> None:
         input, target = batch(shape, ignored=0.3)
         for options in ({}, {"reduction": "none"}, {"label_smoothing": 0.1, "weight": torch.rand(5)}):
             assert run(masked_cross_entropy, input, target, **options)[1].is_contiguous()
+    share = torch.rand(9, 5).requires_grad_()
+    (gradient,) = torch.autograd.grad(masked_cross_entropy(torch.randn(9, 5), share), share)
+    assert gradient.is_contiguous()
 
 
 def test_smoothing_over_many_classes(route: str) -> None:

@@ -119,10 +119,10 @@ def guarded(
     sums = reduction == "mean" and (is_empty or normalizer is not None)
     options = {} if ignored is None else {"ignore_index": values[0]}
     weight = None if weight is None else weight.to(x.dtype)
-    turned = (_ClassesFirst.apply(x), target.t().unsqueeze(0)) if is_turned else (x, target)
+    arguments = (_turned(x), _turned(target)) if is_turned else (x, target)
     try:
         loss = nn.functional.cross_entropy(
-            *turned, weight, reduction="sum" if sums else reduction, label_smoothing=smoothing, **options
+            *arguments, weight, reduction="sum" if sums else reduction, label_smoothing=smoothing, **options
         )
     except IndexError:
         check_range(target.masked_fill(ignored, 0), input.shape[1], values)
@@ -137,8 +137,13 @@ def _is_turned(x: Tensor) -> bool:
     return x.dim() == 2 and rows_are_short(x) and x.nbytes >= _TURNED_BYTES * torch.get_num_threads()
 
 
+def _turned(value: Tensor) -> Tensor:
+    """(N) as (1, N), (N, C) as (1, C, N)."""
+    return value.unsqueeze(0) if value.dim() == 1 else _ClassesFirst.apply(value)
+
+
 class _ClassesFirst(torch.autograd.Function):
-    """Logits (N, C) as (1, C, N); the gradient is contiguous again, which that of a transposition would not be."""
+    """With a gradient that is contiguous again, which that of a transposition would not be."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor) -> Tensor:
