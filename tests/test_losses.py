@@ -118,10 +118,10 @@ class RowsOfSoftmax(TorchDispatchMode):
 
 @pytest.mark.parametrize("positions", [20_000, 100_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_short_rows_are_not_taken_one_logit_after_the_other(
+def test_the_softmax_of_short_rows_is_not_taken_along_them(
     positions: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of fewer logits than a vector register holds: there, torch's softmax takes six times as long for each."""
+    """Rows of fewer logits than a vector register holds: there, torch's softmax takes ten times as long for each."""
     monkeypatch.setattr(sweep, "_VECTOR", 64)
     for classes, are_short in ((9, True), (15, True), (17, False)):
         input, target = batch((positions, classes), dtype, ignored=0.5)

@@ -190,9 +190,10 @@ def _multiply(p: Tensor, factor: Tensor | float, evenly: float, at: Block, ignor
 
 
 def rows_are_short(input: Tensor) -> bool:
-    """Whether a row of classes does not fill a vector register; torch's softmax then takes one logit after the other.
+    """Whether a row of classes does not fill a vector register, which is where torch's softmax over the last dimension is slow.
 
-    With the classes in another dimension than the last, it takes as many positions together.
+    With AVX-512 it takes ten times as long for a logit in float32 with 15 classes as with 16. Over another dimension it takes as
+    many positions together as a register holds.
     """
     return input.shape[1] * working_dtype(input).itemsize < _VECTOR
 
