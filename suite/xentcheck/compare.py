@@ -61,7 +61,7 @@ def compare(
     where = first(error > allowed)
     count = int((error > allowed).sum())
     value, right = float(found[where]), float(target[where])
-    kind = "nan" if np.isnan(value) else "inf" if np.isinf(value) else "nonzero" if must_be_zero[where] else "value"
+    kind = kind_of(value, bool(must_be_zero[where]))
     at = place(where) + (", an ignored position" if must_be_zero[where] else "")
     size = f", {_in_units(float(error[where]))} where {allowed:g} are allowed" if np.isfinite(error[where]) else ""
     more = (
@@ -73,6 +73,11 @@ def compare(
     return Fault(
         kind, f"expected a {name} of {right!r}; found {value!r}{at}{size}{more}", worst if np.isfinite(worst) else None
     ), worst
+
+
+def kind_of(wrong: float, must_be_zero: bool = False) -> str:
+    """The kind of fault that a wrong number is (see ``Deviation``)."""
+    return "nan" if np.isnan(wrong) else "inf" if np.isinf(wrong) else "nonzero" if must_be_zero else "value"
 
 
 def _in_units(error: float) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from xentcheck.batch import Batch
-from xentcheck.compare import ALLOWED_UNITS, Fault
+from xentcheck.compare import ALLOWED_UNITS, Fault, kind_of
 from xentcheck.linear import Sums
 from xentcheck.reference import truth
 
@@ -132,11 +132,10 @@ def examine(batch: Batch, right: Expected, loss: Tensor, gradients: Sequence[Ten
 
 
 def _wrong(name: str, want: float, found: float, where: str, error: float, allowed: float) -> Fault:
-    kind = "nan" if np.isnan(found) else "inf" if np.isinf(found) else "value"
     text = f"expected a {name} of {float(want)!r}; found {float(found)!r}{where}"
     if not np.isfinite(error):
-        return Fault(kind, text)
-    return Fault(kind, f"{text}, {error:.3g} units where {allowed:g} are allowed", error)
+        return Fault(kind_of(found), text)
+    return Fault(kind_of(found), f"{text}, {error:.3g} units where {allowed:g} are allowed", error)
 
 
 def _gradients_of_linear(
@@ -170,8 +169,8 @@ def _gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: float) -
         if g[~valid].any() or np.isnan(g[~valid]).any():
             i, j = np.argwhere((g != 0) & ~valid[:, None])[0]
             at = f"at position {here.start + i}, class {j}, an ignored position"
-            kind = "nan" if np.isnan(g[i, j]) else "inf" if np.isinf(g[i, j]) else "nonzero"
-            return Fault(kind, f"expected a gradient of 0.0; found {float(g[i, j])!r} {at}"), np.inf
+            text = f"expected a gradient of 0.0; found {float(g[i, j])!r} {at}"
+            return Fault(kind_of(g[i, j], must_be_zero=True), text), np.inf
         wq = np.broadcast_to(s / classes * weight, x.shape).copy() if s else np.zeros_like(x)
         np.put_along_axis(
             wq, t[:, None], np.take_along_axis(wq, t[:, None], 1) + ((1 - s) * weight[t])[:, None], axis=1

@@ -129,10 +129,10 @@ def truth(batch: Batch, answers: Mapping[str, str], sums: Sums | None = None) ->
 
     if parts is not None:
         precision = (number.eps, number.compute_eps, number.tiny)
-        all_of_it, sums = sums is None, sums or Sums()
-        sums.add(parts, gradient, gradient_unit)
-        others = sums.gradients(*precision) if all_of_it else {}
-        of_hidden = parts.gradient(gradient, gradient_unit, *precision, sums.spread)
+        total = sums or Sums()
+        total.add(parts, gradient, gradient_unit)
+        others = total.gradients(*precision) if sums is None else {}
+        of_hidden = parts.gradient(gradient, gradient_unit, *precision, total.spread)
         gradient, gradient_unit = (_scatter(rows, valid, batch.input.shape) for rows in of_hidden)
         ignored = np.repeat(~valid[:, None], batch.input.shape[1], axis=1)
         return Truth(loss, loss_unit, gradient, gradient_unit, None, None, ignored, others)
