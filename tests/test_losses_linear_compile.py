@@ -18,7 +18,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 @pytest.fixture(autouse=True)
 def as_if_many(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
-    monkeypatch.setattr(linear, "SMALLEST_CHUNK", 1)
+    monkeypatch.setattr(linear, "_FEW_LOGITS", 1)
 
 
 def compiled(**options: Any) -> Any:
@@ -82,7 +82,7 @@ def test_a_bad_target_is_told_in_the_same_words() -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_logits_are_never_held(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_sweep, "SMALLEST_CHUNK", 1)
+    monkeypatch.setattr(linear_sweep, "_SMALLEST_CHUNK", 1)
     sweep, largest = linear_sweep.sweep, Largest()
 
     def watched(*arguments: Any) -> Any:

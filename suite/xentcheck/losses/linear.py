@@ -14,7 +14,6 @@ from .blockwise import is_graph_kept
 from .cross_entropy import masked_cross_entropy
 from .linear_compiled import linear_loss_of_many_logits
 from .linear_sweep import (
-    SMALLEST_CHUNK,
     Options,
     Positions,
     can_be_scaled,
@@ -23,6 +22,8 @@ from .linear_sweep import (
     positions_of,
 )
 from .terms import working_dtype
+
+_FEW_LOGITS = 2**21  # all of them are held under torch.compile
 
 
 def linear_masked_cross_entropy(
@@ -79,7 +80,7 @@ def linear_masked_cross_entropy(
     rows, flat = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1).long()
     with _as_given(hidden):
         compiles = torch.compiler.is_compiling()
-        few = len(rows) * len(linear_weight) < SMALLEST_CHUNK
+        few = len(rows) * len(linear_weight) < _FEW_LOGITS
         if (compiles and few) or _needs_plain_operations(hidden, linear_weight, linear_bias, weight):
             loss = _composed(rows, linear_weight, linear_bias, flat, weight, options)
         elif compiles:

@@ -21,8 +21,8 @@ from .arguments import expected, is_ignored
 from .products import product_for
 from .terms import weighed, working_dtype
 
-SMALLEST_CHUNK, _LARGEST_CHUNK = 2**21, 2**24  # logits
-_CACHED = 2**21  # logits worked on together; fewer are nearer in the cache, but each operation wakes all threads
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 2**23, 2**24  # logits
+_CACHED = 2**20  # logits worked on together; fewer are nearer in the cache, but each operation wakes all threads
 
 
 class Options(NamedTuple):
@@ -192,6 +192,8 @@ def _part(positions: Positions, few: slice) -> Positions:
 
 
 def _positions_at_once(count: int, classes: int) -> int:
-    """An eighth of the positions, unless that makes few or very many logits: a matrix product wants many rows at a time."""
-    size = min(max(count * classes // 8, SMALLEST_CHUNK), _LARGEST_CHUNK)
-    return max(1, min(count, -(-size // classes)))
+    """At most a sixth of the positions, unless that makes few or very many logits: a matrix product wants many rows at a time,
+    and no chunk of them much smaller than the others."""
+    size = min(max(count * classes // 6, _SMALLEST_CHUNK), _LARGEST_CHUNK)
+    chunks = -(-count * classes // size)
+    return max(1, -(-count // max(1, chunks)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import buffers
 from .terms import working_dtype
 
 
@@ -26,7 +27,11 @@ class Plain:
     def __init__(self, matrix: Tensor, chunk: int) -> None:
         self.matrix = matrix
         self.sum: Tensor | None = None
-        self.room = matrix.new_empty(chunk, matrix.shape[0])
+        shape = (
+            chunk,
+            matrix.shape[0],
+        )  # in rows far apart, which a product fills a few of at a time: one huge page each
+        self.room = buffers.empty(shape, matrix.dtype) if matrix.is_cpu else matrix.new_empty(shape)
 
     def fill(self, hidden: Tensor) -> None:
         self.filled = torch.mm(hidden, self.matrix.T, out=self.room[: len(hidden)])
