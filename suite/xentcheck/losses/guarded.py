@@ -15,6 +15,8 @@ from .terms import working_dtype
 
 _FEW_BYTES = 2**23  # of logits with a gradient in working dtypes
 _TURNED_BYTES = 2**15  # for each thread; see _is_turned
+_NEVER_SHORT = 32  # classes fill every CPU's vector register; asked first, for it takes less
+_LISTED = 48  # targets, from which on their minimum takes less than a list of them
 _WORKING_DTYPES = (torch.float32, torch.float64)
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # torch's numbers for them
 _cross_entropy = torch._C._nn.cross_entropy_loss  # what torch.nn.functional.cross_entropy calls
@@ -59,8 +61,8 @@ def plainly(input: Tensor, target: Tensor, ignore_index: int, reduction: str) ->
         and input.dtype in _WORKING_DTYPES
         and target.dtype is torch.int64
         and input.dim() > 1
-        and (0 < input.nbytes < _FEW_BYTES or (input.nbytes and is_few(input)))
-        and not (input.nbytes >= _TURNED_BYTES and _is_turned(input))
+        and (0 < (size := input.nbytes) < _FEW_BYTES or (size and is_few(input)))
+        and (size < _TURNED_BYTES or input.size(1) >= _NEVER_SHORT or not _is_turned(input))
     ):
         return None
     try:
@@ -79,7 +81,7 @@ def plainly(input: Tensor, target: Tensor, ignore_index: int, reduction: str) ->
 
 def _nothing_is_ignored(input: Tensor, target: Tensor, ignore_index: int) -> bool:
     """Whether a look at the target says so, where that takes less than what it saves."""
-    if target.dim() == 1 and target.numel() <= 16:
+    if target.dim() == 1 and target.numel() <= _LISTED:
         return ignore_index not in target.tolist()
     return input.requires_grad and ignore_index < 0 <= target.min().item()  # negative is ignored, or an error
 
