@@ -11,5 +11,4 @@ implementation = Implementation(
     zero_times_infinity="zero",
     int32_target="taken",
     half_loss_dtype="input",
-    # half_loss_dtype is not stated: it is the input's, but float32 under autocast, as in torch.
 )
