@@ -184,11 +184,17 @@ def test_what_only_a_gpu_can_take_is_not_begun_on_a_cpu(monkeypatch):
             assert (line["status"], line["message"]) == ("unavailable", said)
 
 
-def test_a_known_deviation_gets_no_figure_either(speed_case):
-    known = Deviation("tiny/one", aspect="loss", observed="a thousandth more", fault="value", link="x")
-    line = cost.Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth, deviations=(known,)))
+def test_a_known_deviation_gets_no_figure_either_and_hides_no_other(speed_case):
+    of_loss, of_gradient = (
+        Deviation("tiny/one", aspect=aspect, observed="a thousandth more", fault="value", link="x")
+        for aspect in ("loss", "gradient")
+    )
+    line = cost.Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth, deviations=(of_loss, of_gradient)))
     assert line["status"] == "deviates"
     assert "rounds" not in line
+    line = cost.Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth, deviations=(of_loss,)))
+    assert line["status"] == "fail"
+    assert "expected a gradient of" in line["message"]
 
 
 @pytest.mark.parametrize(
@@ -196,8 +202,11 @@ def test_a_known_deviation_gets_no_figure_either(speed_case):
     [({"fault": "nan"}, ""), ({"fault": "value", "max_units": 100}, "a deviation is known up to 100 units")],
 )
 def test_what_is_worse_than_the_known_deviation_fails(speed_case, known, said):
-    deviation = Deviation("tiny/one", aspect="loss", observed="a thousandth more", link="x", **known)
-    line = cost.Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth, deviations=(deviation,)))
+    both = tuple(
+        Deviation("tiny/one", aspect=aspect, observed="a thousandth more", link="x", **known)
+        for aspect in ("loss", "gradient")
+    )
+    line = cost.Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth, deviations=both))
     assert line["status"] == "fail"
     assert "units where 3 are allowed" in line["message"]
     assert line["message"].endswith(said)

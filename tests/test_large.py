@@ -46,7 +46,7 @@ def test_the_losses_and_their_units_are_the_references(case, body):
 @pytest.mark.parametrize("body", BODIES)
 def test_a_right_answer_has_no_problem(case, body):
     batch = build(case(body))
-    assert large.examine(batch, large.expected(batch), *answer(fakes.right, batch)).fault is None
+    assert large.examine(batch, large.expected(batch), *answer(fakes.right, batch)).faults == {}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,8 @@ def test_a_right_answer_has_no_problem(case, body):
 def test_a_wrong_answer_is_found(case, body, function, about):
     batch = build(case(body))
     loss, gradients = answer(function, batch) if function is not fakes.wrong_shape else (torch.ones(3), (batch.input,))
-    assert about in large.examine(batch, large.expected(batch), loss, gradients).fault.message
+    fault = large.examine(batch, large.expected(batch), loss, gradients).faults[about]
+    assert f"expected a {about if about != 'shape' else 'loss of shape'}" in fault.message
 
 
 def test_a_single_wrong_entry_is_named(case):
@@ -80,8 +81,8 @@ def test_a_single_wrong_entry_is_named(case):
         wrong = gradient.clone()
         wrong[position, label] = value
         found = large.examine(batch, right, loss, (wrong,))
-        assert found.aspect == "gradient"
-        return found.fault
+        assert list(found.faults) == ["gradient"]
+        return found.faults["gradient"]
 
     slightly = fault(valid, 49, gradient[valid, 49] * 1.0001)
     assert f"at position {valid}, class 49, " in slightly.message
@@ -95,12 +96,31 @@ def test_a_single_wrong_entry_is_named(case):
         assert (fault(valid, 0, value).kind, fault(valid, 0, value).units) == (kind, None)
 
 
+@pytest.mark.parametrize("body", [BODIES[0], "logits: {shape: [30, 20]}, linear: {features: 6}"])
+def test_a_wrong_loss_hides_no_wrong_gradient(case, body):
+    batch = build(case(body))
+    loss, (gradient, *others) = fused_answer(fakes.fused, batch) if batch.is_linear else answer(fakes.right, batch)
+    found = large.examine(batch, large.expected(batch), loss * 1.001, (gradient * 1.001, *others))
+    assert list(found.faults) == ["loss", "gradient"]
+
+
+def test_of_many_wrong_positions_the_worst_is_named(case):
+    """Also where more are wrong than are put to the reference."""
+    batch = build(case("logits: {shape: [200, 50]}, target: {ignore: none}"))
+    loss, (gradient,) = answer(fakes.right, batch)
+    gradient = gradient * 1.001
+    gradient[150, 3] *= 2
+    found = large.examine(batch, large.expected(batch), loss, (gradient,))
+    assert "at position 150, class 3" in found.faults["gradient"].message
+    assert found.faults["gradient"].units > 1e5
+
+
 def test_another_dtype_is_no_wrong_value(case):
     batch = build(case(BODIES[0]))
     loss, (gradient,) = answer(fakes.right, batch)
     found = large.examine(batch, large.expected(batch), loss, (gradient.double(),))
-    assert (found.aspect, found.fault.kind) == ("shape", "dtype")
-    assert "torch.float32; found (40, 50) in torch.float64" in found.fault.message
+    assert (list(found.faults), found.faults["shape"].kind) == (["shape"], "dtype")
+    assert "torch.float32; found (40, 50) in torch.float64" in found.faults["shape"].message
 
 
 def test_what_the_least_unit_leaves_in_doubt_is_put_to_the_reference(case, monkeypatch):
@@ -110,7 +130,7 @@ def test_what_the_least_unit_leaves_in_doubt_is_put_to_the_reference(case, monke
     asked = []
     monkeypatch.setattr(large, "truth", lambda *a: asked.append(1) or truth(*a))
     off = torch.from_numpy((exact.gradient + 2.8 * exact.gradient_unit).astype(np.float32))
-    assert large.examine(batch, large.expected(batch), torch.tensor(float(exact.loss)), (off,)).fault is None
+    assert large.examine(batch, large.expected(batch), torch.tensor(float(exact.loss)), (off,)).faults == {}
     assert asked
 
 
@@ -120,7 +140,7 @@ def test_the_units_of_the_error_are_told(case):
     loss = torch.tensor(float(exact.loss + 1.5 * exact.loss_unit), dtype=torch.float64)
     gradient = torch.from_numpy((exact.gradient + 0.7 * exact.gradient_unit).astype(np.float32))
     found = large.examine(batch, large.expected(batch), loss, (gradient,))
-    assert found.fault is None
+    assert found.faults == {}
     assert found.loss_units == pytest.approx(1.5, rel=0.1)
     assert 0.7 <= found.gradient_units <= 3
 
@@ -160,7 +180,7 @@ def test_a_linear_layer_in_blocks_is_the_references(case, body):
 def test_a_right_fused_loss_has_no_problem(case, body):
     batch = build(case(body))
     found = large.examine(batch, large.expected(batch), *fused_answer(fakes.fused, batch))
-    assert found.fault is None
+    assert found.faults == {}
     assert 0 < found.gradient_units <= 3
 
 
@@ -173,7 +193,7 @@ def test_a_wrong_entry_of_any_gradient_is_named(case, name, value):
     wrong = {n: g.clone() for n, g in zip(batch.differentiated, gradients, strict=True)}
     wrong[name].view(-1)[-1] += value
     place = ", ".join(str(n - 1) for n in wrong[name].shape)
-    fault = large.examine(batch, right, loss, tuple(wrong.values())).fault
+    fault = large.examine(batch, right, loss, tuple(wrong.values())).faults["gradient"]
     assert f"at {name}[{place}]" in fault.message
     assert "expected a gradient of" in fault.message
     assert fault.kind == ("value" if value == value else "nan")
@@ -186,13 +206,14 @@ def test_of_several_wrong_gradients_the_worst_is_named(case):
     wrong[0].view(-1)[-1] += 1e-4
     wrong[1].view(-1)[-1] += 1
     found = large.examine(batch, large.expected(batch), loss, wrong)
-    assert "at linear_weight[19, 5], " in found.fault.message
-    assert found.fault.units == found.gradient_units > 1e4
+    assert "at linear_weight[19, 5], " in found.faults["gradient"].message
+    assert found.faults["gradient"].units == found.gradient_units > 1e4
 
 
 def test_a_gradient_where_none_is_asked_for_is_not_looked_for(case):
     batch = build(case("logits: {shape: [40, 50]}, mode: no_grad"))
     one = timing.step(Implementation(name="f", cross_entropy=fakes.right), batch)
     assert (one.backward, one.alone) == (None, "forward")
-    assert large.examine(batch, large.expected(batch), one.forward(), ()).fault is None
-    assert "expected a loss of" in large.examine(batch, large.expected(batch), one.forward() * 1.001, ()).fault.message
+    assert large.examine(batch, large.expected(batch), one.forward(), ()).faults == {}
+    wrong = large.examine(batch, large.expected(batch), one.forward() * 1.001, ()).faults["loss"]
+    assert "expected a loss of" in wrong.message

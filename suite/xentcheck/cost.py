@@ -21,7 +21,7 @@ from xentcheck import large, memory, profiles, timing
 from xentcheck.batch import Batch, build, capabilities_needed
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation
-from xentcheck.judge import held_to
+from xentcheck.judge import case_status, held_to
 
 SPEED, MEMORY = "speed", "memory"
 MEASURES = (MEMORY, SPEED)
@@ -153,10 +153,12 @@ class Costs:
         if self._right is None:
             self._right = large.expected(self._batch_of(case))
         found = large.examine(self._batch_of(case), self._right, loss, gradients)
-        if found.fault is None:
+        if not found.faults:
             self._units[implementation.name] = {"loss": found.loss_units, "gradient": found.gradient_units}
             return "pass", ""
-        return held_to(implementation.deviation_for(case.id, found.aspect), found.fault)
+        held = [held_to(implementation.deviation_for(case.id, aspect), fault) for aspect, fault in found.faults.items()]
+        status = case_status(status for status, _ in held)
+        return status, next(message for its_status, message in held if its_status == status)
 
     def _answer(self, case: Case, implementation: Implementation, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
         memory.set_up(lambda b: timing.step(implementation, b, overwrites=True), batch)

@@ -9,7 +9,7 @@ block is put to ``reference``. Batches are as a training step has them: finite l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from xentcheck.linear import Sums
 from xentcheck.reference import truth
 
 BLOCK = 2**20  # logits
-DOUBTFUL = 64  # positions put to ``reference`` at most; more are wrong anyway
+DOUBTFUL = 64  # positions put to ``reference`` at most, those that are furthest off; more are wrong anyway
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,10 @@ def _expected_of_linear(batch: Batch) -> Expected:
 
 @dataclass(frozen=True)
 class Found:
-    """fault: what is wrong with the answer, None where it is right, and in which aspect. units: its largest errors, of the loss and of
-    the gradient (there an upper bound, since blocks are held to the least of the units)."""
+    """faults: what is wrong with the answer, by aspect. units: its largest errors, of the loss and of the gradient (there an upper
+    bound, since blocks are held to the least of the units)."""
 
-    fault: Fault | None = None
-    aspect: str = ""
+    faults: Mapping[str, Fault] = field(default_factory=dict)
     loss_units: float = 0.0
     gradient_units: float = 0.0
 
@@ -102,12 +101,12 @@ def examine(batch: Batch, right: Expected, loss: Tensor, gradients: Sequence[Ten
     allowed = ALLOWED_UNITS[str(batch.input.dtype).removeprefix("torch.")]
     shape = tuple(batch.target.shape) if batch.reduction == "none" else ()
     if tuple(loss.shape) != shape:
-        return Found(Fault("shape", f"expected a loss of shape {shape}; found {tuple(loss.shape)}"), "shape")
+        return Found({"shape": Fault("shape", f"expected a loss of shape {shape}; found {tuple(loss.shape)}")})
     for argument, gradient in zip(batch.differentiated.values(), gradients, strict=True):
         if gradient.shape != argument.shape or gradient.dtype != argument.dtype:
             kind = "shape" if gradient.shape != argument.shape else "dtype"
             wanted, found_ = (f"{tuple(t.shape)} in {t.dtype}" for t in (argument, gradient))
-            return Found(Fault(kind, f"expected a gradient of shape {wanted}; found {found_}"), "shape")
+            return Found({"shape": Fault(kind, f"expected a gradient of shape {wanted}; found {found_}")})
     if not right.denominator:
         return Found()  # the mean over nothing is a convention
     found = loss.detach().double().cpu().numpy().reshape(-1)
@@ -118,17 +117,19 @@ def examine(batch: Batch, right: Expected, loss: Tensor, gradients: Sequence[Ten
         off = np.maximum(abs(found - want) - _eps(batch)[2], 0)
         errors = np.where(off == 0, 0.0, off / unit)
         errors = np.where(np.isnan(errors), np.inf, errors)
-    worst = float(errors.max(initial=0.0))
+    worst, faults = float(errors.max(initial=0.0)), {}
     if worst > allowed:
         i = int(errors.argmax())
         where = f" at position {i}" if batch.reduction == "none" else ""
-        return Found(_wrong("loss", want[i], found[i], where, worst, allowed), "loss", worst)
+        faults["loss"] = _wrong("loss", want[i], found[i], where, worst, allowed)
     fault, of_gradient = None, 0.0
     if right.gradients is not None and gradients:
         fault, of_gradient = _gradients_of_linear(batch, right.gradients, gradients, allowed)
     elif gradients:
         fault, of_gradient = _gradient(batch, right, gradients[0], allowed)
-    return Found(fault, "gradient" if fault else "", worst, of_gradient)
+    if fault:
+        faults["gradient"] = fault
+    return Found(faults, worst, of_gradient)
 
 
 def _wrong(name: str, want: float, found: float, where: str, error: float, allowed: float) -> Fault:
@@ -162,7 +163,7 @@ def _gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: float) -
     classes = rows.shape[1]
     weight, s = _weight(batch, classes), float(batch.options.get("label_smoothing", 0.0))
     u = _upstream(batch) / right.denominator
-    doubtful: list[int] = []
+    doubtful: list[tuple[float, int]] = []
     worst = 0.0
     for (here, x), (_, g) in zip(_blocks(rows), _blocks(found), strict=True):
         t, valid = _class_of(target[here], batch)
@@ -183,12 +184,11 @@ def _gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: float) -
         least = e * abs(want) + scale * f * (Ap * (1 + abs(lse)) + wq) + tiny
         with np.errstate(invalid="ignore"):
             errors = abs(g - want) / least
-            wrong = ~(errors <= allowed) & valid[:, None]
-            worst = max(worst, float(errors[valid].max(initial=0.0)))
-        doubtful += [here.start + int(i) for i in np.flatnonzero(wrong.any(axis=1))]
-        if len(doubtful) >= DOUBTFUL:
-            break
-    fault = _put_to_reference(batch, rows, found, u, doubtful[:DOUBTFUL], allowed) if doubtful else None
+        of_rows = np.where(valid, np.where(np.isnan(errors), np.inf, errors).max(axis=1), 0.0)
+        worst = max(worst, float(of_rows.max(initial=0.0)))
+        doubtful += [(float(of_rows[i]), here.start + int(i)) for i in np.flatnonzero(of_rows > allowed)]
+        doubtful = sorted(doubtful, key=lambda row: (-row[0], row[1]))[:DOUBTFUL]
+    fault = _put_to_reference(batch, rows, found, u, [i for _, i in doubtful], allowed) if doubtful else None
     return fault, worst if fault else min(worst, allowed)
 
 
