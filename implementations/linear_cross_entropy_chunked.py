@@ -100,7 +100,7 @@ implementation = Implementation(
             certain=False,
         ),
         Deviation(
-            ("linear-chunks/half-types", "linear-chunks/upstream[bfloat16]"),
+            ("linear-chunks/half-types", "linear-chunks/upstream[bfloat16]", "linear/bfloat16"),
             aspect="gradient",
             fault="value",
             observed="half-precision gradients of the matrix that lose a little with every chunk",

@@ -22,6 +22,7 @@ from .products import product_for
 from .terms import weighed, working_dtype
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 2**23, 2**24  # logits
+_ENOUGH = 512  # positions: more make a matrix product hardly any faster
 _CACHED = 2**20  # logits worked on together; fewer are nearer in the cache, but each operation wakes all threads
 
 
@@ -192,8 +193,11 @@ def _part(positions: Positions, few: slice) -> Positions:
 
 
 def _positions_at_once(count: int, classes: int) -> int:
-    """At most a sixth of the positions, unless that makes few or very many logits: a matrix product wants many rows at a time,
-    and no chunk of them much smaller than the others."""
-    size = min(max(count * classes // 6, _SMALLEST_CHUNK), _LARGEST_CHUNK)
-    chunks = -(-count * classes // size)
-    return max(1, -(-count // max(1, chunks)))
+    """A sixth of the positions, unless that makes few logits, or more than products gain from; and all chunks alike.
+
+    Each chunk reads and packs the whole matrix for each product, which few positions do not pay for.
+    """
+    most = max(_ENOUGH, _LARGEST_CHUNK // classes)
+    size = min(max(count / 6, _SMALLEST_CHUNK / classes), most)
+    chunks = math.ceil(count / max(size, 1))
+    return math.ceil(count / chunks) if chunks else 1
