@@ -45,6 +45,9 @@ def linear_masked_cross_entropy(
     rounded to it. The gradients of hidden states, matrix and bias are computed along with the loss, but for "none" and, in half
     types, for an upstream gradient other than 1: then the logits are computed again in the backward pass.
 
+    What is held at a time are the logits of a sixth of the valid positions; more where these are fewer than eight million
+    logits, and no more than those of 512 positions, or sixteen million.
+
     Args:
         hidden: hidden states, (H) or (N, ..., H): classes of the output stand last, not second; float64, float32, bfloat16 or
             float16.
