@@ -9,6 +9,7 @@ from xentcheck import large, timing
 from xentcheck.batch import build
 from xentcheck.implementation import Implementation
 from xentcheck.linear import Sums
+from xentcheck.losses import masked_cross_entropy
 from xentcheck.reference import truth
 
 BODIES = [
@@ -123,15 +124,43 @@ def test_another_dtype_is_no_wrong_value(case):
     assert "torch.float32; found (40, 50) in torch.float64" in found.faults["shape"].message
 
 
-def test_what_the_least_unit_leaves_in_doubt_is_put_to_the_reference(case, monkeypatch):
-    """A gradient that is off by 2.9 of the reference's units is right."""
+def test_what_is_found_wrong_is_put_to_the_reference(case, monkeypatch):
     batch = build(case("logits: {shape: [40, 50], scale: 20}"))
     exact = truth(batch, {})
     asked = []
     monkeypatch.setattr(large, "truth", lambda *a: asked.append(1) or truth(*a))
-    off = torch.from_numpy((exact.gradient + 2.8 * exact.gradient_unit).astype(np.float32))
-    assert large.examine(batch, large.expected(batch), torch.tensor(float(exact.loss)), (off,)).faults == {}
-    assert asked
+    right, loss = large.expected(batch), torch.tensor(float(exact.loss))
+    for units, wrong in ((2.8, False), (3.3, True)):
+        off = torch.from_numpy((exact.gradient + units * exact.gradient_unit).astype(np.float32))
+        assert bool(large.examine(batch, right, loss, (off,)).faults) == bool(asked) == wrong
+
+
+def test_rounding_in_a_half_type_hides_nothing(case):
+    """As in torch, the gradient of log-probabilities rounded to bfloat16; the target's entry of the last positions is wrong."""
+    batch = build(case("logits: {shape: [300, 1000], scale: 3}, target: {ignore: none}, dtype: bfloat16"))
+    loss, (gradient,) = answer(fakes.right, batch)
+    rows = torch.arange(284, 300)
+    gradient[rows, batch.target[rows]] *= 1.05
+    fault = large.examine(batch, large.expected(batch), loss, (gradient,)).faults["gradient"]
+    assert int(fault.message.split("at position ")[1].split(",")[0]) >= 284
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "logits: {shape: [40, 50]}, normalizer: 100",
+        "logits: {shape: [40, 50], scale: 3000}, dtype: float16, reduction: sum",
+        "logits: {shape: [40, 50]}, target: {ignore: all}",
+        "logits: {shape: [40, 50]}, target: {ignore: all}, normalizer: 3",
+    ],
+)
+def test_odd_batches_are_judged_too(case, body):
+    batch = build(case(body))
+    right = large.expected(batch)
+    loss, (gradient,) = answer(masked_cross_entropy, batch)
+    assert large.examine(batch, right, loss, (gradient,)).faults == {}
+    assert list(large.examine(batch, right, loss, (gradient + 1,)).faults) == ["gradient"]
+    assert list(large.examine(batch, right, loss, (gradient * torch.nan,)).faults) == ["gradient"]
 
 
 def test_the_units_of_the_error_are_told(case):
@@ -197,6 +226,17 @@ def test_a_wrong_entry_of_any_gradient_is_named(case, name, value):
     assert f"at {name}[{place}]" in fault.message
     assert "expected a gradient of" in fault.message
     assert fault.kind == ("value" if value == value else "nan")
+
+
+def test_the_hidden_state_of_an_ignored_position_has_the_gradient_zero(case):
+    batch = build(case(LINEAR[0]))
+    loss, (first, *others) = fused_answer(fakes.fused, batch)
+    at = int((batch.target == -100).nonzero()[0])
+    first = first.clone()
+    first[at, 2] = 1e-30
+    fault = large.examine(batch, large.expected(batch), loss, (first, *others)).faults["gradient"]
+    assert (fault.kind, fault.units) == ("nonzero", None)
+    assert f"at input[{at}, 2], an ignored position" in fault.message
 
 
 def test_of_several_wrong_gradients_the_worst_is_named(case):

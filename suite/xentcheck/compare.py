@@ -12,7 +12,7 @@ from xentcheck.batch import DTYPES
 
 Array = np.ndarray
 
-# How many units of rounding error an answer may have; DESIGN: calibrated on correct implementations written in different ways.
+# How many units of rounding error an answer may have, calibrated on correct implementations written in different ways.
 ALLOWED_UNITS = {"float64": 3.0, "float32": 3.0, "bfloat16": 1.0, "float16": 1.0}
 
 
@@ -44,11 +44,7 @@ def compare(
         target, unit = expected, np.asarray(unit)
         same = (found == target) | (np.isnan(found) & np.isnan(target.astype(np.float64)))
         if found_dtype in DTYPES:
-            # Half a step beyond the largest number of the dtype that was returned, rounding gives infinity.
-            info = torch.finfo(DTYPES[found_dtype])
-            edge = info.max * (1 + info.eps / (4 - 2 * info.eps)) if info.bits < 64 else np.inf
-            infinity = np.where(target < 0, -np.inf, np.inf)
-            same |= (found == infinity) & (abs(target) + ALLOWED_UNITS[dtype] * unit >= edge)
+            same |= is_rounded_to_infinity(found, target, ALLOWED_UNITS[dtype] * unit, found_dtype)
         must_be_zero = ignored if ignored is not None else np.zeros(expected.shape, dtype=bool)
         error = np.where(
             same | ~judged, 0.0, np.asarray(abs(found - target) / np.where(unit > 0, unit, 1), dtype=np.float64)
@@ -73,6 +69,13 @@ def compare(
     return Fault(
         kind, f"expected a {name} of {right!r}; found {value!r}{at}{size}{more}", worst if np.isfinite(worst) else None
     ), worst
+
+
+def is_rounded_to_infinity(found: Array, expected: Array, slack: Array, dtype: str) -> Array:
+    """Half a step beyond the largest number of the dtype that was returned, rounding gives infinity."""
+    info = torch.finfo(DTYPES[dtype])
+    edge = info.max * (1 + info.eps / (4 - 2 * info.eps)) if info.bits < 64 else np.inf
+    return (found == np.where(expected < 0, -np.inf, np.inf)) & (abs(expected) + slack >= edge)
 
 
 def kind_of(wrong: float, must_be_zero: bool = False) -> str:

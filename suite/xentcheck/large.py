@@ -1,8 +1,8 @@
 """Whether an answer to a large batch is right: every loss and every entry of the gradient, in blocks.
 
 ``reference`` needs some twenty float64 arrays of the logits' size, gigabytes for a language model's batch. Here the definition is
-evaluated in float64 block by block, with the least of the units that ``reference`` allows; the few positions that this leaves in
-doubt are put to ``reference`` itself. A fused linear loss has smaller batches, since its products take most of the time; there each
+evaluated in float64 block by block, in the units of ``reference``; positions that this finds wrong are put to ``reference`` itself,
+which for float64 is more precise. A fused linear loss has smaller batches, since its products take most of the time; there each
 block is put to ``reference``. Batches are as a training step has them: finite logits, class weights and smoothing or not.
 """
 
@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from xentcheck.batch import Batch
-from xentcheck.compare import ALLOWED_UNITS, Fault, kind_of
+from xentcheck.compare import ALLOWED_UNITS, Fault, is_rounded_to_infinity, kind_of
 from xentcheck.linear import Sums
 from xentcheck.reference import truth
 
 BLOCK = 2**20  # logits
-DOUBTFUL = 64  # positions put to ``reference`` at most, those that are furthest off; more are wrong anyway
+DOUBTFUL = 64  # positions put to ``reference`` at most, those that are furthest off
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,8 @@ def _expected_of_linear(batch: Batch) -> Expected:
     step = max(BLOCK // batch.classes, 1)
     for start in range(0, len(batch.target), step):
         here = slice(start, start + step)
-        options = {**batch.options, "reduction": "none"}
         some = replace(
-            batch, input=batch.input[here], target=batch.target[here], options=options, upstream=upstream[here]
+            batch, input=batch.input[here], target=batch.target[here], options=_each(batch), upstream=upstream[here]
         )
         exact = truth(some, {}, sums)
         losses.append(exact.loss)
@@ -84,8 +84,7 @@ def _expected_of_linear(batch: Batch) -> Expected:
 
 @dataclass(frozen=True)
 class Found:
-    """faults: what is wrong with the answer, by aspect. units: its largest errors, of the loss and of the gradient (there an upper
-    bound, since blocks are held to the least of the units)."""
+    """faults: what is wrong with the answer, by aspect. units: its largest errors, of the loss and of the gradient."""
 
     faults: Mapping[str, Fault] = field(default_factory=dict)
     loss_units: float = 0.0
@@ -98,7 +97,7 @@ def examine(batch: Batch, right: Expected, loss: Tensor, gradients: Sequence[Ten
     gradients: of the input and, in their order, of the other arguments that get one (``Batch.differentiated``); none where the case
     asks for none.
     """
-    allowed = ALLOWED_UNITS[str(batch.input.dtype).removeprefix("torch.")]
+    allowed = _allowed(batch)
     shape = tuple(batch.target.shape) if batch.reduction == "none" else ()
     if tuple(loss.shape) != shape:
         return Found({"shape": Fault("shape", f"expected a loss of shape {shape}; found {tuple(loss.shape)}")})
@@ -107,29 +106,35 @@ def examine(batch: Batch, right: Expected, loss: Tensor, gradients: Sequence[Ten
             kind = "shape" if gradient.shape != argument.shape else "dtype"
             wanted, found_ = (f"{tuple(t.shape)} in {t.dtype}" for t in (argument, gradient))
             return Found({"shape": Fault(kind, f"expected a gradient of shape {wanted}; found {found_}")})
-    if not right.denominator:
-        return Found()  # the mean over nothing is a convention
+    if not right.denominator:  # the loss is a convention; so are the gradients, unless all is ignored
+        return (
+            Found() if _class_of(batch.target.numpy(), batch)[1].any() else _found(0.0, None, batch, right, gradients)
+        )
     found = loss.detach().double().cpu().numpy().reshape(-1)
     want, unit = right.losses, right.units
     if batch.reduction != "none":
         want, unit = np.asarray([want.sum()]) / right.denominator, np.asarray([unit.sum()]) / right.denominator
     with np.errstate(all="ignore"):
         off = np.maximum(abs(found - want) - _eps(batch)[2], 0)
+        off[is_rounded_to_infinity(found, want, allowed * unit, str(loss.dtype).removeprefix("torch."))] = 0
         errors = np.where(off == 0, 0.0, off / unit)
         errors = np.where(np.isnan(errors), np.inf, errors)
-    worst, faults = float(errors.max(initial=0.0)), {}
+    worst, fault = float(errors.max(initial=0.0)), None
     if worst > allowed:
         i = int(errors.argmax())
         where = f" at position {i}" if batch.reduction == "none" else ""
-        faults["loss"] = _wrong("loss", want[i], found[i], where, worst, allowed)
+        fault = _wrong("loss", want[i], found[i], where, worst, allowed)
+    return _found(worst, fault, batch, right, gradients)
+
+
+def _found(worst: float, of_loss: Fault | None, batch: Batch, right: Expected, gradients: Sequence[Tensor]) -> Found:
     fault, of_gradient = None, 0.0
     if right.gradients is not None and gradients:
-        fault, of_gradient = _gradients_of_linear(batch, right.gradients, gradients, allowed)
+        fault, of_gradient = _gradients_of_linear(batch, right.gradients, gradients)
     elif gradients:
-        fault, of_gradient = _gradient(batch, right, gradients[0], allowed)
-    if fault:
-        faults["gradient"] = fault
-    return Found(faults, worst, of_gradient)
+        fault, of_gradient = _gradient(batch, right, gradients[0])
+    faults = {"loss": of_loss, "gradient": fault}
+    return Found({aspect: fault for aspect, fault in faults.items() if fault}, worst, of_gradient)
 
 
 def _wrong(name: str, want: float, found: float, where: str, error: float, allowed: float) -> Fault:
@@ -140,73 +145,87 @@ def _wrong(name: str, want: float, found: float, where: str, error: float, allow
 
 
 def _gradients_of_linear(
-    batch: Batch, right: Mapping[str, tuple[np.ndarray, np.ndarray]], gradients: Sequence[Tensor], allowed: float
+    batch: Batch, right: Mapping[str, tuple[np.ndarray, np.ndarray]], gradients: Sequence[Tensor]
 ) -> tuple[Fault | None, float]:
     """The worst of all gradients."""
-    fault, worst = None, 0.0
+    fault, worst, allowed = None, 0.0, _allowed(batch)
+    _, valid = _class_of(batch.target.numpy(), batch)
     for name, gradient in zip(batch.differentiated, gradients, strict=True):
         (want, unit), found = right[name], gradient.detach().double().cpu().numpy()
         with np.errstate(all="ignore"):
             errors = np.where(found == want, 0.0, abs(found - want) / unit)
         errors = np.where(np.isnan(errors), np.inf, errors)
+        if name == "input":
+            errors[~valid] = np.where(found[~valid] == 0, 0.0, np.inf)
         at = np.unravel_index(int(errors.argmax()), errors.shape)
         if errors[at] > max(worst, allowed):
             where = f" at {name}[{', '.join(map(str, at))}]"
-            fault = _wrong("gradient", want[at], found[at], where, float(errors[at]), allowed)
+            if name == "input" and not valid[at[0]]:
+                fault = _nonzero(found[at], where)
+            else:
+                fault = _wrong("gradient", want[at], found[at], where, float(errors[at]), allowed)
         worst = max(worst, float(errors[at]))
     return fault, worst
 
 
-def _gradient(batch: Batch, right: Expected, gradient: Tensor, allowed: float) -> tuple[Fault | None, float]:
+def _nonzero(found: float, where: str) -> Fault:
+    text = f"expected a gradient of 0.0; found {float(found)!r}{where}, an ignored position"
+    return Fault(kind_of(found, must_be_zero=True), text)
+
+
+def _gradient(batch: Batch, right: Expected, gradient: Tensor) -> tuple[Fault | None, float]:
     rows, found, target = _flat(batch.input), _flat(gradient.detach().cpu()), batch.target.reshape(-1).numpy()
     e, f, tiny = _eps(batch)
-    classes = rows.shape[1]
+    allowed, classes = _allowed(batch), rows.shape[1]
     weight, s = _weight(batch, classes), float(batch.options.get("label_smoothing", 0.0))
-    u = _upstream(batch) / right.denominator
+    u = _upstream(batch) / (right.denominator or 1.0)
     doubtful: list[tuple[float, int]] = []
     worst = 0.0
     for (here, x), (_, g) in zip(_blocks(rows), _blocks(found), strict=True):
         t, valid = _class_of(target[here], batch)
-        if g[~valid].any() or np.isnan(g[~valid]).any():
+        if g[~valid].any():
             i, j = np.argwhere((g != 0) & ~valid[:, None])[0]
-            at = f"at position {here.start + i}, class {j}, an ignored position"
-            text = f"expected a gradient of 0.0; found {float(g[i, j])!r} {at}"
-            return Fault(kind_of(g[i, j], must_be_zero=True), text), np.inf
+            return _nonzero(g[i, j], f" at position {here.start + i}, class {j}"), np.inf
         wq = np.broadcast_to(s / classes * weight, x.shape).copy() if s else np.zeros_like(x)
         np.put_along_axis(
             wq, t[:, None], np.take_along_axis(wq, t[:, None], 1) + ((1 - s) * weight[t])[:, None], axis=1
         )
         A = wq.sum(axis=1, keepdims=True)
         lse = right.lse[here][:, None]
-        Ap = A * np.exp(x - lse)
-        scale = abs(u[here])[:, None]
-        want = (Ap - wq) * u[here][:, None]
-        least = e * abs(want) + scale * f * (Ap * (1 + abs(lse)) + wq) + tiny
+        log_p = x - lse
+        Ap = A * np.exp(log_p)
+        unit = e * (abs(Ap - wq) + Ap * abs(log_p)) + f * (Ap * (1 + np.maximum(abs(x), abs(lse))) + wq)
         with np.errstate(invalid="ignore"):
-            errors = abs(g - want) / least
+            errors = abs(g - (Ap - wq) * u[here][:, None]) / (abs(u[here])[:, None] * unit + tiny)
         of_rows = np.where(valid, np.where(np.isnan(errors), np.inf, errors).max(axis=1), 0.0)
         worst = max(worst, float(of_rows.max(initial=0.0)))
         doubtful += [(float(of_rows[i]), here.start + int(i)) for i in np.flatnonzero(of_rows > allowed)]
         doubtful = sorted(doubtful, key=lambda row: (-row[0], row[1]))[:DOUBTFUL]
-    fault = _put_to_reference(batch, rows, found, u, [i for _, i in doubtful], allowed) if doubtful else None
+    fault = _put_to_reference(batch, rows, found, u, [i for _, i in doubtful]) if doubtful else None
     return fault, worst if fault else min(worst, allowed)
 
 
-def _put_to_reference(
-    batch: Batch, rows: Tensor, found: Tensor, u: np.ndarray, positions: list[int], allowed: float
-) -> Fault | None:
-    options = {**batch.options, "reduction": "none"}
-    some = Batch(rows[positions], batch.target.reshape(-1)[positions], options, torch.from_numpy(u[positions]), "eager")
-    exact = truth(some, {})
+def _put_to_reference(batch: Batch, rows: Tensor, found: Tensor, u: np.ndarray, positions: list[int]) -> Fault | None:
+    target, upstream = batch.target.reshape(-1)[positions], torch.from_numpy(u[positions])
+    exact = truth(Batch(rows[positions], target, _each(batch), upstream, "eager"), {})
     g = found[positions].double().numpy()
     with np.errstate(all="ignore"):
         error = abs(g - exact.gradient.astype(np.float64)) / exact.gradient_unit.astype(np.float64)
         error = np.where(np.isfinite(error), error, np.inf)
-    if error.max() <= allowed:
+    if error.max() <= _allowed(batch):
         return None
     i, j = np.unravel_index(int(error.argmax()), error.shape)
     where = f" at position {positions[i]}, class {j}"
-    return _wrong("gradient", exact.gradient[i, j], g[i, j], where, float(error[i, j]), allowed)
+    return _wrong("gradient", exact.gradient[i, j], g[i, j], where, float(error[i, j]), _allowed(batch))
+
+
+def _each(batch: Batch) -> dict[str, Any]:
+    """The options of some of the positions; their upstream gradients are what the reduction makes of it."""
+    return {name: option for name, option in batch.options.items() if name != "normalizer"} | {"reduction": "none"}
+
+
+def _allowed(batch: Batch) -> float:
+    return ALLOWED_UNITS[str(batch.input.dtype).removeprefix("torch.")]
 
 
 def _flat(values: Tensor) -> Tensor:
@@ -232,6 +251,8 @@ def _upstream(batch: Batch) -> np.ndarray:
 
 
 def _denominator(batch: Batch) -> float:
+    if "normalizer" in batch.options:
+        return float(batch.options["normalizer"])
     target = batch.target.reshape(-1).numpy()
     _, valid = _class_of(target, batch)
     return float(_weight(batch, batch.classes)[target[valid]].sum()) if batch.reduction == "mean" else 1.0
