@@ -149,7 +149,7 @@ def test_native_itself_has_a_control_and_no_ratio(speed_case):
     [
         (fakes.off_by_a_thousandth, "fail", "expected a loss of"),
         (fakes.zero_gradient, "fail", "expected a gradient of"),
-        (fakes.overwrites_input, "fail", "left|leaves the logits"),
+        (fakes.overwrites_input, "fail", "left|leaves its arguments"),
         (fakes.raises, "error", "RuntimeError: the kernel is out of order"),
         (fakes.returns_none, "error", "expected a loss and a gradient"),
     ],
@@ -320,7 +320,21 @@ def test_what_is_known_to_overwrite_the_logits_gets_fresh_ones_for_each_step(spe
         step()
     assert len(set(firsts)) == 1
     assert not measuring.speed(case, impl(fakes.right))["overwrites"]
-    assert "found them changed" in measuring.speed(case, does_not)["message"]
+    assert "found input changed" in measuring.speed(case, does_not)["message"]
+
+
+@pytest.mark.parametrize("name", ["target", "weight"])
+def test_who_changes_the_question_fails_alone(speed_case, name):
+    def changes(input, target, **options):
+        {"target": target, **options}[name][0] = 1
+        return fakes.right(input, target, **options)
+
+    case = speed_case("id: two, logits: {shape: [6, 5], fill: tiled}, target: {ignore: first}, weight: random")
+    measuring = cost.Costs(NATIVE)
+    line = measuring.memory(case, impl(changes))
+    assert line["status"] == "fail"
+    assert f"found {name} changed" in line["message"]
+    assert measuring.memory(case, NATIVE)["status"] == "pass"
 
 
 def test_the_copy_for_what_overwrites_the_logits_is_not_held_against_it(speed_case):

@@ -25,7 +25,7 @@ from xentcheck.judge import case_status, held_to
 
 SPEED, MEMORY = "speed", "memory"
 MEASURES = (MEMORY, SPEED)
-_FREE = 0.8  # of the memory that the machine has left, for an implementation whose case sets no limit
+_FREE = 0.8  # of the memory that the machine has left, for an implementation
 
 
 class Costs:
@@ -132,9 +132,11 @@ class Costs:
             missing -= {"linear", "linear_bias"}  # measured after a linear layer
         if missing:
             return "unsupported", f"not claimed: {', '.join(sorted(missing))}"
+        if self._right is None:
+            self._right = large.expected(self._batch_of(case))  # before anyone can change the question
         try:
             batch = self._on_device(case)
-            before = batch.input.clone()
+            before = {name: tensor.clone() for name, tensor in _arguments(batch).items()}
             loss, gradients = self._answer(case, implementation, batch)
         except timing.Unavailable as error:
             return "unavailable", str(error)
@@ -142,16 +144,19 @@ class Costs:
             return "fail", str(error)
         except Exception as error:
             return "error", f"expected a loss and a gradient; found {type(error).__name__}: {str(error).strip()[:300]}"
-        if not torch.equal(batch.input, before):
-            known = implementation.deviation_for(case.id, "purity")
-            if known is None or known.fault != "changed":
-                self._turn_to(None)
-                return "fail", "expected a call that leaves the logits as they were; found them changed"
+        changed = [name for name, tensor in _arguments(batch).items() if not torch.equal(tensor, before[name])]
+        if changed:
             gradients = tuple(gradient.clone() for gradient in gradients)  # which may be the logits
-            batch.input.copy_(before)
+            for name in changed:
+                _arguments(batch)[name].copy_(before[name])
+            known = implementation.deviation_for(case.id, "purity")
+            if changed != ["input"] or known is None or known.fault != "changed":
+                wanted = "expected a call that leaves its arguments as they were"
+                advice = (
+                    "an implementation that overwrites its input says so by a Deviation of aspect purity, fault changed"
+                )
+                return "fail", f"{wanted}; found {' and '.join(changed)} changed; {advice}"
             self._overwriting.add(implementation.name)
-        if self._right is None:
-            self._right = large.expected(self._batch_of(case))
         found = large.examine(self._batch_of(case), self._right, loss, gradients)
         if not found.faults:
             self._units[implementation.name] = {"loss": found.loss_units, "gradient": found.gradient_units}
@@ -190,6 +195,11 @@ class Costs:
 
     def _on_device(self, case: Case) -> Batch:
         return timing.on(self.device, self._batch_of(case))
+
+
+def _arguments(batch: Batch) -> dict[str, Tensor]:
+    options = {name: option for name, option in batch.options.items() if isinstance(option, Tensor)}
+    return {"input": batch.input, "target": batch.target, **options}
 
 
 def question(case: Case) -> str:
