@@ -643,3 +643,16 @@ def test_bad_arguments(
 ) -> None:
     with pytest.raises(error, match=message):
         masked_cross_entropy(*arguments, **options)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_logits_on_the_cpu_under_another_default_device(route: str, dtype: torch.dtype, smoothing: float) -> None:
+    input, target = batch((9, 5), dtype)
+    target[::2] = -100
+    wanted = run(masked_cross_entropy, input, target, label_smoothing=smoothing)
+    with torch.device("meta"):
+        found = run(
+            masked_cross_entropy, input, target, torch.ones((), dtype=dtype, device="cpu"), label_smoothing=smoothing
+        )
+    assert_same(found, wanted)

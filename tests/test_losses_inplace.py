@@ -125,3 +125,13 @@ def test_expanded_logits_and_empty_batches_stay() -> None:
     _, expected = run(lambda x, t: masked_cross_entropy(x.expand(4, 3), t), row, torch.tensor([0, 1, 2, -100]))
     torch.testing.assert_close(row.grad, expected)
     assert overwriting(torch.zeros(0, 3, requires_grad=True), torch.zeros(0, dtype=torch.int64)) == 0
+
+
+def test_logits_that_overlap_are_not_overwritten() -> None:
+    source = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([0, 1, 2, 0])
+    found, wanted = (
+        torch.autograd.grad(masked_cross_entropy((source * 1).unfold(0, 3, 1), target, inplace=inplace), source)[0]
+        for inplace in (True, False)
+    )
+    torch.testing.assert_close(found, wanted)

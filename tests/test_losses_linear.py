@@ -343,3 +343,82 @@ def test_what_many_chunks_add_to_the_gradient_of_a_bfloat16_matrix_is_rounded_on
     loss = linear_masked_cross_entropy(*tensors, target)
     found = large.examine(asked, large.expected(asked), loss, torch.autograd.grad(loss, tensors))
     assert found.faults == {}
+
+
+def test_hidden_states_made_of_the_matrix_with_create_graph():
+    """As tied embeddings are: what the matrix gets by way of the hidden states is not counted twice."""
+    matrix = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([1, 2, -100])
+
+    def gradient(fused: bool, create_graph: bool) -> torch.Tensor:
+        hidden = torch.tanh(matrix[:3])
+        loss = (
+            linear_masked_cross_entropy(hidden, matrix, target) if fused else F.cross_entropy(hidden @ matrix.T, target)
+        )
+        (found,) = torch.autograd.grad(loss, matrix, create_graph=create_graph)
+        return torch.autograd.grad(found.square().sum(), matrix)[0] if create_graph else found
+
+    for create_graph in (False, True):
+        torch.testing.assert_close(gradient(True, create_graph), gradient(False, create_graph))
+    (found,) = torch.autograd.grad(
+        linear_masked_cross_entropy(torch.tanh(matrix[:3]), matrix, target), matrix, create_graph=True
+    )
+    torch.testing.assert_close(found, gradient(False, False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_normalizer_may_go_on_before_the_backward_pass(dtype):
+    hidden = torch.randn(3, 4).to(dtype).requires_grad_()
+    matrix, target = torch.randn(5, 4).to(dtype), torch.tensor([1, 2, -100])
+    found = []
+    for more in (0, 8):
+        count = torch.tensor(2.0)
+        loss = linear_masked_cross_entropy(hidden, matrix, target, normalizer=count)
+        count += more
+        found.append(torch.autograd.grad(loss, hidden, torch.tensor(3.0, dtype=dtype))[0])
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("normalizer", [0, 0.0, torch.tensor(0)])
+def test_nothing_over_nothing_is_zero(normalizer):
+    hidden, matrix = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    target = torch.full((3,), -100)
+    for function in (linear_masked_cross_entropy, torch.func.functionalize(linear_masked_cross_entropy)):
+        loss = function(hidden, matrix, target, normalizer=normalizer)
+        assert loss == 0
+        assert not any(g.any() for g in torch.autograd.grad(loss, (hidden, matrix)))
+
+
+@pytest.mark.parametrize("upstream", [torch.inf, torch.nan])
+def test_an_infinite_upstream_gradient_does_not_reach_ignored_states(upstream):
+    hidden, matrix = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
+    loss = linear_masked_cross_entropy(hidden, matrix, torch.tensor([1, 2, -100]))
+    (gradient,) = torch.autograd.grad(loss, hidden, torch.tensor(upstream))
+    assert not gradient[2].any()
+    assert not gradient[:2].isfinite().any()
+
+
+def test_without_a_gradient_none_is_computed(monkeypatch):
+    asked = []
+    monkeypatch.setattr(linear_sweep, "sweep", lambda *a, f=linear_sweep.sweep: asked.append(a[-1]) or f(*a))
+    hidden, matrix = torch.randn(3, 4), torch.randn(5, 4, requires_grad=True)
+    with torch.no_grad():
+        linear_masked_cross_entropy(hidden, matrix, torch.tensor([1, 2, -100]))
+    linear_masked_cross_entropy(hidden, matrix, torch.tensor([1, 2, -100]))
+    assert [list(wanted) for wanted in asked] == [[False] * 3, [False, True, False]]
+
+
+def test_no_features_and_weights_that_nobody_asks_for():
+    target = torch.tensor([1, 2, -100])
+    loss = linear_masked_cross_entropy(torch.randn(3, 0), torch.randn(5, 0), target)
+    torch.testing.assert_close(loss, torch.tensor(5.0).log())
+    hidden, matrix = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
+    weight = torch.tensor([1.0, 2.0, 1.0, torch.inf, torch.nan])
+    found, wanted = (
+        torch.autograd.grad(loss, hidden)[0]
+        for loss in (
+            linear_masked_cross_entropy(hidden, matrix, target, weight=weight),
+            F.cross_entropy(hidden @ matrix.T, target, weight),
+        )
+    )
+    torch.testing.assert_close(found, wanted)

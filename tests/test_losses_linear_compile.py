@@ -117,3 +117,21 @@ def test_opcheck(dtype: torch.dtype, reduction: str) -> None:
         )
         assert set(done.values()) == {"SUCCESS"}
         assert len(done) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_transposed_matrix(dtype: torch.dtype, ignored: bool) -> None:
+    hidden, matrix = torch.randn(6, 4).to(dtype), torch.randn(4, 5).to(dtype).requires_grad_()
+    target = torch.full((6,), -100) if ignored else torch.arange(6) % 5
+    for loss in (torch.compile(linear_masked_cross_entropy), linear_masked_cross_entropy):
+        (gradient,) = torch.autograd.grad(loss(hidden, matrix.T, target), matrix)
+        assert gradient.any() != ignored
+
+
+def test_an_infinite_upstream_gradient_does_not_reach_ignored_states() -> None:
+    hidden, matrix = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
+    loss = compiled()(hidden, matrix, torch.tensor([1, 2, -100]))
+    (gradient,) = torch.autograd.grad(loss, hidden, torch.tensor(torch.inf))
+    assert not gradient[2].any()
+    assert not gradient[:2].isfinite().any()

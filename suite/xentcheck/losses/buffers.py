@@ -21,7 +21,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     huge pages, which the system gives where it can; it is an anonymous mapping, returned when the tensor is no longer
     used. Tools that watch torch's own allocator do not see it; what the process holds (its resident set) shows it.
     """
-    return _mapped(shape, dtype) if is_large(shape, dtype) else torch.empty(shape, dtype=dtype)
+    return _mapped(shape, dtype) if is_large(shape, dtype) else torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, *, sparse: bool = False) -> Tensor:
@@ -29,7 +29,9 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, *, sparse: bool = False) -
 
     sparse: whether what will be written is less than a tenth, in pieces below half a huge page; those would be mostly in vain.
     """
-    return _mapped(shape, dtype, not sparse) if is_large(shape, dtype) else torch.zeros(shape, dtype=dtype)
+    return (
+        _mapped(shape, dtype, not sparse) if is_large(shape, dtype) else torch.zeros(shape, dtype=dtype, device="cpu")
+    )
 
 
 def is_large(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
@@ -41,7 +43,7 @@ def _mapped(shape: tuple[int, ...], dtype: torch.dtype, in_huge_pages: bool = Tr
     try:
         room = mmap.mmap(-1, count * dtype.itemsize + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:
-        return torch.zeros(shape, dtype=dtype)  # or torch's own words for too little memory
+        return torch.zeros(shape, dtype=dtype, device="cpu")  # or torch's own words for too little memory
     with contextlib.suppress(OSError):  # a kernel without huge pages
         room.madvise(mmap.MADV_HUGEPAGE if in_huge_pages else mmap.MADV_NOHUGEPAGE)
     offset = -torch.frombuffer(room, dtype=torch.uint8, count=1).data_ptr() % HUGE_PAGE
@@ -53,7 +55,7 @@ class Box:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.room = torch.empty(0, dtype=dtype)
+        self.room = torch.empty(0, dtype=dtype, device="cpu")
 
     def shaped(self, shape: torch.Size) -> Tensor:
         size = math.prod(shape)

@@ -59,9 +59,9 @@ def masked_cross_entropy(
             and its gradient are 0 whatever it is.
         inplace: whether the gradient may overwrite the logits, so that it takes no memory. They must not be used after
             the call; where the backward pass of another operation needs them, autograd raises an error. Not for logits
-            that are a leaf of the graph, and without second derivatives; of logits that are a view, the gradient reaches
+            that are a leaf of the graph (a view of a leaf is taken at its word: the leaf's values are lost), and without second derivatives; of logits that are a view, the gradient reaches
             what they were made of, but cannot be asked for itself. Nothing is overwritten where no gradient is wanted,
-            where logits are expanded, on other devices than the CPU, and under torch.func and torch.compile.
+            where logits overlap, as expanded ones do, on other devices than the CPU, and under torch.func and torch.compile.
 
     Returns:
         The loss in the dtype of ``input``, under autocast in float32 if that is a half type: a scalar, or of the shape of
@@ -93,7 +93,7 @@ def masked_cross_entropy(
         loss = masked_cross_entropy(input.unsqueeze(0), target.unsqueeze(0), weight=weight, inplace=inplace, **options)
         return loss.squeeze(0) if reduction == "none" else loss
     wants_gradient = torch.is_grad_enabled() and input.requires_grad
-    overwrites = inplace and wants_gradient and may_look and not _is_expanded(input)
+    overwrites = inplace and wants_gradient and may_look and _has_own_places(input)
     small = is_few(input) and not overwrites
     if may_look and small and values and torch_is_right(input, target, weight, label_smoothing):
         loss = guarded(input, target, values, weight, label_smoothing, reduction, normalizer)
@@ -152,9 +152,14 @@ class MaskedCrossEntropyLoss(nn.Module):
         return {name: getattr(self, name) for name in ("ignore_index", "reduction", "label_smoothing", "inplace")}
 
 
-def _is_expanded(input: Tensor) -> bool:
-    """Whether there is nothing to overwrite, or several logits in one place."""
-    return not input.numel() or any(n > 1 and not s for n, s in zip(input.shape, input.stride(), strict=True))
+def _has_own_places(input: Tensor) -> bool:
+    """Whether there is something to overwrite, and no two logits can stand in one place."""
+    reach = 0
+    for stride, size in sorted((s, n) for s, n in zip(input.stride(), input.shape, strict=True) if n > 1):
+        if stride <= reach:
+            return False
+        reach += stride * (size - 1)
+    return bool(input.numel())
 
 
 def _is_for_kernels(input: Tensor) -> bool:

@@ -20,6 +20,7 @@ from .linear_sweep import (
     gradients_anew,
     loss_and_gradients,
     positions_of,
+    wanted_gradients,
 )
 from .terms import working_dtype
 
@@ -79,8 +80,10 @@ def linear_masked_cross_entropy(
         linear_weight = linear_weight.to(hidden.dtype)
         linear_bias = None if linear_bias is None else linear_bias.to(hidden.dtype)
     _check_tensors(hidden, linear_weight, target, linear_bias, weight)
+    if isinstance(normalizer, Tensor):
+        normalizer = normalizer.detach().clone()  # a running count may go on before the backward pass
     options = Options(values, reduction, label_smoothing, normalizer)
-    rows, flat = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1).long()
+    rows, flat = hidden.reshape(target.numel(), hidden.shape[-1]), target.reshape(-1).long()
     with _as_given(hidden):
         compiles = torch.compiler.is_compiling()
         few = len(rows) * len(linear_weight) < _FEW_LOGITS
@@ -90,7 +93,8 @@ def linear_masked_cross_entropy(
             loss = linear_loss_of_many_logits(rows, linear_weight, linear_bias, flat, weight, options)
         else:
             positions = positions_of(flat, linear_weight.shape[0], weight, options, working_dtype(hidden))
-            loss = _Chunked.apply(rows, linear_weight, linear_bias, flat, weight, positions, options)
+            wanted = wanted_gradients(rows, linear_weight, linear_bias)
+            loss = _Chunked.apply(rows, linear_weight, linear_bias, flat, weight, positions, options, wanted)
     return loss.reshape(target.shape) if reduction == "none" else loss
 
 
@@ -105,8 +109,9 @@ class _Chunked(torch.autograd.Function):
         weight: Tensor | None,
         positions: Positions,
         options: Options,
+        wanted: Sequence[bool],
     ) -> Tensor:
-        loss, gradients = loss_and_gradients(hidden, matrix, bias, positions, options, ctx.needs_input_grad[:3])
+        loss, gradients = loss_and_gradients(hidden, matrix, bias, positions, options, wanted)
         ctx.save_for_backward(hidden, matrix, bias, target, weight, *gradients)
         ctx.positions, ctx.options = positions, options
         return loss
@@ -115,16 +120,18 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, matrix, bias, target, weight, *gradients = ctx.saved_tensors
         positions, options, wanted = ctx.positions, ctx.options, ctx.needs_input_grad[:3]
-        nothing = (None,) * 4
+        nothing = (None,) * 5
         with _as_given(hidden):
             if torch.is_grad_enabled() or not torch._C._has_storage(upstream):  # create_graph; a wrapper of vmap
                 with torch.enable_grad():
+                    # Views, for the hidden states may be made of the matrix: what reaches it by them is not for here.
+                    hidden, matrix, bias = (None if t is None else t.view_as(t) for t in (hidden, matrix, bias))
                     loss = _composed(hidden, matrix, bias, target, weight, options)
                     inputs = [t for t, w in zip((hidden, matrix, bias), wanted, strict=True) if w]
                     found = iter(torch.autograd.grad(loss, inputs, upstream, create_graph=True))
                 return *(next(found) if w else None for w in wanted), *nothing
             unit = options.reduction != "none" and upstream == 1
-            if unit or can_be_scaled(hidden, options):
+            if unit or (can_be_scaled(hidden, options) and upstream.isfinite()):  # 0 * inf would reach ignored states
                 may_change = not is_graph_kept()
                 done = [
                     None
@@ -148,16 +155,16 @@ def _composed(
     ignored = is_ignored(target, options.ignored)
     kept = hidden.masked_fill(ignored.unsqueeze(1), 0).to(dtype)
     x = nn.functional.linear(kept, matrix.to(dtype), None if bias is None else bias.to(dtype))
-    by_count = options.normalizer is None
     loss = masked_cross_entropy(
         x,
         target,
         weight=weight,
         ignore_index=options.ignored,
-        reduction=options.reduction if by_count else "sum",
+        reduction=options.reduction,
         label_smoothing=options.smoothing,
+        normalizer=options.normalizer,
     )
-    return (loss if by_count else loss / options.normalizer).to(hidden.dtype)
+    return loss.to(hidden.dtype)
 
 
 def _as_given(x: Tensor) -> AbstractContextManager[Any]:

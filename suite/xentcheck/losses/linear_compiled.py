@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .linear_sweep import Options, Positions, can_be_scaled, gradients_anew, loss_and_gradients, positions_of
+from .arguments import is_ignored
+from .linear_sweep import (
+    Options,
+    Positions,
+    can_be_scaled,
+    gradients_anew,
+    loss_and_gradients,
+    positions_of,
+    wanted_gradients,
+)
 from .terms import working_dtype
 
 _ARGUMENTS = "Tensor hidden, Tensor matrix, Tensor? bias, Tensor target, Tensor? weight, int[] ignored, str reduction, float smoothing, Tensor? normalizer, bool[] wanted"
@@ -19,7 +28,7 @@ def linear_loss_of_many_logits(
     ignored, reduction, smoothing, normalizer = options
     if normalizer is not None and not isinstance(normalizer, Tensor):
         normalizer = torch.full((), normalizer, dtype=torch.float64)
-    wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, matrix, bias)]
+    wanted = wanted_gradients(hidden, matrix, bias)
     arguments = (hidden, matrix, bias, target, weight, list(ignored), reduction, smoothing, normalizer, wanted)
     return torch.ops.xentcheck.linear_masked_cross_entropy(*arguments)[0]
 
@@ -89,6 +98,8 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | Non
         return None, None, None, *nothing
     if can_be_scaled(hidden, Options(*ctx.options, normalizer)):
         found = [gradient * upstream for gradient in gradients]
+        if ctx.wanted[0]:  # 0 * inf
+            found[0] = found[0].masked_fill(is_ignored(target, tuple(ctx.options[0])).unsqueeze(1), 0)
     else:
         arguments = (hidden, matrix, bias, target, weight, *ctx.options, normalizer, ctx.wanted)
         found = torch.ops.xentcheck.linear_masked_cross_entropy_backward(upstream, gradients, *arguments)

@@ -62,12 +62,17 @@ def positions_of(
     counted = w[valid]
     of_classes = None if not s else one * s / classes if weight is None else w * (s / classes)
     denominator = one
-    if options.normalizer is not None:
+    if options.normalizer is not None and len(valid):
         denominator = torch.as_tensor(options.normalizer, dtype=dtype, device=target.device)
     elif options.reduction == "mean" and len(valid):
         denominator = counted.sum()
-    total = None if weight is None else counted * (1 - s) + w.mean() * s
+    total = None if weight is None else counted * (1 - s) + (w.mean() * s if s else 0)  # not inf * 0
     return Positions(rows, valid, counted * (1 - s), of_classes, total, denominator)
+
+
+def wanted_gradients(*tensors: Tensor | None) -> list[bool]:
+    """Which gradients may be asked for; what a function of autograd is told does not know of no_grad."""
+    return [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
 
 
 def loss_and_gradients(

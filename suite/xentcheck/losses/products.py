@@ -50,7 +50,7 @@ class Plain:
         self.sum = torch.mm(d.T, hidden) if self.sum is None else self.sum.addmm_(d.T, hidden)
 
     def outer(self) -> Tensor:
-        return torch.zeros_like(self.matrix) if self.sum is None else self.sum
+        return _zeros(self.matrix) if self.sum is None else self.sum
 
 
 class Split:
@@ -89,14 +89,14 @@ class Split:
         if self.chunks == 1:
             self.sum = torch.mm(d.T, hidden)
             return
-        self.sum = torch.zeros_like(self.matrix, dtype=torch.float32) if self.sum is None else self.sum
+        self.sum = _zeros(self.matrix, torch.float32) if self.sum is None else self.sum
         for some in _blocks_of_classes(self.matrix, 2**19):
             rounded = torch.mm(d[:, some].T, hidden)
             rest = torch.addmm(rounded, d[:, some].T, hidden, beta=-1)
             self.sum[some].add_(rounded).add_(rest)
 
     def outer(self) -> Tensor:
-        return torch.zeros_like(self.matrix) if self.sum is None else self.sum.to(self.matrix.dtype)
+        return _zeros(self.matrix) if self.sum is None else self.sum.to(self.matrix.dtype)
 
 
 class Widened:
@@ -126,12 +126,17 @@ class Widened:
 
     def add_outer(self, hidden: Tensor) -> None:
         d, wide = self.room[: len(hidden)], hidden.float()
-        self.sum = torch.zeros_like(self.matrix, dtype=torch.float32) if self.sum is None else self.sum
+        self.sum = _zeros(self.matrix, torch.float32) if self.sum is None else self.sum
         for some in _blocks_of_classes(self.matrix):
             self.sum[some].addmm_(d[:, some].T, wide)
 
     def outer(self) -> Tensor:
-        return torch.zeros_like(self.matrix) if self.sum is None else self.sum.to(self.matrix.dtype)
+        return _zeros(self.matrix) if self.sum is None else self.sum.to(self.matrix.dtype)
+
+
+def _zeros(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Contiguous, as every gradient that is a product is, whatever the strides of the matrix."""
+    return torch.zeros_like(matrix, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def _blocks_of_classes(matrix: Tensor, size: int = 2**22) -> list[slice]:

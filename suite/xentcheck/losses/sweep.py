@@ -41,7 +41,7 @@ def sweep(
     is_plain = shares is not None and shares.classes is None
     is_even = shares is not None and question.weight is None and not is_plain
     evenly = question.smoothing / x.shape[1] if is_even else 0.0  # what smoothing takes from the target for each class
-    losses = torch.zeros((x.shape[0], 1, *x.shape[2:]), dtype=dtype) if wants_losses else None
+    losses = torch.zeros((x.shape[0], 1, *x.shape[2:]), dtype=dtype, device=x.device) if wants_losses else None
     gradient = factor = None
     if scale is not None:
         scale = _arranged(scale, as_rows) if isinstance(scale, Tensor) else scale
@@ -182,7 +182,7 @@ def _multiply(p: Tensor, factor: Tensor | float, evenly: float, at: Block, ignor
         else:
             p.mul_(factor)
     elif evenly:
-        torch.add(torch.tensor(-evenly * factor, dtype=p.dtype), p, alpha=factor, out=p)
+        torch.add(p.new_tensor(-evenly * factor), p, alpha=factor, out=p)
     elif factor != 1:
         p.mul_(factor)
     if ignored is not None:
@@ -276,7 +276,7 @@ def _cleared(factor: Tensor | float, ignored: Tensor | None, dtype: torch.dtype)
         return factor
     if isinstance(factor, Tensor):
         return factor.masked_fill(ignored, 0)
-    return torch.full(ignored.shape, factor, dtype=dtype).masked_fill_(ignored, 0)
+    return torch.full(ignored.shape, factor, dtype=dtype, device=ignored.device).masked_fill_(ignored, 0)
 
 
 def _part(shares: Shares, at: Block) -> Shares:

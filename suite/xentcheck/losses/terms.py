@@ -69,7 +69,7 @@ def shares_of(x: Tensor, target: Tensor, question: Question) -> Shares:
         return Shares(of_target, one * (s / x.shape[1]) if s else None, one)
     of_target = weight[target] * (1 - s)
     of_classes = weight.view(-1, *[1] * (x.dim() - 2)) * (s / x.shape[1]) if s else None
-    return Shares(of_target, of_classes, of_target + weight.mean() * s)
+    return Shares(of_target, of_classes, of_target + (weight.mean() * s if s else 0))
 
 
 def smoothed(probabilities: Tensor, question: Question, dtype: torch.dtype) -> Tensor:
