@@ -117,7 +117,8 @@ def working_dtype(x: Tensor) -> torch.dtype:
 
 def dtype_of_loss(input: Tensor) -> torch.dtype:
     """The input's; under autocast that of the computation, as of torch's loss."""
-    return working_dtype(input) if torch.is_autocast_enabled(input.device.type) else input.dtype
+    is_under_autocast = input.device.type != "meta" and torch.is_autocast_enabled(input.device.type)
+    return working_dtype(input) if is_under_autocast else input.dtype
 
 
 def _denominator(
