@@ -85,7 +85,7 @@ def limits(rows: Mapping[str, Mapping[str, float]], names: Styles, path: Path) -
     axes.axvline(1, color="#777777", linewidth=0.8)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("the whole step, in times of what moving the bytes takes; 1 cannot be beaten")
+    axes.set_xlabel("the whole step, in times of what moving the bytes takes; below 1 zeros were left unwritten")
     _ratios_on(axes.xaxis, axes)
     _legend(figure, {n: s for n, s in names.items() if any(n in row for row in rows.values())})
     _save(figure, path)

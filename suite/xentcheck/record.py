@@ -37,13 +37,14 @@ class RecordError(Exception):
 
 @dataclass(frozen=True)
 class Results:
-    """What one or several files hold. ``complete``: every file has its ``end`` line."""
+    """What one or several files hold. ``complete``: every file has its ``end`` line. starts: when the runs were started."""
 
     run: dict[str, Any]
     verdicts: tuple[Verdict, ...]
     costs: tuple[dict[str, Any], ...] = ()
     complete: bool = True
     sources: tuple[str, ...] = field(default=())
+    starts: tuple[str, ...] = ()
 
 
 Key = tuple[str, str, str]
@@ -215,7 +216,7 @@ def load(path: Path) -> Results:
             f"{path}: the end line counts {end['verdicts']} verdicts, the file holds {len(verdicts)}; lines are missing"
         )
     costs = tuple(o for o in objects if o["kind"] == "cost")
-    return Results(objects[0], tuple(verdicts.values()), costs, end is not None, (str(path),))
+    return Results(objects[0], tuple(verdicts.values()), costs, end is not None, (str(path),), (objects[0]["started"],))
 
 
 def merge(parts: Iterable[Results]) -> Results:
@@ -242,7 +243,12 @@ def merge(parts: Iterable[Results]) -> Results:
                 )
     costs = tuple(c for part in parts for c in part.costs)
     return Results(
-        run, tuple(verdicts.values()), costs, all(p.complete for p in parts), tuple(s for p in parts for s in p.sources)
+        run,
+        tuple(verdicts.values()),
+        costs,
+        all(p.complete for p in parts),
+        tuple(s for p in parts for s in p.sources),
+        tuple(s for p in parts for s in p.starts),
     )
 
 

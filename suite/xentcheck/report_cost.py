@@ -18,7 +18,10 @@ Line = Mapping[str, Any]
 ENVIRONMENT = ("<!-- environment -->", "<!-- /environment -->")
 MADE = "Made by `make speed`; `xentcheck report DIR --to reports` makes the pages from any results that hold costs."
 PROFILES = ("quick", "lm", "linear", "segmentation", "tagging", "classification", "sweeps", "cuda")
-AGAIN = "pytest suite/test_speed.py suite/test_memory.py --impl {names} --profile {profile} --device cuda"
+AGAIN = (
+    "pytest suite/test_speed.py suite/test_memory.py --impl {names} --profile {profile} --device cuda --results reports/results/{profile}\n"
+    "xentcheck report reports/results/speed reports/results/speed-linear reports/results/{profile} --to reports    # after make speed"
+)
 FRONT = ("lm/vocabulary-32k", "lm/vocabulary-128k", "classification/imagenet")
 
 
@@ -46,12 +49,14 @@ def _speed(lines: list[Line], results: Results, folder: Path, written: list[Path
         "# How long it takes",
         _truncated(results),
         "Times over those of `native`, measured side by side in one process, with their 99 % intervals; less is faster. `~` is a difference that cannot be told from "
-        "none: smaller than the control's, which is `native` beside itself in the same rounds. **of the limit**: forward and backward together, in times of what moving "
-        "the bytes takes that must be moved, at the copy and fill bandwidth measured in the same run. **first call**: the first step on this shape in its process, in "
+        "none: smaller than the control's, which is `native` beside itself in the same rounds, or with 1 in its interval. **of the limit**: the whole step, forward and "
+        "backward together or forward alone, in times of what moving the bytes takes that must be moved, at the copy and fill bandwidth measured in the same run; below 1 "
+        "where zeros are left as the system gives them, unwritten. **first call**: the first step on this shape in its process, in "
         "steps of later; compiling is part of it. Who computes the gradient on the way forward is slow there and has nearly no backward pass; "
         "**both** is what training takes. In a case named `compiled` all run under torch.compile, `native` included; one named `forward` asks for no gradient. Under "
         "`linear` the step is that of a linear layer and the loss, with the gradients of both; who is not fused stands behind that layer, `native` included, and there "
-        "is no limit, since products take most of the time. What fails on a shape shows its failure instead of a time.",
+        "is no limit, since products take most of the time. What fails on a shape, or is known to be wrong there, shows "
+        "that instead of a time; where it is `native`, the others' times are still over its.",
     ]
     for profile in _profiles(lines):
         if profile != "sweeps":
@@ -179,9 +184,9 @@ def _memory(lines: list[Line], results: Results, folder: Path, written: list[Pat
         _truncated(results),
         "Bytes beside the logits themselves, as multiples of the logits' size: the peak during the forward pass, what it keeps for the backward pass, the peak during "
         "the backward pass (what was kept and the gradient included), and what is still held once loss and gradient are gone. Counted exactly, by torch's own "
-        "allocation events and by anonymous maps of `mmap.mmap`; what a library takes by other ways leaves no event, and is said with **and more** where the process "
-        "was seen to hold more than 24 MiB beyond what was counted. The least there can be is 1 in the backward pass: the gradient. Under "
-        "`linear`, it is the gradients of hidden states and matrix, and the logits are those that a fused loss does not hold.",
+        "allocation events and by anonymous maps of `mmap.mmap`; what a library takes by other ways leaves no event, and is said with **and ... more** where the process "
+        "was seen to hold more than 24 MiB beyond what was counted. The least there can be is 1 in the backward pass, the gradient, and 0 where it "
+        "overwrites the logits (\\*). Under `linear`, it is the gradients of hidden states and matrix, and the logits are those that a fused loss does not hold.",
     ]
     for profile in _profiles(lines):
         parts += [f"## {profile}", _table(_memory_row, [line for line in lines if line["profile"] == profile])]
@@ -288,7 +293,7 @@ def _environment(results: Results, lines: Iterable[Line]) -> str:
     pages = ", ".join(sorted({s["huge_pages"] for s in settings}))
     variables = sorted({f"{k}={v}" for s in settings for k, v in s["environment"].items()})
     said = [
-        f"Started {results.run['started']}; torch {environment['torch']}, {environment['cpu']}, {environment['os']}."
+        f"Started {', '.join(sorted({*results.starts}) or [results.run['started']])}; torch {environment['torch']}, {environment['cpu']}, {environment['os']}."
         + (f" Threads: {threads}; transparent huge pages: {pages}." if settings else ""),
         f"Set in the environment: {', '.join(f'`{v}`' for v in variables) or 'nothing that matters'}."
         if settings

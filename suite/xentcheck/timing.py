@@ -260,11 +260,12 @@ def bandwidth(like: Tensor) -> dict[str, float]:
 
 
 def must_move(batch: Batch) -> dict[str, dict[str, int]]:
-    """The bytes that no implementation can avoid to move, by phase: ``copied`` is read or written beside other work, ``filled`` is
+    """The bytes that are moved by whoever writes a whole gradient, by phase: ``copied`` is read or written beside other work, ``filled`` is
     only written.
 
     Forward reads the logits of the positions that count, once. Backward writes their gradient and reads what it is made of, the
     logits or something as large; the gradient of ignored positions is only filled with zero. Both read the logits once.
+    Who leaves pages of zeros as the system gives them does not fill them, and may come out below this.
     """
     positions = batch.target.numel()
     row = batch.input.numel() * batch.input.element_size() // max(positions, 1)
