@@ -97,6 +97,11 @@ def test_a_profile_that_is_none(names, message):
     [
         (HEADER.replace("profile: quick\n", "") + f"  - {{{ONE}}}\n", "profile: expected the name"),
         (HEADER + f"  - {{{ONE}, mode: vmap, reduction: none}}\n", "expected mode eager, compile or no_grad"),
+        (HEADER + "  - {id: x, why: x, logits: {shape: [5]}}\n", r"logits.shape: expected \(N, C, ...\); found \(5,\)"),
+        (
+            HEADER + "  - {id: x, why: x, logits: {shape: [6, 5]}, target: {probabilities: random}}\n",
+            "target.probabilities: expected classes, .*found probabilities",
+        ),
         (HEADER + f"  - {{{ONE}, expect: {{loss: zero}}}}\n", "and no expect"),
         (HEADER + "  - {id: one, logits: {shape: [2, 3]}, memory_limit: lots}\n", "expected a size such as 6 GiB"),
         (HEADER + "  - {id: one, logits: {shape: [2, 3]}, memory_limit: -1}\n", "expected a size such as 6 GiB"),

@@ -124,6 +124,12 @@ def test_another_dtype_is_no_wrong_value(case):
     assert "torch.float32; found (40, 50) in torch.float64" in found.faults["shape"].message
 
 
+def test_a_loss_of_another_kind_of_number_is_a_wrong_value(case):
+    batch = build(case(BODIES[0]))
+    loss, gradients = answer(fakes.right, batch)
+    assert list(large.examine(batch, large.expected(batch), loss.long(), gradients).faults) == ["loss"]
+
+
 def test_what_is_found_wrong_is_put_to_the_reference(case, monkeypatch):
     batch = build(case("logits: {shape: [40, 50], scale: 20}"))
     exact = truth(batch, {})

@@ -43,8 +43,7 @@ def compare(
         judged = ~np.isnan(expected.astype(np.float64)) if ignored is not None else np.ones(expected.shape, dtype=bool)
         target, unit = expected, np.asarray(unit)
         same = (found == target) | (np.isnan(found) & np.isnan(target.astype(np.float64)))
-        if found_dtype in DTYPES:
-            same |= is_rounded_to_infinity(found, target, ALLOWED_UNITS[dtype] * unit, found_dtype)
+        same |= is_rounded_to_infinity(found, target, ALLOWED_UNITS[dtype] * unit, found_dtype)
         must_be_zero = ignored if ignored is not None else np.zeros(expected.shape, dtype=bool)
         error = np.where(
             same | ~judged, 0.0, np.asarray(abs(found - target) / np.where(unit > 0, unit, 1), dtype=np.float64)
@@ -73,6 +72,8 @@ def compare(
 
 def is_rounded_to_infinity(found: Array, expected: Array, slack: Array, dtype: str) -> Array:
     """Half a step beyond the largest number of the dtype that was returned, rounding gives infinity."""
+    if dtype not in DTYPES:
+        return np.zeros(expected.shape, dtype=bool)
     info = torch.finfo(DTYPES[dtype])
     edge = info.max * (1 + info.eps / (4 - 2 * info.eps)) if info.bits < 64 else np.inf
     return (found == np.where(expected < 0, -np.inf, np.inf)) & (abs(expected) + slack >= edge)

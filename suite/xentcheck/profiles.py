@@ -52,8 +52,10 @@ def _mistakes(cases: Iterable[Case]) -> Iterable[str]:
             yield f"{case.path}:1: profile: expected the name that --profile takes; found none"
         if case.question.mode not in ("eager", "compile", "no_grad") or case.question.expect != Expect():
             yield f"{where}: expected mode eager, compile or no_grad and no expect; what is timed is a plain step"
-        if case.question.target.probabilities is not None or (len(case.question.logits.shape or (0, 0)) < 2):
-            yield f"{where}: expected classes as target, and logits of shape (N, C, ...)"
+        if case.question.target.probabilities is not None:
+            yield f"{where}: target.probabilities: expected classes, of which large batches are; found probabilities"
+        if case.question.logits.shape is not None and len(case.question.logits.shape) < 2:
+            yield f"{where}: logits.shape: expected (N, C, ...); found {case.question.logits.shape}"
         if case.id in seen:
             yield f"{where}: stands a second time; the first is {seen[case.id].path}:{seen[case.id].line}"
         seen.setdefault(case.id, case)

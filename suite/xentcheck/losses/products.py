@@ -27,10 +27,7 @@ class Plain:
     def __init__(self, matrix: Tensor, chunk: int) -> None:
         self.matrix = matrix
         self.sum: Tensor | None = None
-        shape = (
-            chunk,
-            matrix.shape[0],
-        )  # in rows far apart, which a product fills a few of at a time: one huge page each
+        shape = (chunk, matrix.shape[0])  # rows stand far apart, and a product fills a few at a time: a huge page each
         self.room = buffers.empty(shape, matrix.dtype) if matrix.is_cpu else matrix.new_empty(shape)
 
     def fill(self, hidden: Tensor) -> None:
