@@ -255,15 +255,18 @@ def test_products_beyond_the_range_of_bfloat16():
     assert float(loss) == pytest.approx(0.3133, rel=2**-8)
 
 
-def test_autocast_takes_the_dtype_of_the_hidden_states():
+def test_autocast_takes_the_dtype_of_the_hidden_states_and_widens_the_loss():
     tensors, target, _ = batch(torch.float32)
     half = tensors[0].detach().bfloat16().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = linear_masked_cross_entropy(half, tensors[1], target)
         full = linear_masked_cross_entropy(tensors[0], tensors[1], target)
-    assert mixed.dtype == torch.bfloat16
+        each = linear_masked_cross_entropy(half, tensors[1], target, reduction="none")
+    assert mixed.dtype == each.dtype == torch.float32  # as after a linear layer
     mixed.backward()
     assert tensors[1].grad.dtype == torch.float32
+    assert half.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(each.sum() / (target >= 0).sum(), mixed)
     assert torch.equal(full, linear_masked_cross_entropy(tensors[0], tensors[1], target))
 
 

@@ -46,6 +46,27 @@ def compare(tensors: list[Tensor | None], target: Tensor, tolerance: float, **op
             torch.testing.assert_close(one, other, rtol=tolerance, atol=1e-16)
 
 
+@pytest.mark.parametrize("few", [1, 2**20], ids=["operator", "all logits"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_autocast(few: int, reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_FEW_LOGITS", few)
+    tensors, target, _ = batch(torch.bfloat16)
+    loss = functools.partial(linear_masked_cross_entropy, reduction=reduction)
+
+    def under_autocast(*arguments: Any, **options: Any) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return loss(*arguments, **options)
+
+    mine = torch.compile(under_autocast, backend="aot_eager", fullgraph=True)
+    for found, expected in zip(run(mine, tensors, target, 2.0), run(under_autocast, tensors, target, 2.0), strict=True):
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-7 * float(expected.abs().max()))
+    plain = run(loss, tensors, target, 2.0)
+    found = run(under_autocast, tensors, target, 2.0)
+    assert [f.dtype for f in found] == [torch.float32, *[torch.bfloat16] * 3]
+    assert torch.equal(found[0].bfloat16(), plain[0])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_gives_what_it_gives_uncompiled(options: dict[str, Any], dtype: torch.dtype) -> None:

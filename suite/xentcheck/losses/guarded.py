@@ -62,7 +62,7 @@ def plainly(input: Tensor, target: Tensor, ignore_index: int, reduction: str) ->
         and target.dtype is torch.int64
         and input.dim() > 1
         and (0 < (size := input.nbytes) < _FEW_BYTES or (size and is_few(input)))
-        and (size < _TURNED_BYTES or input.size(1) >= _NEVER_SHORT or not _is_turned(input))
+        and (size < _TURNED_BYTES or input.shape[1] >= _NEVER_SHORT or not _is_turned(input))
     ):
         return None
     try:

@@ -22,7 +22,7 @@ from .linear_sweep import (
     positions_of,
     wanted_gradients,
 )
-from .terms import working_dtype
+from .terms import dtype_of_loss, working_dtype
 
 _FEW_LOGITS = 2**21  # all of them are held under torch.compile
 
@@ -64,9 +64,9 @@ def linear_masked_cross_entropy(
             number or a tensor of shape (), for instance the count of valid positions over several batches. It gets no gradient.
 
     Returns:
-        The loss in the dtype of ``hidden``: a scalar, or of the target's shape for "none". It can be differentiated any number of
-        times, under torch.compile once; from the second derivative on, under torch.func and for tensor subclasses, all logits are
-        held, and under torch.compile up to two million of them.
+        The loss in the dtype of ``hidden``, under autocast in float32 if that is a half type: a scalar, or of the target's shape
+        for "none". It can be differentiated any number of times, under torch.compile once; from the second derivative on, under
+        torch.func and for tensor subclasses, all logits are held, and under torch.compile up to two million of them.
 
     Raises:
         TypeError: a dtype other than the above.
@@ -82,7 +82,7 @@ def linear_masked_cross_entropy(
     _check_tensors(hidden, linear_weight, target, linear_bias, weight)
     if isinstance(normalizer, Tensor):
         normalizer = normalizer.detach().clone()  # a running count may go on before the backward pass
-    options = Options(values, reduction, label_smoothing, normalizer)
+    options = Options(values, reduction, label_smoothing, normalizer, dtype_of_loss(hidden))
     rows, flat = hidden.reshape(target.numel(), hidden.shape[-1]), target.reshape(-1).long()
     with _as_given(hidden):
         compiles = torch.compiler.is_compiling()
@@ -131,7 +131,9 @@ class _Chunked(torch.autograd.Function):
                     found = iter(torch.autograd.grad(loss, inputs, upstream, create_graph=True))
                 return *(next(found) if w else None for w in wanted), *nothing
             unit = options.reduction != "none" and upstream == 1
-            if unit or (can_be_scaled(hidden, options) and upstream.isfinite()):  # 0 * inf would reach ignored states
+            if unit or (
+                can_be_scaled(hidden, options.reduction) and upstream.isfinite()
+            ):  # 0 * inf would reach ignored states
                 may_change = not is_graph_kept()
                 done = [
                     None
@@ -164,7 +166,7 @@ def _composed(
         label_smoothing=options.smoothing,
         normalizer=options.normalizer,
     )
-    return loss.to(hidden.dtype)
+    return loss.to(options.dtype)
 
 
 def _as_given(x: Tensor) -> AbstractContextManager[Any]:

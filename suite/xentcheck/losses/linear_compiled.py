@@ -19,18 +19,18 @@ from .linear_sweep import (
 )
 from .terms import working_dtype
 
-_ARGUMENTS = "Tensor hidden, Tensor matrix, Tensor? bias, Tensor target, Tensor? weight, int[] ignored, str reduction, float smoothing, Tensor? normalizer, bool[] wanted"
+_ARGUMENTS = "Tensor hidden, Tensor matrix, Tensor? bias, Tensor target, Tensor? weight, int[] ignored, str reduction, float smoothing, bool widened, Tensor? normalizer, bool[] wanted"
 
 
 def linear_loss_of_many_logits(
     hidden: Tensor, matrix: Tensor, bias: Tensor | None, target: Tensor, weight: Tensor | None, options: Options
 ) -> Tensor:
-    ignored, reduction, smoothing, normalizer = options
+    ignored, reduction, smoothing, normalizer, dtype = options
     if normalizer is not None and not isinstance(normalizer, Tensor):
         normalizer = torch.full((), normalizer, dtype=torch.float64)
     wanted = wanted_gradients(hidden, matrix, bias)
-    arguments = (hidden, matrix, bias, target, weight, list(ignored), reduction, smoothing, normalizer, wanted)
-    return torch.ops.xentcheck.linear_masked_cross_entropy(*arguments)[0]
+    given = (list(ignored), reduction, smoothing, dtype != hidden.dtype, normalizer, wanted)
+    return torch.ops.xentcheck.linear_masked_cross_entropy(hidden, matrix, bias, target, weight, *given)[0]
 
 
 @torch.library.custom_op(
@@ -55,12 +55,14 @@ def _(
     ignored: Any,
     reduction: str,
     smoothing: Any,
+    widened: bool,
     normalizer: Any,
     wanted: list[bool],
 ) -> tuple[Tensor, ...]:
+    dtype = _dtype_of_loss(hidden, widened)
     if reduction == "none":
-        return hidden.new_empty(target.shape), *_like_wanted(hidden, matrix, bias, [False] * 3)
-    return hidden.new_empty(()), *_like_wanted(hidden, matrix, bias, wanted)
+        return hidden.new_empty(target.shape, dtype=dtype), *_like_wanted(hidden, matrix, bias, [False] * 3)
+    return hidden.new_empty((), dtype=dtype), *_like_wanted(hidden, matrix, bias, wanted)
 
 
 @torch.library.custom_op(
@@ -93,10 +95,10 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 
 def _backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     hidden, matrix, bias, target, weight, normalizer, *gradients = ctx.saved_tensors
-    nothing = (None,) * 7
+    nothing = (None,) * 8
     if upstream is None:
         return None, None, None, *nothing
-    if can_be_scaled(hidden, Options(*ctx.options, normalizer)):
+    if can_be_scaled(hidden, ctx.options[1]):
         found = [gradient * upstream for gradient in gradients]
         if ctx.wanted[0]:  # 0 * inf
             found[0] = found[0].masked_fill(is_ignored(target, tuple(ctx.options[0])).unsqueeze(1), 0)
@@ -117,11 +119,16 @@ def _asked(
     ignored: list[int],
     reduction: str,
     smoothing: float,
+    widened: bool,
     normalizer: Tensor | None,
     wanted: list[bool],
 ) -> tuple[Positions, Options, list[bool]]:
-    options = Options(tuple(ignored), reduction, smoothing, normalizer)
+    options = Options(tuple(ignored), reduction, smoothing, normalizer, _dtype_of_loss(hidden, widened))
     return positions_of(target, len(matrix), weight, options, working_dtype(hidden)), options, wanted
+
+
+def _dtype_of_loss(hidden: Tensor, widened: bool) -> torch.dtype:
+    return working_dtype(hidden) if widened else hidden.dtype
 
 
 def _filled(gradients: list[Tensor | None], like: Tensor) -> list[Tensor]:

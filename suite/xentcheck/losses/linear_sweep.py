@@ -31,6 +31,7 @@ class Options(NamedTuple):
     reduction: str
     smoothing: float
     normalizer: int | float | Tensor | None
+    dtype: torch.dtype  # of the loss
 
 
 class Positions(NamedTuple):
@@ -83,18 +84,18 @@ def loss_and_gradients(
     options: Options,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss in the dtype of ``hidden``; and the gradients that are wanted of hidden states, matrix and bias for an upstream
+    """The loss; and the gradients that are wanted of hidden states, matrix and bias for an upstream
     gradient of 1, but for "none", where nobody knows yet what it will be."""
     at_once = any(wanted) and options.reduction != "none"
     scale = torch.ones_like(positions.denominator) / positions.denominator if at_once else None
     losses, gradients = sweep(hidden, matrix, bias, positions, scale, wanted)
     loss = losses if options.reduction == "none" else losses.sum() / positions.denominator
-    return loss.to(hidden.dtype), gradients
+    return loss.to(options.dtype), gradients
 
 
-def can_be_scaled(hidden: Tensor, options: Options) -> bool:
+def can_be_scaled(hidden: Tensor, reduction: str) -> bool:
     """Whether a gradient for another upstream gradient is that for 1 times it; half types would be rounded twice."""
-    return options.reduction != "none" and hidden.dtype == working_dtype(hidden)
+    return reduction != "none" and hidden.dtype == working_dtype(hidden)
 
 
 def gradients_anew(

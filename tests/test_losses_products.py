@@ -1,0 +1,99 @@
+"""The three matrix products of the fused linear loss, by each library and in each layout, against float64."""
+
+import pytest
+import torch
+
+from xentcheck.losses import linear_masked_cross_entropy, products
+
+C, H = 11, 7
+LAYOUTS = {
+    "contiguous": lambda m: m,
+    "transposed": lambda m: m.T.contiguous().T,
+    "part of a larger one": lambda m: torch.cat([m, m], 1)[:, : m.shape[1]],
+    "every second row": lambda m: m.repeat_interleave(2, 0)[::2],
+    "one row for all classes": lambda m: m[:1].expand(m.shape),
+    "one state for all features": lambda m: m[:, :1].expand(m.shape),
+}
+
+
+@pytest.fixture(params=["MKL", "oneDNN"])
+def library(request, monkeypatch):
+    if request.param == "oneDNN" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("a torch without oneDNN")
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: request.param == "oneDNN")
+    monkeypatch.setattr(
+        products, "_blocks_of_classes", lambda matrix, size=0: [slice(c, c + 4) for c in range(0, len(matrix), 4)]
+    )
+    return request.param
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How often oneDNN was asked."""
+    count = []
+    by_onednn = products._by_onednn
+    monkeypatch.setattr(products, "_by_onednn", lambda *a: [count.append(1), by_onednn(*a)][1])
+    return count
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("counts", [(5, 5, 2), (1,), (3, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_each_product(library, asked, layout, counts, dtype):
+    torch.manual_seed(0)
+    matrix = LAYOUTS[layout](torch.randn(C, H).to(dtype))
+    product = products.product_for(matrix, max(counts), len(counts))
+    outer = torch.zeros(C, H, dtype=torch.float64)
+    eps = torch.finfo(dtype).eps
+    for count in counts:
+        hidden = torch.randn(count, H).to(dtype)
+        product.fill(hidden)
+        logits = hidden.double() @ matrix.double().T
+        accurate = 20 * min(eps, torch.finfo(torch.float32).eps) if dtype != torch.bfloat16 else 2.0**-14
+        torch.testing.assert_close(product.logits(slice(0, count)).double(), logits, rtol=accurate, atol=10 * accurate)
+        d = torch.randn(count, C).to(dtype)
+        product.place(slice(0, count)).copy_(d)
+        for found in (product.times_matrix(count), product.times_matrix(count, out=torch.empty_like(hidden))):
+            assert found.dtype == dtype
+            torch.testing.assert_close(found.double(), d.double() @ matrix.double(), rtol=2 * eps, atol=20 * eps)
+        product.add_outer(hidden)
+        outer += d.double().T @ hidden.double()
+    found = product.outer()
+    assert (found.dtype, found.is_contiguous()) == (dtype, True)
+    torch.testing.assert_close(found.double(), outer, rtol=2 * eps, atol=20 * eps)
+    in_float32 = dtype == torch.float16 or (dtype == torch.float32 and layout in ("contiguous", "transposed"))
+    assert bool(asked) == (library == "oneDNN" and in_float32) or dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 5, 0), (0, 5, 3), (4, 1, 1)], ids=str)
+def test_next_to_nothing(library, shape, dtype):
+    count, classes, features = shape
+    hidden = torch.ones(count, features, dtype=dtype, requires_grad=True)
+    matrix = torch.ones(classes, features, dtype=dtype, requires_grad=True)
+    loss = linear_masked_cross_entropy(hidden, matrix, torch.zeros(count, dtype=torch.int64), reduction="sum")
+    assert float(loss.detach()) == pytest.approx(count * torch.tensor(float(classes)).log().item(), rel=2**-9)
+    assert [g.shape for g in torch.autograd.grad(loss, [hidden, matrix])] == [hidden.shape, matrix.shape]
+
+
+def test_what_is_not_finite_stays_where_it_is(library):
+    hidden, matrix = torch.ones(2, H), torch.ones(C, H)
+    hidden[0, 0], matrix[1, 1] = torch.inf, -torch.inf
+    product = products.product_for(matrix, 2, 1)
+    product.fill(hidden)
+    assert torch.equal(product.logits(slice(0, 2)).isnan().nonzero(), torch.tensor([[0, 1]]))
+    assert product.logits(slice(1, 2)).isneginf().sum() == 1
+
+
+@pytest.mark.parametrize("cpu", ["vendor_id : AuthenticAMD", "vendor_id : GenuineIntel", None])
+def test_which_library(cpu, monkeypatch, tmp_path):
+    """MKL's products are as fast as any on Intel's CPUs; what is unknown stays with torch.mm."""
+    monkeypatch.setattr(products, "_CPU", tmp_path / "cpuinfo")
+    if cpu:
+        (tmp_path / "cpuinfo").write_text(cpu)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    found = products.onednn_is_faster.__wrapped__()
+    assert found == (cpu == "vendor_id : AuthenticAMD" and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not products.onednn_is_faster.__wrapped__()
