@@ -130,9 +130,9 @@ def test_the_logits_are_never_held(reduction: str, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck(dtype: torch.dtype, reduction: str) -> None:
     tensors, target, weight = batch(dtype)
-    for bias in (tensors[2], None):
+    for bias, widened in ((tensors[2], True), (None, False)):
         wanted = [True, True, bias is not None]
-        options = (target, weight, [-100], reduction, 0.1, None, wanted)
+        options = (target, weight, [-100], reduction, 0.1, widened, None, wanted)
         done = torch.library.opcheck(
             torch.ops.xentcheck.linear_masked_cross_entropy, (tensors[0], tensors[1], bias, *options)
         )

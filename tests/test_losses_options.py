@@ -7,6 +7,7 @@ import math
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -240,6 +241,16 @@ def expected_of(input: Tensor, target: Tensor, options: dict[str, Any]) -> Tenso
     if target.is_floating_point():
         return by_definition(input, target, **options)
     return F.cross_entropy(input, target, reduction="sum") / options["normalizer"]
+
+
+def test_numbers_of_numpy(route: str) -> None:
+    input, target = batch((4, 3), ignored=0.4)
+    options = {"label_smoothing": np.float32(0.25), "normalizer": np.float32(3)}
+    plain = {name: float(value) for name, value in options.items()}
+    assert_same(
+        run(lambda x, t: masked_cross_entropy(x, t, **options), input, target),
+        run(lambda x, t: masked_cross_entropy(x, t, **plain), input, target),
+    )
 
 
 @pytest.mark.parametrize("number", range(4))

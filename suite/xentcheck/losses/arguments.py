@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -15,12 +16,13 @@ _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def ignore_values(ignore_index: int | Sequence[int] | None) -> tuple[int, ...]:
     if ignore_index is None:
         return (-100,)
-    if type(ignore_index) is int:
-        return (ignore_index,)
     try:
-        return tuple(map(operator.index, ignore_index if isinstance(ignore_index, Sequence) else (ignore_index,)))
+        values = tuple(map(operator.index, ignore_index if isinstance(ignore_index, Sequence) else (ignore_index,)))
     except TypeError:
         raise TypeError(expected("ignore_index", "an int or a sequence of ints", repr(ignore_index))) from None
+    if not all(-(2**63) <= value < 2**63 for value in values):
+        raise ValueError(expected("ignore_index", "values that fit into int64, as targets do", repr(ignore_index)))
+    return values
 
 
 def is_ignored(target: Tensor, values: tuple[int, ...]) -> Tensor:
@@ -36,7 +38,11 @@ def expected(what: str, expected: object, found: object) -> str:
 def check_options(reduction: str, smoothing: float, normalizer: Tensor | float | None = None) -> None:
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(expected("reduction", "'none', 'mean' or 'sum'", repr(reduction)))
-    if not 0 <= smoothing <= 1:
+    try:
+        is_share = 0 <= smoothing <= 1
+    except TypeError:
+        raise TypeError(expected("label_smoothing", "a number from 0 to 1", repr(smoothing))) from None
+    if not is_share:
         raise ValueError(expected("label_smoothing", "a number from 0 to 1", repr(smoothing)))
     if normalizer is None:
         return
@@ -52,7 +58,7 @@ def check_options(reduction: str, smoothing: float, normalizer: Tensor | float |
             raise ValueError(
                 expected("requires_grad of normalizer", "False, for it gets no gradient (detach it)", "True")
             )
-    elif isinstance(normalizer, bool) or not isinstance(normalizer, (int, float)):
+    elif isinstance(normalizer, bool) or not isinstance(normalizer, Real):
         raise TypeError(expected("normalizer", "an int, a float or a tensor of shape ()", repr(normalizer)))
     elif not 0 <= normalizer < math.inf:
         raise ValueError(expected("normalizer", "a finite number that is not negative", repr(normalizer)))

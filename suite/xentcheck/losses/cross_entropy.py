@@ -59,9 +59,10 @@ def masked_cross_entropy(
             and its gradient are 0 whatever it is.
         inplace: whether the gradient may overwrite the logits, so that it takes no memory. They must not be used after
             the call; where the backward pass of another operation needs them, autograd raises an error. Not for logits
-            that are a leaf of the graph (a view of a leaf is taken at its word: the leaf's values are lost), and without second derivatives; of logits that are a view, the gradient reaches
-            what they were made of, but cannot be asked for itself. Nothing is overwritten where no gradient is wanted,
-            where logits overlap, as expanded ones do, on other devices than the CPU, and under torch.func and torch.compile.
+            that are a leaf of the graph (a view of a leaf is taken at its word: the leaf's values are lost), and
+            without second derivatives; of logits that are a view, the gradient reaches what they were made of, but
+            cannot be asked for itself. Nothing is overwritten where no gradient is wanted, where logits overlap, as
+            expanded ones do, on other devices than the CPU, and under torch.func and torch.compile.
 
     Returns:
         The loss in the dtype of ``input``, under autocast in float32 if that is a half type: a scalar, or of the shape of
@@ -76,7 +77,7 @@ def masked_cross_entropy(
         IndexError: a target that is neither a class nor ignored. Where values cannot be looked at, that is on devices
             other than the CPU and under torch.func and torch.compile, torch's own check of an index has to do.
     """
-    has_options = weight is not None or label_smoothing or normalizer is not None or inplace
+    has_options = weight is not None or label_smoothing != 0 or normalizer is not None or inplace
     value = -100 if ignore_index is None else ignore_index
     if not has_options and type(value) is int and not is_compiling():
         loss = plainly(input, target, value, reduction)
@@ -84,6 +85,7 @@ def masked_cross_entropy(
             return loss
     may_look = not is_compiling() and can_be_looked_at(input)
     check_options(reduction, label_smoothing, normalizer)
+    label_smoothing = float(label_smoothing)  # a number of NumPy's would make arrays of tensors
     values = ignore_values(ignore_index)
     check_tensors(input, target, weight, ignore_index, inplace and may_look)
     if input.dim() == 1:

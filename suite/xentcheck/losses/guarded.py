@@ -73,7 +73,7 @@ def plainly(input: Tensor, target: Tensor, ignore_index: int, reduction: str) ->
             return loss if reduction == "none" or math.isfinite(loss.item()) else None
         log_p = torch.log_softmax(input, 1)
         loss = nn.functional.nll_loss(log_p, target, ignore_index=ignore_index, reduction=reduction)
-    except (RuntimeError, ValueError, LookupError):  # to be said in our own words
+    except (RuntimeError, ValueError, LookupError, TypeError, OverflowError):  # to be said in our own words
         return None
     is_right = reduction == "none" or math.isfinite(loss.item())
     return loss if is_right and not math.isnan(log_p.detach().select(1, 0).sum().item()) else None

@@ -82,7 +82,7 @@ def linear_masked_cross_entropy(
     _check_tensors(hidden, linear_weight, target, linear_bias, weight)
     if isinstance(normalizer, Tensor):
         normalizer = normalizer.detach().clone()  # a running count may go on before the backward pass
-    options = Options(values, reduction, label_smoothing, normalizer, dtype_of_loss(hidden))
+    options = Options(values, reduction, float(label_smoothing), normalizer, dtype_of_loss(hidden))
     rows, flat = hidden.reshape(target.numel(), hidden.shape[-1]), target.reshape(-1).long()
     with _as_given(hidden):
         compiles = torch.compiler.is_compiling()
