@@ -342,6 +342,19 @@ def test_who_changes_the_question_fails_alone(speed_case, name):
     assert measuring.memory(case, NATIVE)["status"] == "pass"
 
 
+def test_who_changes_the_upstream_gradient_fails_alone(speed_case):
+    def changes(input, target, upstream, **options):
+        found = fakes.arrays(input, target, upstream.clone(), **options)
+        upstream.fill_(5)
+        return found
+
+    case = speed_case("id: two, logits: {shape: [6, 5], fill: tiled}, upstream: 2")
+    measuring = cost.Costs(NATIVE)
+    line = measuring.memory(case, Implementation(name="changes", loss_and_gradient=changes))
+    assert (line["status"], "found upstream changed" in line["message"]) == ("fail", True)
+    assert measuring.memory(case, NATIVE)["status"] == "pass"
+
+
 def test_the_copy_for_what_overwrites_the_logits_is_not_held_against_it(speed_case):
     def in_place(input, target, upstream, **options):
         return 0.0, input.zero_()
@@ -552,6 +565,7 @@ def test_tests_of_the_same_name_elsewhere_are_not_ours(monkeypatch, tmp_path, ru
     (tmp_path / "test_memory.py").write_text("def test_mine():\n    pass\n")
     plugins = [o for name in ("plugin", "plugin_cost") for o in ("-p", f"xentcheck.{name}")]
     alone = "--import-mode=importlib"  # the suite has a module of that name,
-    monkeypatch.delitem(sys.modules, "test_memory", raising=False)  # which runs before this one have imported
+    monkeypatch.setitem(sys.modules, "test_memory", None)  # which runs before this one may have imported,
+    del sys.modules["test_memory"]  # and those after it are to find as it was
     _, screen = run("--impl", fake("right"), "--benchmark-skip", alone, *plugins, path=tmp_path)
     assert "1 passed" in screen

@@ -95,6 +95,18 @@ def test_the_same_again_is_green():
     assert markdown(report).startswith("## Gate: green\n\n0 worse, 0 better, 0 inconclusive.")
 
 
+def test_memory_taken_out_of_sight_is_compared_as_far_as_it_is_exact():
+    for before, now, expected in (
+        (0, 2**30, [(WORSE, "memory")]),
+        (2**30, 0, [(BETTER, "memory")]),
+        (2**30, 2**30 + 2**24, []),
+    ):
+        base = baseline(results(memory(uncounted=before), speed()))[0]
+        assert outcomes(compare(results(memory(uncounted=now), speed()), base)) == expected
+    del base["implementations"]["mine"]["memory"]["speed/one"]["uncounted"]  # an older baseline
+    assert outcomes(compare(results(memory(), speed()), base)) == []
+
+
 @pytest.mark.parametrize("status", ["fail", "error", "deviates", "unsupported", "unavailable", "crash", "timeout"])
 def test_a_verdict_that_got_worse_is_red(status):
     report = compare(results(memory(), speed(), verdicts=[verdict(status)]), BASE)

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -491,6 +492,16 @@ def test_shards_and_machines_merge(tmp_path):
     assert merged.complete
     assert merged.sources == (*one.sources, *two.sources, *three.sources)
     assert one.run["implementations"].keys() == {"native"}, "the parts stay as they are"
+
+
+def test_a_merge_knows_when_and_where_its_parts_were_made(tmp_path):
+    one, two = part(tmp_path / "1", verdict(0)), part(tmp_path / "2", verdict(1))
+    two = replace(two, runs=({"started": "2026-01-01", "environment": {"cpu": "another"}},))
+    save(merge([one, two]), tmp_path / "merged")
+    again = load(tmp_path / "merged")
+    assert again.runs == (*one.runs, *two.runs)
+    assert one.runs == ({"started": one.run["started"], "environment": one.run["environment"]},)
+    assert merge([again, two]).runs == (*one.runs, *two.runs, *two.runs)
 
 
 def test_a_merge_with_a_truncated_part_is_truncated(tmp_path):

@@ -3,6 +3,7 @@
 import math
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
@@ -157,6 +158,17 @@ def test_a_row_of_speed(tmp_path):
     assert re.search(r"`native` over `native` within \d\.\d % in the median, \d\.\d % at worst", text)
     assert "Threads: 1; transparent huge pages: madvise" in text
     assert "`OMP_NUM_THREADS=1`" in text
+
+
+def test_each_run_is_named_with_its_machine(tmp_path):
+    runs = [("2026-01-02", "a CPU", None), ("2026-01-01", "a CPU", None), ("2026-01-03", "a CPU", "a GPU")]
+    run = results(*lines())
+    run.run["environment"] = {"torch": "2.13", "cpu": "a CPU", "os": "an OS"}
+    where = [{"started": s, "environment": run.run["environment"] | {"cpu": c, "gpu": g}} for s, c, g in runs]
+    write(replace(run, runs=tuple(where)), tmp_path)
+    text = (tmp_path / "speed.md").read_text()
+    assert "Started 2026-01-01, 2026-01-02; torch 2.13, a CPU, an OS.\n" in text
+    assert "Started 2026-01-03; torch 2.13, a CPU, a GPU, an OS.\n" in text
 
 
 def test_a_row_of_memory(tmp_path):

@@ -198,8 +198,9 @@ class Costs:
 
 
 def _arguments(batch: Batch) -> dict[str, Tensor]:
-    options = {name: option for name, option in batch.options.items() if isinstance(option, Tensor)}
-    return {"input": batch.input, "target": batch.target, **options}
+    others = {**batch.options, "upstream": batch.upstream}
+    tensors = {name: value for name, value in others.items() if isinstance(value, Tensor)}
+    return {"input": batch.input, "target": batch.target, **tensors}
 
 
 def question(case: Case) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from xentcheck import cost, terminal_cost
 from xentcheck.judge import GOOD, Verdict
 from xentcheck.markdown import table
-from xentcheck.memory import size
+from xentcheck.memory import SLACK, size
 from xentcheck.record import Results
 from xentcheck.timing import Ratio
 
@@ -86,7 +86,7 @@ def baseline(results: Results) -> tuple[dict[str, Any], list[str]]:
             "verdicts": _packed(v for v in results.verdicts if v.implementation == name),
             "memory": {
                 line["case"]: {"question": line["question"], "device": line["device"]}
-                | {part: line["bytes"][part] for part in _BYTES}
+                | {part: line["bytes"][part] for part in (*_BYTES, "uncounted")}
                 for line in mine
                 if line["measure"] == cost.MEMORY and line["status"] == "pass"
             },
@@ -272,9 +272,9 @@ def _not_comparable(line: Line, was: Mapping[str, Any]) -> Finding | None:
 
 
 def _memory(line: Line, was: Mapping[str, Any]) -> Iterator[Finding]:
-    for part in _BYTES:
-        before, now = was[part], line["bytes"][part]
-        if before != now:
+    for part, slack in (*((part, 0) for part in _BYTES), ("uncounted", SLACK)):  # the last is no exact figure
+        before, now = was.get(part, 0), line["bytes"][part]
+        if abs(now - before) > slack:
             outcome = WORSE if now > before else BETTER
             of_logits = f"{(now - before) / max(line['logits']['bytes'], 1):+.3g} logits"
             yield _about(

@@ -27,7 +27,7 @@ from xentcheck.batch import Batch
 from xentcheck.timing import Step
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_SLACK = 24 * 2**20  # how far the memory of the process may differ for reasons of its own
+SLACK = 24 * 2**20  # how far the memory of the process may differ for reasons of its own
 _MARK = "xentcheck memory "
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|cannot allocate memory", re.IGNORECASE)
 
@@ -143,7 +143,7 @@ def _on_cpu(one: Step) -> Memory:
     if before is None or peak is None:
         return counted
     beyond = peak - before - max(counted.forward, counted.backward)
-    return replace(counted, uncounted=beyond if beyond > _SLACK else 0)
+    return replace(counted, uncounted=beyond if beyond > SLACK else 0)
 
 
 def _peaks(roots: Any) -> Memory:

@@ -37,14 +37,15 @@ class RecordError(Exception):
 
 @dataclass(frozen=True)
 class Results:
-    """What one or several files hold. ``complete``: every file has its ``end`` line. starts: when the runs were started."""
+    """What one or several files hold. ``complete``: every file has its ``end`` line. runs: when and where each was ``started``, and in
+    what ``environment``."""
 
     run: dict[str, Any]
     verdicts: tuple[Verdict, ...]
     costs: tuple[dict[str, Any], ...] = ()
     complete: bool = True
     sources: tuple[str, ...] = field(default=())
-    starts: tuple[str, ...] = ()
+    runs: tuple[dict[str, Any], ...] = ()
 
 
 Key = tuple[str, str, str]
@@ -216,7 +217,8 @@ def load(path: Path) -> Results:
             f"{path}: the end line counts {end['verdicts']} verdicts, the file holds {len(verdicts)}; lines are missing"
         )
     costs = tuple(o for o in objects if o["kind"] == "cost")
-    return Results(objects[0], tuple(verdicts.values()), costs, end is not None, (str(path),), (objects[0]["started"],))
+    runs = tuple(objects[0].get("runs", ({k: objects[0][k] for k in ("started", "environment")},)))
+    return Results(objects[0], tuple(verdicts.values()), costs, end is not None, (str(path),), runs)
 
 
 def merge(parts: Iterable[Results]) -> Results:
@@ -242,13 +244,14 @@ def merge(parts: Iterable[Results]) -> Results:
                     f"{where}: {verdict.implementation} {verdict.case} {verdict.aspect} is {verdict.status}, but {other.status} in an earlier part"
                 )
     costs = tuple(c for part in parts for c in part.costs)
+    runs = [one for part in parts for one in part.runs]
     return Results(
-        run,
+        run | ({"runs": runs} if len(runs) > 1 else {}),
         tuple(verdicts.values()),
         costs,
         all(p.complete for p in parts),
         tuple(s for p in parts for s in p.sources),
-        tuple(s for p in parts for s in p.starts),
+        tuple(runs),
     )
 
 

@@ -286,15 +286,19 @@ def _joined(parts: Iterable[str]) -> str:
 
 
 def _environment(results: Results, lines: Iterable[Line]) -> str:
-    environment = results.run["environment"]
+    places: dict[str, set[str]] = {}
+    for run in results.runs or (results.run,):
+        where = run["environment"]
+        place = f"torch {where['torch']}, " + ", ".join(where[k] for k in ("cpu", "gpu", "os") if where.get(k))
+        places.setdefault(place, set()).add(run["started"])
     versions = ", ".join(f"{n} {c['version']}".rstrip() for n, c in sorted(results.run["implementations"].items()))
     settings = [line["settings"] for line in lines if "settings" in line]
     threads = ", ".join(sorted({str(s["threads"]) for s in settings}))
     pages = ", ".join(sorted({s["huge_pages"] for s in settings}))
     variables = sorted({f"{k}={v}" for s in settings for k, v in s["environment"].items()})
     said = [
-        f"Started {', '.join(sorted({*results.starts}) or [results.run['started']])}; torch {environment['torch']}, {environment['cpu']}, {environment['os']}."
-        + (f" Threads: {threads}; transparent huge pages: {pages}." if settings else ""),
+        *(f"Started {', '.join(sorted(starts))}; {place}." for place, starts in places.items()),
+        f"Threads: {threads}; transparent huge pages: {pages}." if settings else "",
         f"Set in the environment: {', '.join(f'`{v}`' for v in variables) or 'nothing that matters'}."
         if settings
         else "",
