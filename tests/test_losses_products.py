@@ -21,6 +21,7 @@ def library(request, monkeypatch):
     if request.param == "oneDNN" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("a torch without oneDNN")
     monkeypatch.setattr(products, "onednn_is_faster", lambda: request.param == "oneDNN")
+    monkeypatch.setattr(products, "_WORTH_IT", 1)
     monkeypatch.setattr(
         products, "_blocks_of_classes", lambda matrix, size=0: [slice(c, c + 4) for c in range(0, len(matrix), 4)]
     )
@@ -63,6 +64,16 @@ def test_each_product(library, asked, layout, counts, dtype):
     torch.testing.assert_close(found.double(), outer, rtol=2 * eps, atol=20 * eps)
     in_float32 = dtype == torch.float16 or (dtype == torch.float32 and layout in ("contiguous", "transposed"))
     assert bool(asked) == (library == "oneDNN" and in_float32) or dtype == torch.bfloat16
+
+
+def test_few_multiplications_are_not_worth_another_library(library, asked, monkeypatch):
+    monkeypatch.setattr(products, "_WORTH_IT", 5 * C * H + 1)
+    for dtype in (torch.float32, torch.float16):
+        for chunk, expected in ((5, 0), (6, 1)):
+            product = products.product_for(torch.ones(C, H, dtype=dtype), chunk, 1)
+            product.fill(torch.ones(chunk, H, dtype=dtype))
+            assert bool(asked) == (expected and library == "oneDNN")
+            asked.clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -7,6 +7,7 @@ all chunks.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,17 +17,20 @@ from . import buffers
 from .terms import working_dtype
 
 _CPU = Path("/proc/cpuinfo")
+_WORTH_IT = (
+    2**27
+)  # multiplications in a product: for each new shape oneDNN first makes the code, in up to a millisecond
 
 
 def product_for(matrix: Tensor, chunk: int, chunks: int) -> Plain | Split | Widened:
-    is_plain = matrix.is_contiguous() or matrix.T.is_contiguous()
-    if matrix.dtype == torch.float32 and matrix.is_cpu and is_plain and matrix.numel() and chunk and onednn_is_faster():
+    has_faster = matrix.is_cpu and chunk * matrix.numel() >= _WORTH_IT and onednn_is_faster()
+    if has_faster and matrix.dtype == torch.float32 and (matrix.is_contiguous() or matrix.T.is_contiguous()):
         return InBlocks(matrix, chunk)
     if matrix.dtype == working_dtype(matrix):
         return Plain(matrix, chunk)
     if matrix.dtype == torch.bfloat16 and matrix.is_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return Split(matrix, chunk, chunks)
-    return Widened(matrix, chunk)
+    return Widened(matrix, chunk, _by_onednn if has_faster else _by_mm)
 
 
 class Plain:
@@ -125,15 +129,15 @@ class Split:
 class Widened:
     """Half types elsewhere: in float32, into which the matrix is brought some classes at a time."""
 
-    def __init__(self, matrix: Tensor, chunk: int) -> None:
-        self.matrix = matrix
+    def __init__(self, matrix: Tensor, chunk: int, product: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.matrix, self.product = matrix, product
         self.room = matrix.new_empty(chunk, matrix.shape[0], dtype=torch.float32)
         self.sum: Tensor | None = None
 
     def fill(self, hidden: Tensor) -> None:
         wide = hidden.float()
         for some in _blocks_of_classes(self.matrix):
-            self.room[: len(hidden), some] = _in_float32(wide, self.matrix[some].float())
+            self.room[: len(hidden), some] = self.product(wide, self.matrix[some].float())
 
     def logits(self, few: slice) -> Tensor:
         return self.room[few]
@@ -144,14 +148,14 @@ class Widened:
     def times_matrix(self, count: int, out: Tensor | None = None) -> Tensor:
         product = self.room.new_zeros(count, self.matrix.shape[1])
         for some in _blocks_of_classes(self.matrix):
-            product += _in_float32(self.room[:count, some], self.matrix[some].float().T)
+            product += self.product(self.room[:count, some], self.matrix[some].float().T)
         return product.to(self.matrix.dtype) if out is None else out.copy_(product)
 
     def add_outer(self, hidden: Tensor) -> None:
         d, wide = self.room[: len(hidden)], hidden.float()
         self.sum = _zeros(self.matrix, torch.float32) if self.sum is None else self.sum
         for some in _blocks_of_classes(self.matrix):
-            self.sum[some] += _in_float32(d[:, some].T, wide.T)
+            self.sum[some] += self.product(d[:, some].T, wide.T)
 
     def outer(self) -> Tensor:
         return _zeros(self.matrix) if self.sum is None else self.sum.to(self.matrix.dtype)
@@ -169,18 +173,16 @@ def onednn_is_faster() -> bool:
     return is_known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def _by_mm(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T."""
+    return a @ b.T
+
+
 def _by_onednn(a: Tensor, b: Tensor, plus: Tensor | None = None) -> Tensor:
     """a b^T + plus, where what torch has is for torch.compile's own use."""
     if plus is None:
         return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return torch.ops.mkldnn._linear_pointwise.binary(a, plus, b, None, "add")
-
-
-def _in_float32(a: Tensor, b: Tensor) -> Tensor:
-    """a b^T."""
-    if a.is_cpu and a.numel() and b.numel() and onednn_is_faster():
-        return _by_onednn(a, b)
-    return a @ b.T
 
 
 def _zeros(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
