@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from fractions import Fraction
 from itertools import product
 from typing import Any
 
@@ -243,14 +244,15 @@ def expected_of(input: Tensor, target: Tensor, options: dict[str, Any]) -> Tenso
     return F.cross_entropy(input, target, reduction="sum") / options["normalizer"]
 
 
-def test_numbers_of_numpy(route: str) -> None:
+def test_numbers_of_other_libraries(route: str) -> None:
     input, target = batch((4, 3), ignored=0.4)
-    options = {"label_smoothing": np.float32(0.25), "normalizer": np.float32(3)}
-    plain = {name: float(value) for name, value in options.items()}
-    assert_same(
-        run(lambda x, t: masked_cross_entropy(x, t, **options), input, target),
-        run(lambda x, t: masked_cross_entropy(x, t, **plain), input, target),
-    )
+    plain = {"label_smoothing": 0.25, "normalizer": 3.0}
+    expected = run(lambda x, t: masked_cross_entropy(x, t, **plain), input, target)
+    for number in (np.float32, np.float64, Fraction):
+        options = {name: number(value) for name, value in plain.items()}
+        assert_same(run(lambda x, t, o=options: masked_cross_entropy(x, t, **o), input, target), expected)
+    large = masked_cross_entropy(input, target, normalizer=2**70)
+    assert float(large) == pytest.approx(float(masked_cross_entropy(input, target, reduction="sum")) / 2**70)
 
 
 @pytest.mark.parametrize("number", range(4))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xentcheck.losses import linear_masked_cross_entropy, products
+from xentcheck.losses import linear_masked_cross_entropy, linear_sweep, products
 
 C, H = 11, 7
 LAYOUTS = {
@@ -23,7 +23,7 @@ def library(request, monkeypatch):
     monkeypatch.setattr(products, "onednn_is_faster", lambda: request.param == "oneDNN")
     monkeypatch.setattr(products, "_WORTH_IT", 1)
     monkeypatch.setattr(
-        products, "_blocks_of_classes", lambda matrix, size=0: [slice(c, c + 4) for c in range(0, len(matrix), 4)]
+        products, "_blocks_of_classes", lambda matrix, *_: [slice(c, c + 4) for c in range(0, len(matrix), 4)]
     )
     return request.param
 
@@ -32,8 +32,9 @@ def library(request, monkeypatch):
 def asked(monkeypatch):
     """How often oneDNN was asked."""
     count = []
-    by_onednn = products._by_onednn
-    monkeypatch.setattr(products, "_by_onednn", lambda *a: [count.append(1), by_onednn(*a)][1])
+
+    original = products.OneDNN.product
+    monkeypatch.setattr(products.OneDNN, "product", staticmethod(lambda *a: [count.append(1), original(*a)][1]))
     return count
 
 
@@ -54,9 +55,9 @@ def test_each_product(library, asked, layout, counts, dtype):
         torch.testing.assert_close(product.logits(slice(0, count)).double(), logits, rtol=accurate, atol=10 * accurate)
         d = torch.randn(count, C).to(dtype)
         product.place(slice(0, count)).copy_(d)
-        for found in (product.times_matrix(count), product.times_matrix(count, out=torch.empty_like(hidden))):
-            assert found.dtype == dtype
-            torch.testing.assert_close(found.double(), d.double() @ matrix.double(), rtol=2 * eps, atol=20 * eps)
+        found = product.times_matrix(count)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), d.double() @ matrix.double(), rtol=2 * eps, atol=20 * eps)
         product.add_outer(hidden)
         outer += d.double().T @ hidden.double()
     found = product.outer()
@@ -104,7 +105,41 @@ def test_which_library(cpu, monkeypatch, tmp_path):
         (tmp_path / "cpuinfo").write_text(cpu)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    found = products.onednn_is_faster.__wrapped__()
+    found = products._mkl_is_slow.__wrapped__()
     assert found == (cpu == "vendor_id : AuthenticAMD" and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert not products.onednn_is_faster.__wrapped__()
+    assert not products._mkl_is_slow.__wrapped__()
+
+
+@pytest.mark.filterwarnings("ignore:.*TF32")
+def test_onednn_can_be_switched_off(monkeypatch):
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+    assert products.onednn_is_faster()
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not products.onednn_is_faster()
+
+
+def test_there_are_few_sizes_and_each_is_little_more_than_what_was_asked_for():
+    sizes = [products.rounded(count) for count in range(1, 4097)]
+    assert all(count <= size <= count + count / 16 for count, size in enumerate(sizes, 1))
+    assert sizes == sorted(sizes)
+    assert [products.rounded(size) for size in sizes] == sizes
+    assert len(set(sizes)) == 32 + 16 * 7
+
+
+def test_positions_that_fill_a_size_up_count_for_nothing(library, monkeypatch):
+    """Their hidden states are 0, and 0 * inf is NaN."""
+    monkeypatch.setattr(linear_sweep, "_SMALLEST_CHUNK", 1)
+    count = 5 * 34 + 33  # the last of six chunks is filled up
+    assert products.rounded(33) == 34
+    torch.manual_seed(0)
+    hidden, matrix = torch.rand(count, H).requires_grad_(), torch.randn(C, H)
+    matrix[2] = -torch.inf  # so no position can be of this class
+    matrix.requires_grad_()
+    target = (torch.arange(count) % (C - 3)) + 3
+    loss = linear_masked_cross_entropy(hidden, matrix, target, reduction="sum")
+    (found,) = torch.autograd.grad(loss, matrix)
+    p = (hidden.double() @ matrix.double().T).softmax(1).detach()
+    assert float(loss.detach()) == pytest.approx(float(-p[range(count), target].log().sum()))
+    wanted = (p - torch.nn.functional.one_hot(target, C)).T @ hidden.double()
+    torch.testing.assert_close(found.double(), wanted.detach(), rtol=1e-5, atol=1e-5)

@@ -272,9 +272,13 @@ def _not_comparable(line: Line, was: Mapping[str, Any]) -> Finding | None:
 
 
 def _memory(line: Line, was: Mapping[str, Any]) -> Iterator[Finding]:
-    for part, slack in (*((part, 0) for part in _BYTES), ("uncounted", SLACK)):  # the last is no exact figure
-        before, now = was.get(part, 0), line["bytes"][part]
-        if abs(now - before) > slack:
+    for part in (*_BYTES, "uncounted"):
+        before, now = was.get(part), line["bytes"][part]
+        if part == "uncounted":  # no exact figure, and 0 stands for whatever is within the slack
+            is_same = before is None or abs(max(now, SLACK) - max(before, SLACK)) <= SLACK
+        else:
+            is_same = before == now
+        if not is_same:
             outcome = WORSE if now > before else BETTER
             of_logits = f"{(now - before) / max(line['logits']['bytes'], 1):+.3g} logits"
             yield _about(

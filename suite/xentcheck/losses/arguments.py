@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 from numbers import Real
@@ -10,14 +9,16 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+_LARGEST = torch.finfo(torch.float64).max
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def ignore_values(ignore_index: int | Sequence[int] | None) -> tuple[int, ...]:
     if ignore_index is None:
         return (-100,)
+    several = isinstance(ignore_index, Sequence) and not isinstance(ignore_index, (str, bytes))
     try:
-        values = tuple(map(operator.index, ignore_index if isinstance(ignore_index, Sequence) else (ignore_index,)))
+        values = tuple(map(operator.index, ignore_index if several else (ignore_index,)))
     except TypeError:
         raise TypeError(expected("ignore_index", "an int or a sequence of ints", repr(ignore_index))) from None
     if not all(-(2**63) <= value < 2**63 for value in values):
@@ -33,6 +34,13 @@ def is_ignored(target: Tensor, values: tuple[int, ...]) -> Tensor:
 
 def expected(what: str, expected: object, found: object) -> str:
     return f"{what}: expected {expected}, found {found}"
+
+
+def as_torch_takes_it(number: Tensor | float | None) -> Tensor | float | None:
+    """A number of another library as Python's own; a large int as a float, which is what it becomes anyway."""
+    if number is None or isinstance(number, Tensor) or (isinstance(number, (int, float)) and number < 2**63):
+        return number
+    return float(number)
 
 
 def check_options(reduction: str, smoothing: float, normalizer: Tensor | float | None = None) -> None:
@@ -59,8 +67,8 @@ def check_options(reduction: str, smoothing: float, normalizer: Tensor | float |
                 expected("requires_grad of normalizer", "False, for it gets no gradient (detach it)", "True")
             )
     elif isinstance(normalizer, bool) or not isinstance(normalizer, Real):
-        raise TypeError(expected("normalizer", "an int, a float or a tensor of shape ()", repr(normalizer)))
-    elif not 0 <= normalizer < math.inf:
+        raise TypeError(expected("normalizer", "a number or a tensor of shape ()", repr(normalizer)))
+    elif not 0 <= normalizer <= _LARGEST:
         raise ValueError(expected("normalizer", "a finite number that is not negative", repr(normalizer)))
 
 

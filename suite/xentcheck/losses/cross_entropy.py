@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from . import buffers
-from .arguments import check_options, check_range, check_tensors, ignore_values
+from .arguments import as_torch_takes_it, check_options, check_range, check_tensors, ignore_values
 from .blockwise import Blockwise
 from .compiled import can_be_fused, loss_of_few_logits, loss_of_many_logits
 from .composed import composed
@@ -85,7 +85,7 @@ def masked_cross_entropy(
             return loss
     may_look = not is_compiling() and can_be_looked_at(input)
     check_options(reduction, label_smoothing, normalizer)
-    label_smoothing = float(label_smoothing)  # a number of NumPy's would make arrays of tensors
+    label_smoothing, normalizer = float(label_smoothing), as_torch_takes_it(normalizer)
     values = ignore_values(ignore_index)
     check_tensors(input, target, weight, ignore_index, inplace and may_look)
     if input.dim() == 1:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_options, expected, ignore_values, is_ignored
+from .arguments import as_torch_takes_it, check_options, expected, ignore_values, is_ignored
 from .blockwise import is_graph_kept
 from .cross_entropy import masked_cross_entropy
 from .linear_compiled import linear_loss_of_many_logits
@@ -80,6 +80,7 @@ def linear_masked_cross_entropy(
         linear_weight = linear_weight.to(hidden.dtype)
         linear_bias = None if linear_bias is None else linear_bias.to(hidden.dtype)
     _check_tensors(hidden, linear_weight, target, linear_bias, weight)
+    normalizer = as_torch_takes_it(normalizer)
     if isinstance(normalizer, Tensor):
         normalizer = normalizer.detach().clone()  # a running count may go on before the backward pass
     options = Options(values, reduction, float(label_smoothing), normalizer, dtype_of_loss(hidden))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .arguments import expected, is_ignored
-from .products import product_for
+from .products import product_for, rounded
 from .terms import weighed, working_dtype
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 2**23, 2**24  # logits
@@ -125,7 +125,7 @@ def sweep(
     losses = hidden.new_zeros(len(hidden), dtype=dtype)
     count, chunk = len(positions.target), _positions_at_once(len(positions.target), classes)
     chunks = [slice(n, min(n + chunk, count)) for n in range(0, count, chunk)]
-    product = product_for(matrix, min(chunk, count), len(chunks))
+    product = product_for(matrix, chunk, len(chunks))
     wants_hidden, wants_matrix, wants_bias = (w and scale is not None for w in wanted)
     of_hidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format) if wants_hidden else None
     of_bias = torch.zeros(classes, dtype=dtype, device=hidden.device) if wants_bias else None
@@ -136,10 +136,13 @@ def sweep(
     room = torch.empty(min(step, count), classes, dtype=dtype, device=hidden.device)
     for at in chunks:
         rows = None if positions.rows is None else positions.rows[at]
-        h = (hidden[at] if rows is None else hidden[rows]).contiguous()
+        size = at.stop - at.start
+        h = hidden.new_zeros(rounded(size), hidden.shape[1])
+        h[:size] = hidden[at] if rows is None else hidden[rows]
         product.fill(h)
-        for n in range(0, len(h), step):
-            few = slice(n, min(n + step, len(h)))
+        product.place(slice(size, len(h))).zero_()
+        for n in range(0, size, step):
+            few = slice(n, min(n + step, size))
             x = product.logits(few)
             if shift is not None:
                 x += shift
@@ -154,10 +157,7 @@ def sweep(
                     product.place(few).copy_(d.mul_(u.unsqueeze(1)))
                     of_bias += d.sum(0)  # not a product with ones, which adds naively
         if of_hidden is not None:
-            if rows is None:
-                product.times_matrix(len(h), out=of_hidden[at])
-            else:
-                of_hidden[rows] = product.times_matrix(len(h))
+            of_hidden[at if rows is None else rows] = product.times_matrix(len(h))[:size]
         if wants_matrix:
             product.add_outer(h)
     of_matrix = product.outer() if wants_matrix else None
@@ -206,4 +206,4 @@ def _positions_at_once(count: int, classes: int) -> int:
     most = max(_ENOUGH, _LARGEST_CHUNK // classes)
     size = min(max(count / 6, _SMALLEST_CHUNK / classes), most)
     chunks = math.ceil(count / max(size, 1))
-    return math.ceil(count / chunks) if chunks else 1
+    return rounded(math.ceil(count / chunks)) if chunks else 1

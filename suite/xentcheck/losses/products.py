@@ -7,8 +7,8 @@ all chunks.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,9 +17,7 @@ from . import buffers
 from .terms import working_dtype
 
 _CPU = Path("/proc/cpuinfo")
-_WORTH_IT = (
-    2**27
-)  # multiplications in a product: for each new shape oneDNN first makes the code, in up to a millisecond
+_WORTH_IT = 2**27  # multiplications in a product: oneDNN makes code for each new shape, in up to a millisecond
 
 
 def product_for(matrix: Tensor, chunk: int, chunks: int) -> Plain | Split | Widened:
@@ -30,7 +28,16 @@ def product_for(matrix: Tensor, chunk: int, chunks: int) -> Plain | Split | Wide
         return Plain(matrix, chunk)
     if matrix.dtype == torch.bfloat16 and matrix.is_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return Split(matrix, chunk, chunks)
-    return Widened(matrix, chunk, _by_onednn if has_faster else _by_mm)
+    return Widened(matrix, chunk, OneDNN if has_faster else MM)
+
+
+def rounded(count: int) -> int:
+    """As many positions, or up to a sixteenth more: one of sixteen sizes for each power of two.
+
+    oneDNN keeps the code that it makes for each shape, some 0.6 MiB, and how many positions are valid differs from step to step.
+    """
+    step = 1 << max(0, count.bit_length() - 5)
+    return -(-count // step) * step
 
 
 class Plain:
@@ -51,8 +58,8 @@ class Plain:
     def place(self, few: slice) -> Tensor:
         return self.room[few]
 
-    def times_matrix(self, count: int, out: Tensor | None = None) -> Tensor:
-        return torch.mm(self.room[:count], self.matrix, out=out)
+    def times_matrix(self, count: int) -> Tensor:
+        return torch.mm(self.room[:count], self.matrix)
 
     def add_outer(self, hidden: Tensor) -> None:
         d = self.room[: len(hidden)]
@@ -66,18 +73,20 @@ class InBlocks(Plain):
     """float32 by oneDNN, which makes a tensor for each product: some classes at a time, so that these stay in the cache."""
 
     def fill(self, hidden: Tensor) -> None:
-        for some in _blocks_of_classes(self.matrix, 2**20):
-            self.room[: len(hidden), some] = _by_onednn(hidden, self.matrix[some])
+        for some in _blocks_of_classes(self.matrix, 2**20, len(hidden)):
+            self.room[: len(hidden), some] = OneDNN.product(hidden, self.matrix[some])
 
-    def times_matrix(self, count: int, out: Tensor | None = None) -> Tensor:
-        product = _by_onednn(self.room[:count], self.matrix.T)
-        return product if out is None else out.copy_(product)
+    def times_matrix(self, count: int) -> Tensor:
+        return OneDNN.product(self.room[:count], self.matrix.T)
 
     def add_outer(self, hidden: Tensor) -> None:
-        before, d = self.sum, self.room[: len(hidden)]
-        self.sum = self.matrix.new_empty(self.matrix.shape) if before is None else before
-        for some in _blocks_of_classes(self.matrix, 2**19):
-            self.sum[some] = _by_onednn(d[:, some].T, hidden.T, None if before is None else before[some])
+        is_first, d = self.sum is None, self.room[: len(hidden)]
+        self.sum = self.matrix.new_empty(self.matrix.shape) if self.sum is None else self.sum
+        for some in _blocks_of_classes(self.matrix, 2**19, len(hidden)):
+            if is_first:
+                self.sum[some] = OneDNN.product(d[:, some].T, hidden.T)
+            else:
+                OneDNN.add(self.sum[some], d[:, some].T, hidden.T)
 
 
 class Split:
@@ -108,8 +117,8 @@ class Split:
     def place(self, few: slice) -> Tensor:
         return self.rounded[few]
 
-    def times_matrix(self, count: int, out: Tensor | None = None) -> Tensor:
-        return torch.mm(self.rounded[:count], self.matrix, out=out)
+    def times_matrix(self, count: int) -> Tensor:
+        return torch.mm(self.rounded[:count], self.matrix)
 
     def add_outer(self, hidden: Tensor) -> None:
         d = self.rounded[: len(hidden)]
@@ -117,7 +126,7 @@ class Split:
             self.sum = torch.mm(d.T, hidden)
             return
         self.sum = _zeros(self.matrix, torch.float32) if self.sum is None else self.sum
-        for some in _blocks_of_classes(self.matrix, 2**19):
+        for some in _blocks_of_classes(self.matrix, 2**19, len(hidden)):
             rounded = torch.mm(d[:, some].T, hidden)
             rest = torch.addmm(rounded, d[:, some].T, hidden, beta=-1)
             self.sum[some].add_(rounded).add_(rest)
@@ -129,15 +138,15 @@ class Split:
 class Widened:
     """Half types elsewhere: in float32, into which the matrix is brought some classes at a time."""
 
-    def __init__(self, matrix: Tensor, chunk: int, product: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.matrix, self.product = matrix, product
+    def __init__(self, matrix: Tensor, chunk: int, library: type[Library]) -> None:
+        self.matrix, self.library = matrix, library
         self.room = matrix.new_empty(chunk, matrix.shape[0], dtype=torch.float32)
         self.sum: Tensor | None = None
 
     def fill(self, hidden: Tensor) -> None:
         wide = hidden.float()
-        for some in _blocks_of_classes(self.matrix):
-            self.room[: len(hidden), some] = self.product(wide, self.matrix[some].float())
+        for some in self._blocks(len(hidden)):
+            self.room[: len(hidden), some] = self.library.product(wide, self.matrix[some].float())
 
     def logits(self, few: slice) -> Tensor:
         return self.room[few]
@@ -145,25 +154,66 @@ class Widened:
     def place(self, few: slice) -> Tensor:
         return self.room[few]
 
-    def times_matrix(self, count: int, out: Tensor | None = None) -> Tensor:
+    def times_matrix(self, count: int) -> Tensor:
         product = self.room.new_zeros(count, self.matrix.shape[1])
-        for some in _blocks_of_classes(self.matrix):
-            product += self.product(self.room[:count, some], self.matrix[some].float().T)
-        return product.to(self.matrix.dtype) if out is None else out.copy_(product)
+        for some in self._blocks(count):
+            self.library.add(product, self.room[:count, some], self.matrix[some].float().T)
+        return product.to(self.matrix.dtype)
 
     def add_outer(self, hidden: Tensor) -> None:
         d, wide = self.room[: len(hidden)], hidden.float()
         self.sum = _zeros(self.matrix, torch.float32) if self.sum is None else self.sum
-        for some in _blocks_of_classes(self.matrix):
-            self.sum[some] += self.product(d[:, some].T, wide.T)
+        for some in self._blocks(len(hidden)):
+            self.library.add(self.sum[some], d[:, some].T, wide.T)
 
     def outer(self) -> Tensor:
         return _zeros(self.matrix) if self.sum is None else self.sum.to(self.matrix.dtype)
 
+    def _blocks(self, count: int) -> list[slice]:
+        return _blocks_of_classes(self.matrix, 2**22, count)
 
-@functools.cache
+
+class Library(Protocol):
+    """product: a b^T. add: the same added to a tensor in its place."""
+
+    @staticmethod
+    def product(a: Tensor, b: Tensor) -> Tensor: ...
+
+    @staticmethod
+    def add(to: Tensor, a: Tensor, b: Tensor) -> None: ...
+
+
+class MM:
+    """Whatever torch.mm takes."""
+
+    @staticmethod
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return a @ b.T
+
+    @staticmethod
+    def add(to: Tensor, a: Tensor, b: Tensor) -> None:
+        to.addmm_(a, b.T)
+
+
+class OneDNN:
+    """By operators that torch keeps for what torch.compile makes: they are not documented, so whether they are there is asked."""
+
+    @staticmethod
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+    @staticmethod
+    def add(to: Tensor, a: Tensor, b: Tensor) -> None:
+        to.copy_(torch.ops.mkldnn._linear_pointwise.binary(a, to, b, None, "add"))
+
+
 def onednn_is_faster() -> bool:
     """Whether torch.mm is MKL's, which takes AVX-512 on Intel's CPUs only: oneDNN has float32 products of twice its speed elsewhere."""
+    return _mkl_is_slow() and torch.backends.mkldnn.enabled
+
+
+@functools.cache
+def _mkl_is_slow() -> bool:
     if not (torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"):
         return False
     try:
@@ -173,23 +223,12 @@ def onednn_is_faster() -> bool:
     return is_known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _by_mm(a: Tensor, b: Tensor) -> Tensor:
-    """a b^T."""
-    return a @ b.T
-
-
-def _by_onednn(a: Tensor, b: Tensor, plus: Tensor | None = None) -> Tensor:
-    """a b^T + plus, where what torch has is for torch.compile's own use."""
-    if plus is None:
-        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-    return torch.ops.mkldnn._linear_pointwise.binary(a, plus, b, None, "add")
-
-
 def _zeros(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Contiguous, as every gradient that is a product is, whatever the strides of the matrix."""
     return torch.zeros_like(matrix, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-def _blocks_of_classes(matrix: Tensor, size: int = 2**22) -> list[slice]:
-    step = max(1, size // max(1, matrix.shape[1]))
+def _blocks_of_classes(matrix: Tensor, size: int, positions: int) -> list[slice]:
+    """So many classes together that neither their part of the matrix nor that of the logits has more elements than ``size``."""
+    step = max(1, size // max(1, matrix.shape[1], positions))
     return [slice(c, c + step) for c in range(0, len(matrix), step)]
