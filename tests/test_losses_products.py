@@ -111,6 +111,13 @@ def test_which_library(cpu, monkeypatch, tmp_path):
     assert not products._mkl_is_slow.__wrapped__()
 
 
+def test_another_torch_may_have_other_operators(monkeypatch):
+    assert products._onednn_works() == hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    for other in (lambda a, b: a, lambda: None, lambda a, b: torch.ops.mkldnn.no_such_operator(a, b)):
+        monkeypatch.setattr(products.OneDNN, "product", staticmethod(other))
+        assert not products._onednn_works()
+
+
 @pytest.mark.filterwarnings("ignore:.*TF32")
 def test_onednn_can_be_switched_off(monkeypatch):
     monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)

@@ -196,7 +196,7 @@ class MM:
 
 
 class OneDNN:
-    """By operators that torch keeps for what torch.compile makes: they are not documented, so whether they are there is asked."""
+    """By operators that torch keeps for what torch.compile makes. They are not documented, so they are tried before they are used."""
 
     @staticmethod
     def product(a: Tensor, b: Tensor) -> Tensor:
@@ -220,7 +220,17 @@ def _mkl_is_slow() -> bool:
         is_known = "AuthenticAMD" in _CPU.read_text()
     except OSError:
         return False
-    return is_known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return is_known and torch.backends.mkldnn.is_available() and _onednn_works()
+
+
+def _onednn_works() -> bool:
+    a, b = (torch.full((1, 1), value, dtype=torch.float32, device="cpu") for value in (2, 3))
+    try:
+        product = OneDNN.product(a, b)
+        OneDNN.add(product, a, b)
+    except (AttributeError, RuntimeError, TypeError):  # as another version of torch may have it
+        return False
+    return float(product) == 12
 
 
 def _zeros(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
