@@ -132,9 +132,8 @@ class _Chunked(torch.autograd.Function):
                     found = iter(torch.autograd.grad(loss, inputs, upstream, create_graph=True))
                 return *(next(found) if w else None for w in wanted), *nothing
             unit = options.reduction != "none" and upstream == 1
-            if unit or (
-                can_be_scaled(hidden, options.reduction) and upstream.isfinite()
-            ):  # 0 * inf would reach ignored states
+            # An infinite one by 0 would be NaN at ignored states.
+            if unit or (can_be_scaled(hidden, options.reduction) and upstream.isfinite()):
                 may_change = not is_graph_kept()
                 done = [
                     None

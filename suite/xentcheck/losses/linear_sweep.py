@@ -84,8 +84,8 @@ def loss_and_gradients(
     options: Options,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss; and the gradients that are wanted of hidden states, matrix and bias for an upstream
-    gradient of 1, but for "none", where nobody knows yet what it will be."""
+    """The loss; and the gradients that are wanted of hidden states, matrix and bias for an upstream gradient of 1, but for "none",
+    where nobody knows yet what it will be."""
     at_once = any(wanted) and options.reduction != "none"
     scale = torch.ones_like(positions.denominator) / positions.denominator if at_once else None
     losses, gradients = sweep(hidden, matrix, bias, positions, scale, wanted)
@@ -199,7 +199,7 @@ def _part(positions: Positions, few: slice) -> Positions:
 
 
 def _positions_at_once(count: int, classes: int) -> int:
-    """A sixth of the positions, unless that makes few logits, or more than products gain from; and all chunks alike.
+    """A sixth of the positions, unless that makes few logits, or more than products gain from; all chunks alike, but for ``rounded``.
 
     Each chunk reads and packs the whole matrix for each product, which few positions do not pay for.
     """
