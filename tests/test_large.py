@@ -67,7 +67,7 @@ def test_a_right_answer_has_no_problem(case, body):
 def test_a_wrong_answer_is_found(case, body, function, about):
     batch = build(case(body))
     loss, gradients = answer(function, batch) if function is not fakes.wrong_shape else (torch.ones(3), (batch.input,))
-    fault = large.examine(batch, large.expected(batch), loss, gradients).faults[about]
+    fault = large.examine(batch, large.expected(batch), loss, gradients).faults[about][0]
     assert f"expected a {about if about != 'shape' else 'loss of shape'}" in fault.message
 
 
@@ -83,7 +83,7 @@ def test_a_single_wrong_entry_is_named(case):
         wrong[position, label] = value
         found = large.examine(batch, right, loss, (wrong,))
         assert list(found.faults) == ["gradient"]
-        return found.faults["gradient"]
+        return found.faults["gradient"][0]
 
     slightly = fault(valid, 49, gradient[valid, 49] * 1.0001)
     assert f"at position {valid}, class 49, " in slightly.message
@@ -112,16 +112,16 @@ def test_of_many_wrong_positions_the_worst_is_named(case):
     gradient = gradient * 1.001
     gradient[150, 3] *= 2
     found = large.examine(batch, large.expected(batch), loss, (gradient,))
-    assert "at position 150, class 3" in found.faults["gradient"].message
-    assert found.faults["gradient"].units > 1e5
+    assert "at position 150, class 3" in found.faults["gradient"][0].message
+    assert found.faults["gradient"][0].units > 1e5
 
 
 def test_another_dtype_is_no_wrong_value(case):
     batch = build(case(BODIES[0]))
     loss, (gradient,) = answer(fakes.right, batch)
     found = large.examine(batch, large.expected(batch), loss, (gradient.double(),))
-    assert (list(found.faults), found.faults["shape"].kind) == (["shape"], "dtype")
-    assert "torch.float32; found (40, 50) in torch.float64" in found.faults["shape"].message
+    assert (list(found.faults), found.faults["shape"][0].kind) == (["shape"], "dtype")
+    assert "torch.float32; found (40, 50) in torch.float64" in found.faults["shape"][0].message
 
 
 def test_a_loss_of_another_kind_of_number_is_a_wrong_value(case):
@@ -147,7 +147,7 @@ def test_rounding_in_a_half_type_hides_nothing(case):
     loss, (gradient,) = answer(fakes.right, batch)
     rows = torch.arange(284, 300)
     gradient[rows, batch.target[rows]] *= 1.05
-    fault = large.examine(batch, large.expected(batch), loss, (gradient,)).faults["gradient"]
+    fault = large.examine(batch, large.expected(batch), loss, (gradient,)).faults["gradient"][0]
     assert int(fault.message.split("at position ")[1].split(",")[0]) >= 284
 
 
@@ -228,7 +228,7 @@ def test_a_wrong_entry_of_any_gradient_is_named(case, name, value):
     wrong = {n: g.clone() for n, g in zip(batch.differentiated, gradients, strict=True)}
     wrong[name].view(-1)[-1] += value
     place = ", ".join(str(n - 1) for n in wrong[name].shape)
-    fault = large.examine(batch, right, loss, tuple(wrong.values())).faults["gradient"]
+    fault = large.examine(batch, right, loss, tuple(wrong.values())).faults["gradient"][0]
     assert f"at {name}[{place}]" in fault.message
     assert "expected a gradient of" in fault.message
     assert fault.kind == ("value" if value == value else "nan")
@@ -240,20 +240,24 @@ def test_the_hidden_state_of_an_ignored_position_has_the_gradient_zero(case):
     at = int((batch.target == -100).nonzero()[0])
     first = first.clone()
     first[at, 2] = 1e-30
-    fault = large.examine(batch, large.expected(batch), loss, (first, *others)).faults["gradient"]
+    fault = large.examine(batch, large.expected(batch), loss, (first, *others)).faults["gradient"][0]
     assert (fault.kind, fault.units) == ("nonzero", None)
     assert f"at input[{at}, 2], an ignored position" in fault.message
 
 
-def test_of_several_wrong_gradients_the_worst_is_named(case):
+def test_of_several_wrong_gradients_each_is_named_the_worst_first(case):
     batch = build(case(LINEAR[0]))
     loss, gradients = fused_answer(fakes.fused, batch)
     wrong = [gradient.clone() for gradient in gradients]
     wrong[0].view(-1)[-1] += 1e-4
     wrong[1].view(-1)[-1] += 1
     found = large.examine(batch, large.expected(batch), loss, wrong)
-    assert "at linear_weight[19, 5], " in found.faults["gradient"].message
-    assert found.faults["gradient"].units == found.gradient_units > 1e4
+    assert [fault.message.split(" at ")[1].split("[")[0] for fault in found.faults["gradient"]] == [
+        "linear_weight",
+        "input",
+    ]
+    assert "at linear_weight[19, 5], " in found.faults["gradient"][0].message
+    assert found.faults["gradient"][0].units == found.gradient_units > 1e4
 
 
 def test_a_gradient_where_none_is_asked_for_is_not_looked_for(case):
@@ -261,5 +265,5 @@ def test_a_gradient_where_none_is_asked_for_is_not_looked_for(case):
     one = timing.step(Implementation(name="f", cross_entropy=fakes.right), batch)
     assert (one.backward, one.alone) == (None, "forward")
     assert large.examine(batch, large.expected(batch), one.forward(), ()).faults == {}
-    wrong = large.examine(batch, large.expected(batch), one.forward() * 1.001, ()).faults["loss"]
+    wrong = large.examine(batch, large.expected(batch), one.forward() * 1.001, ()).faults["loss"][0]
     assert "expected a loss of" in wrong.message

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import fakes
 from xentcheck import repro
 from xentcheck.batch import build, capabilities_needed
 from xentcheck.casefile import CaseFileError, load
-from xentcheck.implementation import EVERYTHING, Implementation, find
+from xentcheck.implementation import EVERYTHING, Deviation, Implementation, find
 from xentcheck.linear import Parts, Sums
 from xentcheck.lint import lint
 from xentcheck.reference import truth
@@ -218,6 +219,32 @@ def test_each_gradient_is_judged(case, verdicts, function, text):
     assert found["loss"].status == "pass"
     assert found["gradient"].status == "fail"
     assert text in found["gradient"].message
+
+
+def hidden_gradient_off_and_no_matrix_gradient(hidden, linear_weight, target, **options):
+    return hidden_gradient_off(hidden, linear_weight.detach(), target, **options)
+
+
+def both_gradients_off(hidden, linear_weight, target, **options):
+    return hidden_gradient_off(hidden, _Scaled.apply(linear_weight, 30), target, **options)
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (hidden_gradient_off_and_no_matrix_gradient, "expected a gradient of linear_weight; found none"),
+        (both_gradients_off, "expected a gradient of linear_weight of"),
+    ],
+)
+def test_what_is_known_of_one_gradient_excuses_no_other(case, verdicts, function, text):
+    known = Deviation(
+        "small/one", aspect="gradient", observed="a bit too large", fault="value", max_units=1e5, reason="x", link="x"
+    )
+    slightly = replace(fused(hidden_gradient_off), deviations=(known,))
+    assert verdicts(case(PLAIN), slightly)["gradient"].status == "deviates"
+    found = verdicts(case(PLAIN), replace(slightly, linear_cross_entropy=function))["gradient"]
+    assert found.status == "fail"
+    assert text in found.message
 
 
 def test_an_overwritten_matrix_is_noticed(case, verdicts):

@@ -161,9 +161,13 @@ class Costs:
         if not found.faults:
             self._units[implementation.name] = {"loss": found.loss_units, "gradient": found.gradient_units}
             return "pass", ""
-        held = [held_to(implementation.deviation_for(case.id, aspect), fault) for aspect, fault in found.faults.items()]
+        held = [
+            held_to(implementation.deviation_for(case.id, aspect), fault)
+            for aspect, faults in found.faults.items()
+            for fault in faults
+        ]
         status = case_status(status for status, _ in held)
-        return status, next(message for its_status, message in held if its_status == status)
+        return status, "; ".join(message for its_status, message in held if its_status == status)
 
     def _answer(self, case: Case, implementation: Implementation, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
         memory.set_up(lambda b: timing.step(implementation, b, overwrites=True), batch)

@@ -85,7 +85,7 @@ class Exam:
 # What autograd says where saved logits were edited before the backward pass.
 _EDIT_NOTICED = "modified by an inplace operation"
 
-Finding = tuple[Fault | None, float | None, Mapping[str, str]]
+Finding = tuple[Sequence[Fault], float | None, Mapping[str, str]]
 
 
 def judge(
@@ -146,11 +146,12 @@ def judge(
         assert relate is not None
         asked = relations.Asked(exam.batch, seen.first, _any_truth(exam, implementation), case.question.dtype)
         relating, answers = relate(aspect)
-        fault, units, conventions = relating.broken(asked, answers), None, {}
+        broken = relating.broken(asked, answers)
+        faults, units, conventions = [broken] if broken else [], None, {}
     else:
-        fault, units, conventions = _FINDINGS[aspect](exam, implementation, seen)
+        faults, units, conventions = _FINDINGS[aspect](exam, implementation, seen)
     deviation = implementation.deviation_for(case.id, aspect)
-    if fault is None:
+    if not faults:
         if deviation is not None and deviation.certain:
             return verdict(
                 "unexpected-pass",
@@ -158,7 +159,9 @@ def judge(
                 units,
             )
         return verdict("pass", "", units, conventions=conventions)
-    return verdict(*held_to(deviation, fault), fault.units, fault.kind)
+    # A deviation excuses no other fault that stands beside it.
+    worst = min(faults, key=lambda fault: _WORST_FIRST.index(held_to(deviation, fault)[0]))
+    return verdict(*held_to(deviation, worst), worst.units, worst.kind)
 
 
 def held_to(deviation: Deviation | None, fault: Fault) -> tuple[str, str]:
@@ -183,7 +186,7 @@ def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Find
         )
     if answer.raised and answer.raised.phase == "call":
         if convention and exam.may_be_refused_by(implementation):
-            return None, None, {convention: "refused"}
+            return (), None, {convention: "refused"}
         return _wrong("raised", f"expected a loss; found {answer.raised}")
     if answer.loss is None:
         return _wrong("missing", f"expected a tensor; found {answer.loss_type}")
@@ -208,7 +211,7 @@ def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Find
             None,
         )
         if fault is None:
-            return None, units, dict(answers) | ({convention: "taken"} if convention else {})
+            return (), units, dict(answers) | ({convention: "taken"} if convention else {})
         faults.append(fault)
     expectations = " or ".join(dict.fromkeys(f.message.split("; found")[0].removeprefix("expected ") for f in faults))
     return _wrong(
@@ -223,58 +226,58 @@ def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> 
             "nonzero", f"expected zero where the batch was padded with ignored samples; found {answer.padding}"
         )
     if answer.raised and exam.case.question.mode == "edited" and _EDIT_NOTICED in answer.raised.text:
-        return None, None, {}
+        return (), None, {}
     if answer.raised:
         if exam.may_be_refused_by(implementation):
-            return None, None, {}
+            return (), None, {}
         return _wrong("raised", f"expected a gradient; found {answer.raised}")
     if answer.gradient is None:
         return _wrong("missing", "expected a gradient of the input; found none (input.grad is None)")
     truth = _any_truth(exam, implementation)
-    expected = _expected(exam.case.question.expect.gradient, truth.gradient)
-    fault, units = compare(
-        "gradient",
-        answer.gradient,
-        expected,
-        _exact(exam.case.question.expect.gradient, truth.gradient_unit),
-        dtype,
-        answer.gradient_type,
-        truth.ignored,
-    )
-    for name, (value, unit) in truth.others.items() if fault is None else ():
-        if name not in answer.others:
-            return _wrong("missing", f"expected a gradient of {name}; found none")
-        found, found_type = answer.others[name]
-        word = exam.case.question.expect.gradient
-        word = word if isinstance(word, str) else "reference"
-        unasked = np.zeros(value.shape, dtype=bool)
-        fault, more = compare(
-            f"gradient of {name}", found, _expected(word, value), _exact(word, unit), dtype, found_type, unasked
-        )
-        units = max(units or 0.0, more or 0.0)
-        if fault is not None:
-            break
-    if fault is None and truth.second is not None:
-        if answer.second is None:
-            return _wrong("missing", "expected a gradient of the gradient; found none")
-        fault, more = compare(
-            "gradient of the gradient",
-            answer.second,
-            truth.second,
-            truth.second_unit,
+    word = exam.case.question.expect.gradient
+    compared = [
+        compare(
+            "gradient",
+            answer.gradient,
+            _expected(word, truth.gradient),
+            _exact(word, truth.gradient_unit),
             dtype,
             answer.gradient_type,
             truth.ignored,
         )
-        units = max(units or 0.0, more or 0.0)
-    return fault, units if fault is None else fault.units, {}
+    ]
+    for name, (value, unit) in truth.others.items():
+        if name not in answer.others:
+            compared.append((Fault("missing", f"expected a gradient of {name}; found none"), None))
+            continue
+        found, found_type = answer.others[name]
+        of_others = word if isinstance(word, str) else "reference"
+        wanted, exact = _expected(of_others, value), _exact(of_others, unit)
+        unasked = np.zeros(value.shape, dtype=bool)
+        compared.append(compare(f"gradient of {name}", found, wanted, exact, dtype, found_type, unasked))
+    if truth.second is not None and answer.second is None:
+        compared.append((Fault("missing", "expected a gradient of the gradient; found none"), None))
+    elif truth.second is not None:
+        compared.append(
+            compare(
+                "gradient of the gradient",
+                answer.second,
+                truth.second,
+                truth.second_unit,
+                dtype,
+                answer.gradient_type,
+                truth.ignored,
+            )
+        )
+    faults = [fault for fault, _ in compared if fault]
+    return faults, max((units for _, units in compared if units is not None), default=None), {}
 
 
 def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     answer, dtype, mode = seen.first, exam.case.question.dtype, exam.case.question.mode
     if answer.raised and answer.raised.phase == "call":
         return (
-            (None, None, {})
+            ((), None, {})
             if exam.may_be_refused_by(implementation)
             else _wrong("raised", f"expected a loss; found {answer.raised}")
         )
@@ -306,7 +309,7 @@ def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Fin
                 "shape", f"expected a gradient of {name} of {wanted}; found {gradient.shape} and {found_type}"
             )
     return (
-        None,
+        (),
         None,
         {"half_loss_dtype": "input" if answer.loss_type == dtype else "float32"} if half and mode != "autocast" else {},
     )
@@ -323,12 +326,12 @@ def _rejection(exam: Exam, implementation: Implementation, seen: Observation) ->
         )
         return _wrong("accepted", f"expected {what}; found {found}")
     if expected is None:
-        return None, None, {}
+        return (), None, {}
     if expected.phase == "call" and raised.phase != "call":
         return _wrong("accepted", f"expected an error in the call; found {raised}")
     if expected.match and not re.search(expected.match, f"{raised.type}: {raised.text}", re.IGNORECASE):
         return _wrong("accepted", f"expected an error that matches {expected.match!r}; found {raised}")
-    return None, None, {}
+    return (), None, {}
 
 
 def _purity(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
@@ -337,7 +340,7 @@ def _purity(exam: Exam, implementation: Implementation, seen: Observation) -> Fi
             "changed", f"expected a call that leaves everything as it was; found changed: {', '.join(seen.changed)}"
         )
     if seen.again is None or exam.case.expects_error or exam.case.question.expect.loss == "unspecified":
-        return None, None, {}
+        return (), None, {}
     if seen.again.raised:
         return _wrong("unstable", f"expected the same answer to the same call; found {seen.again.raised}")
     truth = _any_truth(exam, implementation)
@@ -366,7 +369,7 @@ def _purity(exam: Exam, implementation: Implementation, seen: Observation) -> Fi
                 "unstable",
                 f"expected the same {name} from the same call; found {float(one[where])!r} and then {float(two[where])!r}{place(where)}",
             )
-    return None, None, {}
+    return (), None, {}
 
 
 _FINDINGS: dict[str, Callable[[Exam, Implementation, Observation], Finding]] = {
@@ -379,7 +382,7 @@ _FINDINGS: dict[str, Callable[[Exam, Implementation, Observation], Finding]] = {
 
 
 def _wrong(kind: str, message: str, units: float | None = None) -> Finding:
-    return Fault(kind, message, units), units, {}
+    return [Fault(kind, message, units)], units, {}
 
 
 def _any_truth(exam: Exam, implementation: Implementation) -> Truth:

@@ -84,9 +84,10 @@ def _expected_of_linear(batch: Batch) -> Expected:
 
 @dataclass(frozen=True)
 class Found:
-    """faults: what is wrong with the answer, by aspect. units: its largest errors, of the loss and of the gradient."""
+    """faults: what is wrong with the answer, by aspect; for the gradients of a fused loss one each, the worst first. units: its largest
+    errors, of the loss and of the gradient."""
 
-    faults: Mapping[str, Fault] = field(default_factory=dict)
+    faults: Mapping[str, Sequence[Fault]] = field(default_factory=dict)
     loss_units: float = 0.0
     gradient_units: float = 0.0
 
@@ -100,12 +101,12 @@ def examine(batch: Batch, right: Expected, loss: Tensor, gradients: Sequence[Ten
     allowed = _allowed(batch)
     shape = tuple(batch.target.shape) if batch.reduction == "none" else ()
     if tuple(loss.shape) != shape:
-        return Found({"shape": Fault("shape", f"expected a loss of shape {shape}; found {tuple(loss.shape)}")})
+        return Found({"shape": [Fault("shape", f"expected a loss of shape {shape}; found {tuple(loss.shape)}")]})
     for argument, gradient in zip(batch.differentiated.values(), gradients, strict=True):
         if gradient.shape != argument.shape or gradient.dtype != argument.dtype:
             kind = "shape" if gradient.shape != argument.shape else "dtype"
             wanted, found_ = (f"{tuple(t.shape)} in {t.dtype}" for t in (argument, gradient))
-            return Found({"shape": Fault(kind, f"expected a gradient of shape {wanted}; found {found_}")})
+            return Found({"shape": [Fault(kind, f"expected a gradient of shape {wanted}; found {found_}")]})
     if not right.denominator:  # the loss is a convention; so are the gradients, unless all is ignored
         return (
             Found() if _class_of(batch.target.numpy(), batch)[1].any() else _found(0.0, None, batch, right, gradients)
@@ -119,22 +120,23 @@ def examine(batch: Batch, right: Expected, loss: Tensor, gradients: Sequence[Ten
         off[is_rounded_to_infinity(found, want, allowed * unit, str(loss.dtype).removeprefix("torch."))] = 0
         errors = np.where(off == 0, 0.0, off / unit)
         errors = np.where(np.isnan(errors), np.inf, errors)
-    worst, fault = float(errors.max(initial=0.0)), None
+    worst, faults = float(errors.max(initial=0.0)), []
     if worst > allowed:
         i = int(errors.argmax())
         where = f" at position {i}" if batch.reduction == "none" else ""
-        fault = _wrong("loss", want[i], found[i], where, worst, allowed)
-    return _found(worst, fault, batch, right, gradients)
+        faults.append(_wrong("loss", want[i], found[i], where, worst, allowed))
+    return _found(worst, faults, batch, right, gradients)
 
 
-def _found(worst: float, of_loss: Fault | None, batch: Batch, right: Expected, gradients: Sequence[Tensor]) -> Found:
-    fault, of_gradient = None, 0.0
+def _found(worst: float, of_loss: list[Fault], batch: Batch, right: Expected, gradients: Sequence[Tensor]) -> Found:
+    of_gradients: list[Fault] = []
+    worst_gradient = 0.0
     if right.gradients is not None and gradients:
-        fault, of_gradient = _gradients_of_linear(batch, right.gradients, gradients)
+        of_gradients, worst_gradient = _gradients_of_linear(batch, right.gradients, gradients)
     elif gradients:
-        fault, of_gradient = _gradient(batch, right, gradients[0])
-    faults = {"loss": of_loss, "gradient": fault}
-    return Found({aspect: fault for aspect, fault in faults.items() if fault}, worst, of_gradient)
+        of_gradients, worst_gradient = _gradient(batch, right, gradients[0])
+    faults = {"loss": of_loss, "gradient": of_gradients}
+    return Found({aspect: some for aspect, some in faults.items() if some}, worst, worst_gradient)
 
 
 def _wrong(name: str, want: float, found: float, where: str, error: float, allowed: float) -> Fault:
@@ -146,9 +148,10 @@ def _wrong(name: str, want: float, found: float, where: str, error: float, allow
 
 def _gradients_of_linear(
     batch: Batch, right: Mapping[str, tuple[np.ndarray, np.ndarray]], gradients: Sequence[Tensor]
-) -> tuple[Fault | None, float]:
-    """The worst of all gradients."""
-    fault, worst, allowed = None, 0.0, _allowed(batch)
+) -> tuple[list[Fault], float]:
+    """What is wrong with each gradient, the worst first, and the largest error of all."""
+    wrong: list[tuple[float, Fault]] = []
+    worst, allowed = 0.0, _allowed(batch)
     _, valid = _class_of(batch.target.numpy(), batch)
     for name, gradient in zip(batch.differentiated, gradients, strict=True):
         (want, unit), found = right[name], gradient.detach().double().cpu().numpy()
@@ -158,14 +161,18 @@ def _gradients_of_linear(
         if name == "input":
             errors[~valid] = np.where(found[~valid] == 0, 0.0, np.inf)
         at = np.unravel_index(int(errors.argmax()), errors.shape)
-        if errors[at] > max(worst, allowed):
+        error = float(errors[at])
+        if error > allowed:
             where = f" at {name}[{', '.join(map(str, at))}]"
-            if name == "input" and not valid[at[0]]:
-                fault = _nonzero(found[at], where)
-            else:
-                fault = _wrong("gradient", want[at], found[at], where, float(errors[at]), allowed)
-        worst = max(worst, float(errors[at]))
-    return fault, worst
+            is_ignored = name == "input" and not valid[at[0]]
+            fault = (
+                _nonzero(found[at], where)
+                if is_ignored
+                else _wrong("gradient", want[at], found[at], where, error, allowed)
+            )
+            wrong.append((error, fault))
+        worst = max(worst, error)
+    return [fault for _, fault in sorted(wrong, key=lambda one: -one[0])], worst
 
 
 def _nonzero(found: float, where: str) -> Fault:
@@ -173,7 +180,7 @@ def _nonzero(found: float, where: str) -> Fault:
     return Fault(kind_of(found, must_be_zero=True), text)
 
 
-def _gradient(batch: Batch, right: Expected, gradient: Tensor) -> tuple[Fault | None, float]:
+def _gradient(batch: Batch, right: Expected, gradient: Tensor) -> tuple[list[Fault], float]:
     rows, found, target = _flat(batch.input), _flat(gradient.detach().cpu()), batch.target.reshape(-1).numpy()
     e, f, tiny = _eps(batch)
     allowed, classes = _allowed(batch), rows.shape[1]
@@ -185,7 +192,7 @@ def _gradient(batch: Batch, right: Expected, gradient: Tensor) -> tuple[Fault | 
         t, valid = _class_of(target[here], batch)
         if g[~valid].any():
             i, j = np.argwhere((g != 0) & ~valid[:, None])[0]
-            return _nonzero(g[i, j], f" at position {here.start + i}, class {j}"), np.inf
+            return [_nonzero(g[i, j], f" at position {here.start + i}, class {j}")], np.inf
         wq = np.broadcast_to(s / classes * weight, x.shape).copy() if s else np.zeros_like(x)
         np.put_along_axis(
             wq, t[:, None], np.take_along_axis(wq, t[:, None], 1) + ((1 - s) * weight[t])[:, None], axis=1
@@ -201,11 +208,11 @@ def _gradient(batch: Batch, right: Expected, gradient: Tensor) -> tuple[Fault | 
         worst = max(worst, float(of_rows.max(initial=0.0)))
         doubtful += [(float(of_rows[i]), here.start + int(i)) for i in np.flatnonzero(of_rows > allowed)]
         doubtful = sorted(doubtful, key=lambda row: (-row[0], row[1]))[:DOUBTFUL]
-    fault = _put_to_reference(batch, rows, found, u, [i for _, i in doubtful]) if doubtful else None
-    return fault, worst if fault else min(worst, allowed)
+    faults = _put_to_reference(batch, rows, found, u, [i for _, i in doubtful]) if doubtful else []
+    return faults, worst if faults else min(worst, allowed)
 
 
-def _put_to_reference(batch: Batch, rows: Tensor, found: Tensor, u: np.ndarray, positions: list[int]) -> Fault | None:
+def _put_to_reference(batch: Batch, rows: Tensor, found: Tensor, u: np.ndarray, positions: list[int]) -> list[Fault]:
     target, upstream = batch.target.reshape(-1)[positions], torch.from_numpy(u[positions])
     exact = truth(Batch(rows[positions], target, _each(batch), upstream, "eager"), {})
     g = found[positions].double().numpy()
@@ -213,10 +220,10 @@ def _put_to_reference(batch: Batch, rows: Tensor, found: Tensor, u: np.ndarray, 
         error = abs(g - exact.gradient.astype(np.float64)) / exact.gradient_unit.astype(np.float64)
         error = np.where(np.isfinite(error), error, np.inf)
     if error.max() <= _allowed(batch):
-        return None
+        return []
     i, j = np.unravel_index(int(error.argmax()), error.shape)
     where = f" at position {positions[i]}, class {j}"
-    return _wrong("gradient", exact.gradient[i, j], g[i, j], where, float(error[i, j]), _allowed(batch))
+    return [_wrong("gradient", exact.gradient[i, j], g[i, j], where, float(error[i, j]), _allowed(batch))]
 
 
 def _each(batch: Batch) -> dict[str, Any]:

@@ -248,7 +248,7 @@ def _table(row: Callable[[Line], dict[str, str]], lines: Sequence[Line]) -> str:
 
 
 def _failure(line: Line) -> str:
-    return f"{line['status']}: {line['message']}".replace("|", "\\|").replace("\n", " ")[:240]
+    return f"{line['status']}: {line['message']}".replace("|", "\\|").replace("\n", " ")[:480]
 
 
 def _ordered(lines: Sequence[Line]) -> list[Line]:
