@@ -112,6 +112,7 @@ def test_trials_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):
     assert "not complete" not in page(trials)
     gate_trials.main(["--report", str(tmp_path / "gate.md"), "--folder", str(tmp_path)])
     assert (tmp_path / "gate.md").read_text() == page(trials)
+    assert f"torch {torch.__version__}, " in page(trials)
     assert json.dumps(trials[0])
 
 
@@ -122,10 +123,16 @@ def test_a_gate_that_does_not_speak_is_no_trial(tmp_path, monkeypatch):
 
 
 def test_the_page_says_what_is_missing_and_how_sure_the_rates_are():
+    here = {"torch": "2.9", "cpu": "one", "os": "Linux"}
     trials = [
-        {"kind": "slower-25", "number": n, "loaded": n % 2 == 1, "outcome": "red", "seconds": 9.6} for n in range(20)
+        {"kind": "slower-25", "number": n, "loaded": n % 2 == 1, "outcome": "red", "seconds": 9.6}
+        | {"started": f"2026-01-02T03:{n:02}:00+00:00", "environment": here | {"cpu": "one" if n < 15 else "two"}}
+        for n in range(20)
     ]
     text = page(trials)
+    assert "From 2026-01-02T03:00:00+00:00 to 2026-01-02T03:14:00+00:00; torch 2.9, one, Linux.\n" in text
+    assert "From 2026-01-02T03:15:00+00:00 to 2026-01-02T03:19:00+00:00; torch 2.9, two, Linux.\n" in text
+    assert "`quick/few-classes`" in text
     assert "not complete" in text
     assert "100 % (84 to 100 %)" in text
     assert "the longest took 10 seconds" in text

@@ -164,7 +164,7 @@ def prepare(folder: Path) -> None:
 def run(folder: Path, kind: str, number: int) -> dict[str, Any]:
     """One trial: the gate's exit status, what it found, how long it took."""
     loaded = number % 2 == 1
-    start = time.perf_counter()
+    started, start = record.now(), time.perf_counter()
     with _load() if loaded else _nothing():
         status, screen = _pytest(folder, kind, ["--gate", str(folder / "baseline.json")])
     seconds = time.perf_counter() - start
@@ -181,6 +181,8 @@ def run(folder: Path, kind: str, number: int) -> dict[str, Any]:
         "outcome": outcome,
         "seconds": seconds,
         "summary": summary,
+        "started": started,
+        "environment": record.environment(),
     }
 
 
@@ -277,10 +279,20 @@ def page(trials: Sequence[dict[str, Any]]) -> str:
         "is a false alarm; everything else has to be red. In every second trial another process loads one of the cores.",
         table(rows),
         "**rate of red**: with its 95 % interval (Wilson). **inconclusive**: not red, but said: the control did not come out as 1, or a second process did not "
-        f"confirm. A trial is one run of `pytest --gate` over {len(CASES)} speed cases, its confirming processes included; the longest took {longest:.0f} seconds.",
+        f"confirm. A trial is one run of `pytest --gate` over the speed cases {', '.join(f'`quick/{case}`' for case in CASES)}, its confirming processes included; "
+        f"the longest took {longest:.0f} seconds.",
         "Made by `make gate-trials`, which goes on where it was stopped.",
+        *_when_and_where(trials),
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _when_and_where(trials: Sequence[dict[str, Any]]) -> list[str]:
+    places: dict[str, list[str]] = {}
+    for trial in trials:
+        where = trial["environment"]
+        places.setdefault(f"torch {where['torch']}, {where['cpu']}, {where['os']}", []).append(trial["started"])
+    return [f"From {min(times)} to {max(times)}; {place}." for place, times in places.items()]
 
 
 if __name__ == "__main__":

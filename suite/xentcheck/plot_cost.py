@@ -131,8 +131,8 @@ def front(panels: Mapping[str, Sequence[Cost]], names: Styles, path: Path) -> No
                 [c.ratio], [c.units], marker=mark, s=52, facecolors=face, edgecolors=colour, linewidths=1.4, zorder=3
             )
         _ratios_on(axes.xaxis, axes)
-        axes.margins(x=0.15, y=0.15)
-        axes.set_ylim(bottom=0)
+        axes.margins(x=0.15)
+        axes.set_ylim(0, 1.15 * max(c.units for c in costs) or None)
         axes.set_xlabel("time over native's")
         axes.set_title(title, fontsize=10)
         axes.grid(color="#e2e2e2", linewidth=0.6, zorder=0)

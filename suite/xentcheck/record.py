@@ -68,18 +68,27 @@ def run_header(implementations: Sequence[Implementation], digest: str, selection
         "edition": metadata.version("xentcheck") if _installed() else "uninstalled",
         "cases": digest,
         "selection": selection,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "environment": {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "cpu": _cpu_model(),
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "threads": torch.get_num_threads(),
-            "os": platform.platform(),
-            "allocator": {name: os.environ[name] for name in _ALLOCATOR_SETTINGS if name in os.environ},
-        },
+        "started": now(),
+        "environment": environment(),
         "implementations": {i.name: _claims(i) for i in implementations},
+    }
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def environment() -> dict[str, Any]:
+    """What answers and times depend on beside the implementation."""
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": _cpu_model(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "os": platform.platform(),
+        "allocator": {name: os.environ[name] for name in _ALLOCATOR_SETTINGS if name in os.environ},
     }
 
 
