@@ -298,6 +298,48 @@ def test_the_logits_are_never_held(chunks, reduction, dtype, monkeypatch):
     assert 8000 <= largest.count <= 2 * products.rounded(-(-count // 6)) * 1000
 
 
+@pytest.mark.parametrize("ignored", [0, 0.1])
+@pytest.mark.parametrize("wants_gradient", [True, False])
+def test_hidden_states_wider_than_the_logits_are_not_held_either(wants_gradient, ignored, monkeypatch):
+    """Beside their gradient."""
+    monkeypatch.setattr(linear_sweep, "_SMALLEST_CHUNK", 1)
+    monkeypatch.setattr(linear_sweep, "_LARGEST_CHUNK", 4000 * 3)
+    monkeypatch.setattr(linear_sweep, "_ENOUGH", 1)
+    made = []
+
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            made.extend(
+                t for t in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(t, torch.Tensor)
+            )
+            return result
+
+    hidden = torch.randn(4000, 200, requires_grad=wants_gradient)
+    matrix = torch.randn(3, 200, requires_grad=wants_gradient)
+    target = torch.randint(3, (4000,)).masked_fill(torch.rand(4000) < ignored, -100)
+    with Made():
+        loss = linear_masked_cross_entropy(hidden, matrix, target)
+        if wants_gradient:
+            torch.autograd.grad(loss, (hidden, matrix))
+    given = {t.untyped_storage().data_ptr() for t in (hidden, matrix, target)}
+    sizes = sorted(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() // 4 for t in made}.items(),
+        key=lambda one: -one[1],
+    )
+    large = [size for at, size in sizes if at not in given and size > 100 * 200]
+    assert large == ([4000 * 200] if wants_gradient else [])
+
+
+def test_meta_tensors():
+    hidden, matrix = (torch.randn(shape, device="meta", requires_grad=True) for shape in ((4, 3), (5, 3)))
+    target = torch.zeros(4, dtype=torch.int64, device="meta")
+    for reduction, shape in (("mean", ()), ("none", (4,))):
+        loss = linear_masked_cross_entropy(hidden, matrix, target, reduction=reduction)
+        assert (loss.shape, loss.device.type) == (shape, "meta")
+        assert torch.autograd.grad(loss.sum(), matrix)[0].shape == matrix.shape
+
+
 BAD = [
     (lambda a: a.update(reduction="avg"), ValueError, "reduction: expected"),
     (lambda a: a.update(label_smoothing=1.5), ValueError, "label_smoothing: expected a number from 0 to 1, found 1.5"),

@@ -150,6 +150,54 @@ def test_a_transposed_matrix(dtype: torch.dtype, ignored: bool) -> None:
         assert gradient.any() != ignored
 
 
+def test_a_large_matrix_is_not_widened_for_few_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float16 and bfloat16: a copy in float32 would take twice the matrix' memory, also between the passes."""
+    monkeypatch.setattr(linear, "_FEW_LOGITS", 2**21)
+    hidden, matrix = torch.randn(3, 64).bfloat16(), torch.randn(2**15, 64).bfloat16().requires_grad_()
+    seen: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        seen.extend(node.meta.get("example_value") for node in graph.graph.nodes)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    torch.compile(linear_masked_cross_entropy, backend=backend)(hidden, matrix, torch.arange(3)).backward()
+    assert matrix.grad is not None
+    assert seen
+    assert not [t for t in seen if isinstance(t, Tensor) and t.dtype == torch.float32 and t.numel() >= matrix.numel()]
+
+
+@pytest.mark.parametrize("few", [1, 2**21], ids=["operator", "few"])
+def test_the_normalizer_of_each_step_is_no_new_program(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_FEW_LOGITS", few)
+    tensors, target, _ = batch()
+    programs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        programs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    torch._dynamo.reset()
+    loss = torch.compile(linear_masked_cross_entropy, backend=backend)
+    expected = functools.partial(linear_masked_cross_entropy, tensors[0], tensors[1], target)
+    for normalizer in (2.5, 3.5, 4.25, 5.125):
+        found = loss(tensors[0], tensors[1], target, normalizer=normalizer)
+        torch.testing.assert_close(found, expected(normalizer=normalizer))
+    assert len(programs) <= 2  # one for the first number, one for any
+    found = loss(tensors[0], tensors[1], target, normalizer=1e39)  # beyond float32
+    torch.testing.assert_close(found, expected(normalizer=1e39), atol=0, rtol=1e-6)
+    with torch.device("meta"):
+        found = loss(tensors[0], tensors[1], target, normalizer=3.5)
+    torch.testing.assert_close(found, expected(normalizer=3.5))
+
+
+def test_second_derivatives_are_refused_by_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_FEW_LOGITS", 1)
+    tensors, target, _ = batch()
+    loss = torch.compile(linear_masked_cross_entropy, backend="eager")(tensors[0], tensors[1], target)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(loss, tensors[0], create_graph=True)
+
+
 def test_an_infinite_upstream_gradient_does_not_reach_ignored_states() -> None:
     hidden, matrix = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
     loss = compiled()(hidden, matrix, torch.tensor([1, 2, -100]))

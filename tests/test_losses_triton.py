@@ -105,6 +105,46 @@ else:
             torch.testing.assert_close(mine[0], other[0], rtol=2e-6, atol=1e-6)
             torch.testing.assert_close(mine[1], other[1], rtol=2e-5, atol=float(other[1].abs().max()) * 2e-6 + 1e-7)
 
+    @pytest.mark.parametrize("weighted", [False, True])
+    @pytest.mark.parametrize(
+        ("offset", "peak", "smoothing"),
+        [(0, 40, 1e-3), (100, 40, 1e-3), (-1000, 10, 0.1), (1e4, 40, 1e-3), (0, -300, 1), (0, -300, 0.5)],
+    )
+    def test_smoothing_cancels_nothing(offset, peak, smoothing, weighted):
+        """A confident prediction far from 0, whose loss is small."""
+        generator = torch.Generator().manual_seed(0)
+        x, target = torch.randn(4, 5000, generator=generator), torch.tensor([3, 4999, 0, 17])
+        x[torch.arange(4), target] += peak
+        x += offset
+        weight = torch.rand(5000, generator=generator) + 0.5 if weighted else None
+        options = {"label_smoothing": smoothing, "weight": weight, "reduction": "none"}
+        exact = F.cross_entropy(
+            x.double(),
+            target,
+            weight if weight is None else weight.double(),
+            reduction="none",
+            label_smoothing=smoothing,
+        )
+        torch.testing.assert_close(triton_masked_cross_entropy(x, target, **options).double(), exact, rtol=1e-6, atol=0)
+
+    def test_large_logits_do_not_overflow_by_smoothing():
+        for x in (torch.full((2, 10), 1e38), torch.full((2, 10), -3e38)):
+            loss = triton_masked_cross_entropy(x, torch.tensor([1, 2]), label_smoothing=0.1)
+            torch.testing.assert_close(loss, torch.tensor(10.0).log())
+        x = torch.tensor([[-torch.inf, 1.0, 2.0]])
+        for smoothing, weight in ((0.3, None), (1.0, torch.tensor([0.0, 1.0, 2.0]))):
+            options = {"label_smoothing": smoothing, "weight": weight, "reduction": "sum"}
+            mine, other = both(x, torch.tensor([0]), **options)
+            torch.testing.assert_close(mine, other, equal_nan=True)
+
+    @pytest.mark.parametrize("unused", [torch.inf, torch.nan])
+    def test_a_weight_that_no_target_has_reaches_nothing(unused):
+        x, target = torch.randn(3, 4), torch.tensor([0, 1, -100])
+        for weight in (torch.tensor([1.0, 2, 1, unused]), torch.full((4,), 2e38)):
+            mine, other = both(x, target, weight=weight)
+            assert other[1].isfinite().all()
+            torch.testing.assert_close(mine, other, equal_nan=True)
+
     def test_classes_in_the_last_dimension_of_memory():
         x = torch.randn(2, 6, 5, 50).permute(0, 3, 1, 2)
         target = torch.randint(50, (2, 6, 5))

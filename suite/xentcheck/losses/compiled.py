@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .arguments import check_range, is_ignored
 from .sweep import goes_by_rows, sweep
-from .terms import Question, reduced, scale_of, weighed, working_dtype
+from .terms import Question, as_tensor, reduced, scale_of, weighed, working_dtype
 
 _ARGUMENTS = "Tensor input, Tensor target, Tensor? weight, int[] ignored, float smoothing, str reduction, Tensor? normalizer, bool widened"
 
@@ -78,8 +78,7 @@ def loss_of_many_logits(
     normalizer: Tensor | float | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    if normalizer is not None and not isinstance(normalizer, Tensor):
-        normalizer = torch.full((), normalizer, dtype=torch.float64)
+    normalizer = None if normalizer is None else as_tensor(normalizer, input.device)
     options = (weight, list(values), smoothing, reduction, normalizer, dtype != input.dtype)
     return torch.ops.xentcheck.masked_cross_entropy(input, target, *options)
 
@@ -132,11 +131,20 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    refuse_second_derivatives()
     input, target, weight, normalizer = ctx.saved_tensors
     gradient = torch.ops.xentcheck.masked_cross_entropy_backward(
         upstream, input, target, weight, *ctx.options, normalizer, ctx.widened
     )
     return gradient, *[None] * 7
+
+
+def refuse_second_derivatives() -> None:
+    """torch.compile's own backends refuse them; one that runs the operators as they stand would take them for 0."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "create_graph: expected False under torch.compile, which has no second derivatives, found True"
+        )
 
 
 _loss.register_autograd(_backward, setup_context=_remember)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from .linear_sweep import (
 )
 from .terms import dtype_of_loss, working_dtype
 
-_FEW_LOGITS = 2**21  # all of them are held under torch.compile
+_FEW_LOGITS = 2**21  # all of them are held under torch.compile, and a matrix as large in float32
 
 
 def linear_masked_cross_entropy(
@@ -46,8 +46,8 @@ def linear_masked_cross_entropy(
     rounded to it. The gradients of hidden states, matrix and bias are computed along with the loss, but for "none" and, in half
     types, for an upstream gradient other than 1: then the logits are computed again in the backward pass.
 
-    What is held at a time are the logits of a sixth of the valid positions; more where these are fewer than eight million
-    logits, and no more than those of 512 positions, or sixteen million.
+    What is held at a time are the logits of a sixth of the valid positions, or their hidden states where these are wider; more
+    where that is fewer than eight million numbers, and no more than those of 512 positions, or sixteen million.
 
     Args:
         hidden: hidden states, (H) or (N, ..., H): classes of the output stand last, not second; float64, float32, bfloat16 or
@@ -76,7 +76,7 @@ def linear_masked_cross_entropy(
     """
     check_options(reduction, label_smoothing, normalizer)
     values = ignore_values(ignore_index)
-    if torch.is_autocast_enabled(hidden.device.type):
+    if hidden.device.type != "meta" and torch.is_autocast_enabled(hidden.device.type):
         linear_weight = linear_weight.to(hidden.dtype)
         linear_bias = None if linear_bias is None else linear_bias.to(hidden.dtype)
     _check_tensors(hidden, linear_weight, target, linear_bias, weight)
@@ -87,7 +87,7 @@ def linear_masked_cross_entropy(
     rows, flat = hidden.reshape(target.numel(), hidden.shape[-1]), target.reshape(-1).long()
     with _as_given(hidden):
         compiles = torch.compiler.is_compiling()
-        few = len(rows) * len(linear_weight) < _FEW_LOGITS
+        few = len(rows) * len(linear_weight) < _FEW_LOGITS and not _is_widened_at_length(linear_weight)
         if (compiles and few) or _needs_plain_operations(hidden, linear_weight, linear_bias, weight):
             loss = _composed(rows, linear_weight, linear_bias, flat, weight, options)
         elif compiles:
@@ -170,14 +170,19 @@ def _composed(
 
 
 def _as_given(x: Tensor) -> AbstractContextManager[Any]:
-    """Dtypes are what is said here, not what autocast makes of them."""
-    return torch.autocast(x.device.type, enabled=False)
+    """Dtypes are what is said here, not what autocast makes of them, if the device has it."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
+
+
+def _is_widened_at_length(matrix: Tensor) -> bool:
+    """Whether ``_composed`` would make a large copy of the matrix, and keep it for the backward pass."""
+    return matrix.dtype != working_dtype(matrix) and matrix.numel() >= _FEW_LOGITS
 
 
 def _needs_plain_operations(*tensors: Tensor | None) -> bool:
     """Whether a branch on a value would fail or break a graph."""
     return (
-        any(type(t) not in (Tensor, nn.Parameter) for t in tensors if t is not None)
+        any(type(t) not in (Tensor, nn.Parameter) or t.device.type == "meta" for t in tensors if t is not None)
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .arguments import is_ignored
+from .compiled import refuse_second_derivatives
 from .linear_sweep import (
     Options,
     Positions,
@@ -17,7 +18,7 @@ from .linear_sweep import (
     positions_of,
     wanted_gradients,
 )
-from .terms import working_dtype
+from .terms import as_tensor, working_dtype
 
 _ARGUMENTS = "Tensor hidden, Tensor matrix, Tensor? bias, Tensor target, Tensor? weight, int[] ignored, str reduction, float smoothing, bool widened, Tensor? normalizer, bool[] wanted"
 
@@ -26,8 +27,7 @@ def linear_loss_of_many_logits(
     hidden: Tensor, matrix: Tensor, bias: Tensor | None, target: Tensor, weight: Tensor | None, options: Options
 ) -> Tensor:
     ignored, reduction, smoothing, normalizer, dtype = options
-    if normalizer is not None and not isinstance(normalizer, Tensor):
-        normalizer = torch.full((), normalizer, dtype=torch.float64)
+    normalizer = None if normalizer is None else as_tensor(normalizer, hidden.device)
     wanted = wanted_gradients(hidden, matrix, bias)
     given = (list(ignored), reduction, smoothing, dtype != hidden.dtype, normalizer, wanted)
     return torch.ops.xentcheck.linear_masked_cross_entropy(hidden, matrix, bias, target, weight, *given)[0]
@@ -96,6 +96,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 def _backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     hidden, matrix, bias, target, weight, normalizer, *gradients = ctx.saved_tensors
     nothing = (None,) * 8
+    refuse_second_derivatives()
     if upstream is None:
         return None, None, None, *nothing
     if can_be_scaled(hidden, ctx.options[1]):

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .arguments import expected, is_ignored
 from .products import product_for, rounded
 from .terms import weighed, working_dtype
 
-_SMALLEST_CHUNK, _LARGEST_CHUNK = 2**23, 2**24  # logits
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 2**23, 2**24  # logits or features
 _ENOUGH = 512  # positions: more make a matrix product hardly any faster
 _CACHED = 2**20  # logits worked on together; fewer are nearer in the cache, but each operation wakes all threads
 
@@ -123,7 +123,8 @@ def sweep(
     """The losses (M), 0 where ignored; and, given u / D as ``scale``, () or (K), those gradients that are wanted."""
     dtype, classes = working_dtype(hidden), matrix.shape[0]
     losses = hidden.new_zeros(len(hidden), dtype=dtype)
-    count, chunk = len(positions.target), _positions_at_once(len(positions.target), classes)
+    count = len(positions.target)
+    chunk = _positions_at_once(count, max(matrix.shape))
     chunks = [slice(n, min(n + chunk, count)) for n in range(0, count, chunk)]
     product = product_for(matrix, chunk, len(chunks))
     wants_hidden, wants_matrix, wants_bias = (w and scale is not None for w in wanted)
@@ -137,8 +138,9 @@ def sweep(
     for at in chunks:
         rows = None if positions.rows is None else positions.rows[at]
         size = at.stop - at.start
-        h = hidden.new_zeros(rounded(size), hidden.shape[1])
-        h[:size] = hidden[at] if rows is None else hidden[rows]
+        h = hidden[at].contiguous() if rows is None else hidden[rows]
+        if rounded(size) > size:
+            h = nn.functional.pad(h, (0, 0, 0, rounded(size) - size))
         product.fill(h)
         product.place(slice(size, len(h))).zero_()
         for n in range(0, size, step):
@@ -198,12 +200,13 @@ def _part(positions: Positions, few: slice) -> Positions:
     )
 
 
-def _positions_at_once(count: int, classes: int) -> int:
-    """A sixth of the positions, unless that makes few logits, or more than products gain from; all chunks alike, but for ``rounded``.
+def _positions_at_once(count: int, width: int) -> int:
+    """A sixth of the positions, unless that makes few numbers, or more than products gain from; all chunks alike, but for ``rounded``.
 
-    Each chunk reads and packs the whole matrix for each product, which few positions do not pay for.
+    Each chunk reads and packs the whole matrix for each product, which few positions do not pay for. width: how many logits or
+    features a position has, whichever are more, for its hidden state and the gradient of that take room as well.
     """
-    most = max(_ENOUGH, _LARGEST_CHUNK // classes)
-    size = min(max(count / 6, _SMALLEST_CHUNK / classes), most)
+    most = max(_ENOUGH, _LARGEST_CHUNK // width)
+    size = min(max(count / 6, _SMALLEST_CHUNK / width), most)
     chunks = math.ceil(count / max(size, 1))
     return rounded(math.ceil(count / chunks)) if chunks else 1

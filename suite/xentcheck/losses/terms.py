@@ -99,6 +99,11 @@ def weighed(nll: Tensor, share: Tensor) -> Tensor:
     return nll.masked_fill((share == 0) & nll.isposinf(), 0) * share
 
 
+def as_tensor(number: Tensor | float, device: torch.device) -> Tensor:
+    """The number in float64. For torch.full, torch.compile would compile anew with every number."""
+    return number if isinstance(number, Tensor) else torch.ones((), dtype=torch.float64, device=device) * number
+
+
 def reduced(losses: Tensor, question: Question) -> Tensor:
     if question.reduction == "none":
         return losses.squeeze(1)
@@ -147,8 +152,7 @@ def _denominator(
         counted = target.numel() if ignored is None else target.numel() - ignored.count_nonzero()
     if may_look:
         return float(counted)
-    if not isinstance(counted, Tensor):
-        counted = torch.full((), counted, dtype=dtype, device=target.device)
+    counted = as_tensor(counted, target.device)
     return (
         torch.where(nothing_is_left, 1, counted.to(target.device, dtype)) if ignored is not None else counted.to(dtype)
     )

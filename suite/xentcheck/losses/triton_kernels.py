@@ -133,7 +133,8 @@ class _Work:
         self.smoothing = s = question.smoothing
         mean = torch.ones((), dtype=self.dtype, device=input.device) if weight is None else weight.mean()
         # As a tensor, for a number would reach the kernel in float32: 1 - s, s / C, and what smoothing adds to A.
-        self.shares = torch.stack([torch.full_like(mean, 1 - s), torch.full_like(mean, s / input.shape[1]), mean * s])
+        of_all = mean * s if s else torch.zeros_like(mean)  # not inf * 0
+        self.shares = torch.stack([torch.full_like(mean, 1 - s), torch.full_like(mean, s / input.shape[1]), of_all])
 
     def launch(self, kernel: Any, *arguments: Any) -> None:
         """The kernel, with its own arguments behind those of both."""
@@ -204,7 +205,8 @@ if triton is not None:
             start = x_ptr + n * stride_n + s * stride_s
             top = tl.full((TOGETHER,), float("-inf"), ACCURATE)
             total = tl.zeros((TOGETHER,), ACCURATE)
-            weighed = tl.zeros((TOGETHER,), ACCURATE)  # sum_c w_c x_c
+            weighed = tl.zeros((TOGETHER,), ACCURATE)  # sum_c w_c (x_c - top), all of one sign; and sum_c w_c
+            seen = tl.zeros((TOGETHER,), ACCURATE)
             for first in range(0, classes, BLOCK):
                 c = first + tl.arange(0, BLOCK).to(tl.int64)
                 read = counts[:, None] & (c < classes)[None, :]
@@ -212,20 +214,25 @@ if triton is not None:
                 higher = tl.maximum(top, tl.max(x, 1))
                 base = tl.where(higher == float("-inf"), 0.0, higher)  # as long as all is -inf
                 total = total * tl.exp(top - base) + tl.sum(tl.exp(x - base[:, None]), 1)
-                top = higher
                 if SMOOTH:
+                    lower = tl.where(top == float("-inf"), 0.0, top)
+                    weighed += tl.where(lower == base, 0.0, seen * (lower - base))
+                    below = x - base[:, None]
                     if weight_ptr is None:
-                        weighed += tl.sum(tl.where(read, x, 0.0), 1)
+                        weighed += tl.sum(tl.where(read, below, 0.0), 1)
+                        seen += tl.sum(read.to(ACCURATE), 1)
                     else:
                         w = tl.load(weight_ptr + c, mask=c < classes, other=0.0)[None, :]
-                        weighed += tl.sum(tl.where(read & (w != 0), w * x, 0.0), 1)
+                        weighed += tl.sum(tl.where(read & (w != 0) & (below != 0), w * below, 0.0), 1)
+                        seen += tl.sum(tl.where(read, w, 0.0), 1)
+                top = higher
             log_sum = tl.log(total)
-            of_target, whole = _shares(target, weight_ptr, shares_ptr, ACCURATE)
+            of_target, _ = _shares(target, weight_ptr, shares_ptr, ACCURATE)
             x = tl.load(start + target * stride_c, mask=counts, other=0.0).to(ACCURATE)
             nll = (top - x) + log_sum
             losses = tl.where((of_target == 0) & (nll == float("inf")), 0.0, nll * of_target)
             if SMOOTH:
-                losses += (whole - of_target) * (top + log_sum) - weighed * tl.load(shares_ptr + 1)
+                losses += tl.load(shares_ptr + 2) * log_sum - weighed * tl.load(shares_ptr + 1)
             tl.store(losses_ptr + at, losses, mask=counts)
             tl.store(top_ptr + at, top, mask=counts)
             tl.store(log_sum_ptr + at, log_sum, mask=counts)
