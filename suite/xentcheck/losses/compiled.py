@@ -140,7 +140,7 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def refuse_second_derivatives() -> None:
-    """torch.compile's own backends refuse them; one that runs the operators as they stand would take them for 0."""
+    """Where a backend of torch.compile runs the operators as they stand, the gradient would count as a constant."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "create_graph: expected False under torch.compile, which has no second derivatives, found True"
