@@ -144,3 +144,54 @@ def test_opcheck(arguments: tuple[Any, ...]) -> None:
                 )
                 assert set(done.values()) == {"SUCCESS"}
                 assert len(done) == 4
+
+
+@pytest.mark.parametrize("kind", ["weight and smoothing", "probabilities"])
+def test_classes_that_are_not_last_in_memory_by_the_real_compiler(kind: str) -> None:
+    """Inductor of torch 2.13 shares one buffer of C values among the lanes of a vector for amax, logsumexp and a mask."""
+    torch.compiler.reset()
+    input, target = torch.randn(64, 20).t().contiguous().t(), torch.randint(20, (64,))
+    options: dict[str, Any] = {"weight": torch.rand(20), "label_smoothing": 0.1}
+    if kind == "probabilities":
+        target, options = torch.rand(64, 20).softmax(1), {}
+    loss = functools.partial(masked_cross_entropy, target=target, **options)
+    found = run(lambda x, _: torch.compile(loss)(x), input, target)
+    assert_same(found, run(lambda x, _: loss(x), input, target), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"label_smoothing": 0.1}], ids=str)
+def test_export_with_a_dynamic_batch(options: dict[str, Any], strict: bool) -> None:
+    class Model(torch.nn.Module):
+        def forward(self, x: Tensor, target: Tensor) -> Tensor:
+            return masked_cross_entropy(x, target, **options)
+
+    size = torch.export.Dim("size")
+    example = (torch.randn(16, 1000), torch.zeros(16, dtype=torch.int64))
+    program = torch.export.export(Model(), example, dynamic_shapes=({0: size}, {0: size}), strict=strict).module()
+    for count in (3, 9000):  # below and above what is few
+        input, target = batch((count, 1000), torch.float32, ignored=0.2)
+        torch.testing.assert_close(program(input, target), masked_cross_entropy(input, target, **options))
+
+
+def test_the_normalizer_of_each_step_is_no_new_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    input, target = batch((6, 5), torch.float32, ignored=0.3)
+    for many in (False, True):
+        torch.compiler.reset()
+        monkeypatch.setattr(buffers, "is_large", lambda shape, dtype, many=many: many)
+        programs: list[Any] = []
+
+        def backend(graph: torch.fx.GraphModule, inputs: list[Any], programs: list[Any] = programs) -> Any:
+            programs.append(graph)
+            return torch._dynamo.lookup_backend(BACKEND)(graph, inputs)
+
+        loss = torch.compile(masked_cross_entropy, backend=backend)
+        input.requires_grad_()
+        for normalizer in (2.5, 3.5, 4.25, 5.125):
+            expected = masked_cross_entropy(input, target, normalizer=normalizer)
+            torch.testing.assert_close(loss(input, target, normalizer=normalizer), expected)
+        assert len(programs) <= 2
+        assert loss(input, target, normalizer=1e45) == 0
+        with torch.device("meta"):
+            found = loss(input, target, normalizer=2.5)
+        torch.testing.assert_close(found, masked_cross_entropy(input, target, normalizer=2.5))

@@ -135,3 +135,17 @@ def test_logits_that_overlap_are_not_overwritten() -> None:
         for inplace in (True, False)
     )
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_scaled_float16_loss_keeps_small_gradients(reduction: str) -> None:
+    """A gradient for an upstream gradient of 1 would be 0 in float16 before the scale reaches it."""
+    scale = 2.0**16 if reduction == "mean" else 2.0**3
+    x, target = torch.randn(2048, 400).half(), torch.randint(400, (2048,))
+    found = []
+    for inplace in (False, True):
+        leaf = x.clone().requires_grad_()
+        (masked_cross_entropy(leaf * 1, target, reduction=reduction, inplace=inplace).float() * scale).backward()
+        found.append(leaf.grad)
+    assert found[0].all()
+    assert torch.equal(*found)

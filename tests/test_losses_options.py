@@ -296,3 +296,85 @@ def test_autocast(route: str, number: int) -> None:
         wanted = {torch.float64: 1e-12}.get(dtype, 1e-6)
         assert_same((loss,), expected[:1], rtol=wanted, atol=wanted)
         assert_same((gradient,), expected[1:], rtol=torch.finfo(dtype).eps, atol=1e-7)
+
+
+# What small and large batches have in common
+
+
+def test_smoothing_alone_where_a_class_is_impossible(route: str) -> None:
+    input, target = batch((80, 40), torch.float32, ignored=0.2)
+    input[0, 3], target[0] = -torch.inf, 1
+    loss, _ = run(masked_cross_entropy, input, target, label_smoothing=1.0, reduction="none")
+    assert loss[0] == torch.inf
+    assert_same((loss[1:],), (F.cross_entropy(input[1:], target[1:], label_smoothing=1.0, reduction="none"),))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, -1e4, 1e6, 1e30])
+def test_smoothing_of_logits_far_from_zero(route: str, offset: float) -> None:
+    """An offset that costs the logits no digit costs the loss none."""
+    input = torch.randint(-8, 9, (40, 64)).float() * max(1.0, offset * 2**-20)
+    input, target = (input + offset).to(torch.float32), torch.randint(64, (40,))
+    for smoothing in (0.1, 1.0):
+        options: dict[str, Any] = {"label_smoothing": smoothing, "reduction": "none"}
+        exact = F.cross_entropy(input.double(), target, **options)
+        found = masked_cross_entropy(input.requires_grad_(), target, **options)
+        torch.testing.assert_close(found.double(), exact, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_bad_weights_and_smoothing_leave_ignored_positions_alone(route: str, bad: float) -> None:
+    input, target = batch((6, 20), torch.float32)
+    weight = torch.rand(20)
+    target[2], weight[13] = -100, bad
+    _, gradient = run(masked_cross_entropy, input, target, weight=weight, label_smoothing=0.1, reduction="sum")
+    assert not gradient[2].any()
+
+
+def test_a_normaliser_may_go_on_counting_before_the_backward_pass(route: str) -> None:
+    for ignored in (0.0, 0.4):
+        input, target = batch((6, 8), ignored=ignored)
+        count = torch.tensor(3.0, dtype=torch.float64)
+        loss = masked_cross_entropy(input.requires_grad_(), target, normalizer=count)
+        count += 4
+        expected = torch.autograd.grad(F.cross_entropy(input, target, reduction="sum") / 3, input)
+        assert_same(torch.autograd.grad(loss, input), expected)
+
+
+def test_a_normaliser_beyond_float32(route: str) -> None:
+    input, target = batch((40, 5), torch.float32, ignored=0.3)
+    for normalizer, expected in ((1e-42, torch.inf), (1e45, 0.0)):
+        assert run(masked_cross_entropy, input, target, normalizer=normalizer)[0] == expected
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000, 3), (2, 30_000, 2, 2), (1, 5000, 40)], ids=str)
+@pytest.mark.parametrize("layout", ["classes second", "classes last"])
+def test_many_classes_that_are_not_the_last_dimension(route: str, shape: tuple[int, ...], layout: str) -> None:
+    """torch's softmax adds them up one after the other, and is off by 1e-4 and more."""
+    input, target = batch(shape, torch.float32)
+    input, target = input * 2, target.where(torch.rand(target.shape) < 0.8, -100)
+    if layout == "classes last":
+        input = input.movedim(1, -1).contiguous().movedim(-1, 1)
+    weight = torch.rand(shape[1]) + 0.5
+    for options in ({}, {"label_smoothing": 0.1}, {"weight": weight, "label_smoothing": 0.1}):
+        wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in options.items()}
+        exact = run(F.cross_entropy, input.double(), target, reduction="sum", **wide)
+        loss, gradient = run(masked_cross_entropy, input, target, reduction="sum", **options)
+        torch.testing.assert_close(loss.double(), exact[0], rtol=2e-6, atol=0)
+        if not wide.get("label_smoothing"):  # else entries near 0 are differences of larger ones
+            torch.testing.assert_close(gradient.double(), exact[1], rtol=5e-6, atol=1e-12)
+        torch.testing.assert_close(gradient.double(), exact[1], rtol=5e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("classes", [129, 256, 512])
+def test_smoothing_over_planes_of_some_classes(classes: int) -> None:
+    """The gradient's sum over the classes is 0 for each position."""
+    input, target = batch((2, classes, 8, 8), torch.float32)
+    _, gradient = run(masked_cross_entropy, input, target, reduction="sum", label_smoothing=0.1)
+    assert float(gradient.double().sum(1).abs().max()) < 1.5e-6
+
+
+def test_half_types_behind_a_negative_view(route: str) -> None:
+    for dtype in HALF:
+        input, target = batch((40, 6), dtype)
+        view = torch._neg_view(input)
+        assert_same(run(masked_cross_entropy, view, target), run(masked_cross_entropy, -input, target))

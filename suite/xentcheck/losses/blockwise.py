@@ -20,13 +20,15 @@ class Blockwise(torch.autograd.Function):
     the rounding has to come last. Of losses of positions nobody knows the upstream gradients yet: there, the gradient is
     left to the backward pass.
 
-    In place, the gradient is saved instead of the logits, which it has overwritten. They are gone then: half types round
-    a second time for an upstream gradient that is not a power of two.
+    In place, the gradient is saved instead of the logits, which it has overwritten. They are gone then: bfloat16 rounds a
+    second time for an upstream gradient that is not a power of two. In float16 a gradient for 1 would be too small to be
+    told from 0, which is what a scaled loss is for; there it is left to the backward pass as well.
     """
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, question: Question, inplace: bool) -> Tensor:
-        scale = None if question.reduction == "none" else _reciprocal(question.denominator)
+        waits = question.reduction == "none" or (inplace and input.dtype == torch.float16)
+        scale = None if waits else _reciprocal(question.denominator)
         is_overwritten = inplace and scale is not None
         losses, gradient = sweep(input, question, scale, into=input if is_overwritten else None)
         if is_overwritten:

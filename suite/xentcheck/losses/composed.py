@@ -11,7 +11,9 @@ from .terms import Question, losses_of, reduced, scale_of, shares_of, smoothed, 
 def composed(input: Tensor, question: Question) -> Tensor:
     x = _blanked(input, question)
     x = x - x.detach().amax(1, keepdim=True)
-    log_p = x - x.logsumexp(1, keepdim=True)  # unlike log_softmax, sums carefully in the backward pass
+    # Unlike log_softmax, this sums carefully, in the backward pass too; logsumexp, whose maximum is the one above over again, is
+    # compiled wrongly by torch 2.13 where the classes are not last in memory.
+    log_p = x - x.exp().sum(1, keepdim=True).log()
     if question.is_about_classes:
         # Compiled by older versions of torch, a negative index counts from the end.
         target = torch.where(question.target < 0, input.shape[1], question.target)

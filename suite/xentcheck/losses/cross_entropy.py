@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_exporting
 
 from . import buffers
 from .arguments import as_torch_takes_it, check_options, check_range, check_tensors, ignore_values
@@ -38,7 +38,8 @@ def masked_cross_entropy(
     - the mean over no position (all ignored, or an empty batch) is 0 with a gradient of zeros, instead of NaN;
     - ``ignore_index`` may name several values;
     - float16 and bfloat16 are computed in float32 and rounded once, at the end;
-    - a class of weight or probability 0 adds 0 to the loss even where its logit is -inf, instead of NaN.
+    - a class of weight or probability 0 adds 0 to the loss even where its logit is -inf, instead of NaN;
+    - many logits are saved as they are: autograd refuses the backward pass if they have been changed in place by then.
 
     As there, a target whose logit is -inf has the loss +inf and a finite gradient; a valid position that holds NaN or
     +inf or nothing but -inf has a NaN loss and gradient; a mean over positions whose weights are all 0 is 0 / 0, NaN.
@@ -72,7 +73,7 @@ def masked_cross_entropy(
     Raises:
         TypeError: a dtype other than the above.
         ValueError: shapes or devices that do not match; an unknown reduction; a smoothing outside [0, 1]; a weight or
-            normaliser that requires a gradient; a normaliser that is negative or without reduction="mean"; an ignored
+            normaliser that requires a gradient; a number as normaliser that is negative, or one without reduction="mean"; an ignored
             value beside class probabilities; ``inplace`` with a leaf.
         IndexError: a target that is neither a class nor ignored. Where values cannot be looked at, that is on devices
             other than the CPU and under torch.func and torch.compile, torch's own check of an index has to do.
@@ -96,13 +97,13 @@ def masked_cross_entropy(
         return loss.squeeze(0) if reduction == "none" else loss
     wants_gradient = torch.is_grad_enabled() and input.requires_grad
     overwrites = inplace and wants_gradient and may_look and _has_own_places(input)
-    small = is_few(input) and not overwrites
-    if may_look and small and values and torch_is_right(input, target, weight, label_smoothing):
+    small = may_look and is_few(input) and not overwrites
+    if small and values and torch_is_right(input, target, weight, label_smoothing):
         loss = guarded(input, target, values, weight, label_smoothing, reduction, normalizer)
         return loss.to(dtype_of_loss(input))
     learns_target = torch.is_grad_enabled() and target.requires_grad
     compiles = _is_compiled_on_cpu(input) and not learns_target
-    if compiles and wants_gradient and buffers.is_large(input.shape, input.dtype):
+    if compiles and wants_gradient and not is_exporting() and buffers.is_large(input.shape, input.dtype):
         dtype = dtype_of_loss(input)
         return loss_of_many_logits(input, target, values, weight, label_smoothing, reduction, normalizer, dtype)
     question = Question.ask(input, target, values, weight, label_smoothing, reduction, normalizer, may_look)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .arguments import check_range, is_ignored
-from .sweep import rows_are_short
+from .sweep import ADDED_UP, rows_are_short
 from .terms import working_dtype
 
 _FEW_BYTES = 2**23  # of logits with a gradient in working dtypes
@@ -30,6 +30,8 @@ def is_few(input: Tensor) -> bool:
     """
     if input.dim() == 2 and rows_are_short(input):
         return input.numel() < 2**18
+    if input.dim() > 2 and input.shape[1] > ADDED_UP:
+        return False
     has_few_classes = input.shape[1] < (64 if input.dim() == 2 else 16)  # rows cost more for each position than planes
     is_half = input.dtype not in _WORKING_DTYPES
     if is_half and not has_few_classes:
@@ -60,7 +62,7 @@ def plainly(input: Tensor, target: Tensor, ignore_index: int, reduction: str) ->
         can_be_looked_at(input)
         and input.dtype in _WORKING_DTYPES
         and target.dtype is torch.int64
-        and input.dim() > 1
+        and ((dimensions := input.dim()) == 2 or (dimensions > 2 and input.shape[1] <= ADDED_UP))
         and (0 < (size := input.nbytes) < _FEW_BYTES or (size and is_few(input)))
         and (size < _TURNED_BYTES or input.shape[1] >= _NEVER_SHORT or not _is_turned(input))
     ):
@@ -88,9 +90,12 @@ def _nothing_is_ignored(input: Tensor, target: Tensor, ignore_index: int) -> boo
 
 def torch_is_right(input: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> bool:
     """Whether 0 * inf cannot occur, nor a careless sum over many classes (smoothing; log_softmax's backward pass)."""
+    adds_well = input.shape[1] <= (256 if input.dim() == 2 else 64)
     if target.is_floating_point():
-        return smoothing < 1 and input.shape[1] <= 256 and math.isfinite(input.detach().sum().item())
-    return (not smoothing or (smoothing < 1 and input.shape[1] <= 256)) and (weight is None or bool(weight.all()))
+        return smoothing < 1 and adds_well and math.isfinite(input.detach().sum().item())
+    if smoothing:
+        return smoothing < 1 and adds_well and (weight is None or bool(weight.all() and weight.isfinite().all()))
+    return weight is None or bool(weight.all())
 
 
 def guarded(
@@ -130,7 +135,7 @@ def guarded(
         check_range(target.masked_fill(ignored, 0), input.shape[1], values)
         raise
     if normalizer is not None and not is_empty:
-        loss = loss / normalizer
+        loss = loss / float(normalizer)  # which may go on counting before the backward pass
     return loss.squeeze(0) if is_turned else loss
 
 

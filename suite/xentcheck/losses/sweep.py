@@ -13,6 +13,8 @@ from . import buffers
 from .terms import Question, Shares, losses_of, shares_of, smoothed, weighed, working_dtype
 
 _BLOCK = 2**20  # logits for each thread, which stay in the cache from one operation to the next
+ADDED_UP = 512  # classes; torch adds them up one after the other where they are not the last dimension
+_FAR = 32  # from 0: the mean of logits, the rounding of which is part of the loss under label smoothing
 _VECTOR = {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability(), 16)  # bytes of a register
 
 Block = tuple[slice, ...] | Tensor  # slices, or the numbers of rows
@@ -62,18 +64,20 @@ def sweep(
         if is_plain or is_even:
             mean = logits.mean(1, keepdim=True) if is_even and losses is not None else None
             p = torch.softmax(logits, 1, out=out)
+            if _is_added_up(logits):
+                p.div_(p.sum(1, keepdim=True))
             p_target = p.gather(1, t)
             if losses is not None:
                 before = partial(_before, x, at, logits, p)
                 skipped = None if ignored is None else ignored[at]
                 nll = _nll(p, p_target, before, t, skipped)
-                losses[at] = (
-                    nll if mean is None else _smoothed(nll, before(), mean, t, skipped, shares, question.smoothing)
-                )
+                if mean is not None:
+                    nll = _smoothed(nll, before(), mean, t, skipped, _part(shares, at), question.smoothing)
+                losses[at] = nll
             if gradient is not None:
                 p.scatter_(1, t, p_target.sub_(1 - question.smoothing))  # w_t is part of the factor
         else:
-            p = torch.log_softmax(logits, 1, out=out)
+            p = _log_softmax(logits, out)
             mine = smoothed(t, question, dtype) if shares is None else _part(shares, at)
             if losses is not None:
                 losses[at] = _general_losses(p, t, mine)
@@ -115,7 +119,9 @@ def _load(x: Tensor, at: Block, box: buffers.Box, copies: bool) -> Tensor:
         return torch.index_select(x, 0, at, out=box.shaped(torch.Size((len(at), x.shape[1]))))
     block = _taken(x, at)
     if copies or block.dtype != box.dtype or not block.is_contiguous():
-        return box.shaped(block.shape).copy_(block)
+        return box.shaped(block.shape).copy_(
+            block.resolve_neg()
+        )  # a copy to another dtype forgets the sign in half types
     return block
 
 
@@ -148,10 +154,22 @@ def _smoothed(
     shares: Shares,
     smoothing: float,
 ) -> Tensor:
-    """(1 - s) (lse - x_t) + s (lse - the mean of x), for equal weights; where that is not finite, from each class by itself."""
+    """(1 - s) (lse - x_t) + s (lse - the mean of x), for equal weights; where that is not finite, or the logits are far from 0, from
+    each class by itself."""
     losses = nll + smoothing * (logits.gather(1, target).to(mean.dtype) - mean)
-    is_fine = losses.isfinite() if ignored is None else losses.isfinite() | ignored
-    return losses if is_fine.all() else losses_of(torch.log_softmax(logits.to(mean.dtype), 1), target, shares)
+    is_fine = losses.isfinite() & (mean.abs() <= _FAR)
+    is_fine = is_fine if ignored is None else is_fine | ignored
+    return losses if is_fine.all() else losses_of(_log_softmax(logits.to(mean.dtype)), target, shares)
+
+
+def _log_softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
+    log_p = torch.log_softmax(logits, 1, out=out)
+    return log_p.sub_(log_p.exp().sum(1, keepdim=True).log_()) if _is_added_up(logits) else log_p
+
+
+def _is_added_up(logits: Tensor) -> bool:
+    """Whether torch's softmax adds up so many numbers of a position, one after the other, that their sum is too far off."""
+    return logits.dim() == 3 and logits.shape[1] > ADDED_UP
 
 
 def _general_losses(log_p: Tensor, target: Tensor, share: Shares | Tensor) -> Tensor:
@@ -276,7 +294,8 @@ def _cleared(factor: Tensor | float, ignored: Tensor | None, dtype: torch.dtype)
         return factor
     if isinstance(factor, Tensor):
         return factor.masked_fill(ignored, 0)
-    return torch.full(ignored.shape, factor, dtype=dtype, device=ignored.device).masked_fill_(ignored, 0)
+    wide = torch.full(ignored.shape, factor, dtype=torch.float64, device=ignored.device)
+    return wide.to(dtype).masked_fill_(ignored, 0)  # a factor beyond float32 is infinite there
 
 
 def _part(shares: Shares, at: Block) -> Shares:

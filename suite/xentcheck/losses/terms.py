@@ -154,5 +154,7 @@ def _denominator(
         return float(counted)
     counted = as_tensor(counted, target.device)
     return (
-        torch.where(nothing_is_left, 1, counted.to(target.device, dtype)) if ignored is not None else counted.to(dtype)
+        torch.where(nothing_is_left, 1, counted.to(target.device, dtype))
+        if ignored is not None
+        else counted.to(target.device, dtype, copy=True)  # a normaliser may go on counting before the backward pass
     )
