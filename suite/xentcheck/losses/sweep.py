@@ -119,9 +119,8 @@ def _load(x: Tensor, at: Block, box: buffers.Box, copies: bool) -> Tensor:
         return torch.index_select(x, 0, at, out=box.shaped(torch.Size((len(at), x.shape[1]))))
     block = _taken(x, at)
     if copies or block.dtype != box.dtype or not block.is_contiguous():
-        return box.shaped(block.shape).copy_(
-            block.resolve_neg()
-        )  # a copy to another dtype forgets the sign in half types
+        # Copied to another dtype, a negative view of a half type loses its sign.
+        return box.shaped(block.shape).copy_(block.resolve_neg())
     return block
 
 
