@@ -20,7 +20,7 @@ import torch
 
 import fakes
 import xentcheck
-from xentcheck import casefile, examine, record
+from xentcheck import casefile, cli, examine, record
 from xentcheck.case import ASPECTS as ASPECT_NAMES
 from xentcheck.record import NAME, load
 
@@ -291,6 +291,18 @@ def test_it_runs_without_xdist(run, two):
 # --- selection
 
 
+def test_two_files_with_the_same_id_are_a_usage_error(run, write, tmp_path):
+    first = write("id: one, logits: {shape: [3, 4]}")
+    (tmp_path / "other").mkdir()
+    second = write("id: one, logits: {shape: [3, 5]}", name="other/small.yaml")
+    status, screen = run("--impl", "native", "--cases", f"{first},{second}")
+    assert status == 4
+    assert re.search(
+        r"other/small.yaml:\d+: case small/one stands a second time; the first is .*small.yaml:\d+", screen
+    )
+    assert run("--impl", impl("right"), "--cases", f"{first},{first}")[0] == 0
+
+
 def test_patterns_and_files_select_cases(run, specification, write, tmp_path):
     specification(*TWO, "id: three, logits: {shape: [2, 4]}, matrix: {dtype: [float32, float64]}")
     own = write("id: mine, logits: {shape: [2, 4]}", name="own.yaml")
@@ -396,6 +408,34 @@ def test_a_harness_that_fails_is_recorded_as_an_error(run, two, tmp_path, monkey
     assert "the judge is ill" in found["small/two", "shape"].message
     assert load(tmp_path).complete
     assert rows(screen)["right"][-6:-1] == ["1", "1", "0", "0", "0"]
+
+
+def test_a_harness_that_skips_is_recorded_as_an_error(run, two, tmp_path, monkeypatch):
+    monkeypatch.setattr(examine, "judge", lambda *arguments: pytest.skip("no judge today"))
+    status, _ = run("--impl", impl("right"), "--cases", two, "--results", tmp_path)
+    assert status == 1
+    assert set(outcome(tmp_path).values()) == {"error"}
+    assert len(outcome(tmp_path)) == 2 * ASPECTS
+
+
+@pytest.mark.parametrize("how", [(), ("--isolate",)], ids=["here", "isolated"])
+@pytest.mark.parametrize("function", ["skips", "expects_to_fail", "leaves"])
+def test_no_case_is_lost_by_a_loss_that_skips(run, two, tmp_path, function, how):
+    status, screen = run("--impl", impl(function), "--cases", two, "--results", tmp_path, *how)
+    assert status == 1, screen
+    found = outcome(tmp_path)
+    assert len(found) == 2 * ASPECTS
+    assert {s for (_, _, aspect), s in found.items() if aspect in ("loss", "gradient", "shape")} == {"error"}
+    assert "pass" not in {s for (_, _, aspect), s in found.items() if aspect != "purity"}
+
+
+def test_results_of_a_case_of_ones_own_become_pages(run, write, tmp_path, capsys):
+    own = write("id: mine, logits: {shape: [3, 4]}, target: {ignore: first}, ignore_index: -100", name="own.yaml")
+    run("--impl", "native", "--cases", own, "--results", tmp_path / "results")
+    assert "deviates" in outcome(tmp_path / "results").values()
+    cli.main(["report", str(tmp_path / "results"), "--to", str(tmp_path / "pages")])
+    assert "wrote" in capsys.readouterr().out
+    assert "small/mine" in (tmp_path / "pages" / "deviations.md").read_text()
 
 
 def test_a_full_disk_stops_the_run(run, two, tmp_path, monkeypatch):

@@ -86,8 +86,14 @@ def _report(options: argparse.Namespace) -> int:
 
     @cache
     def script(name: str, case_id: str) -> str:
-        if name not in implementations:
-            implementations[name] = find(name)[0]
+        """None where the case or the implementation is the user's own, for the results hold neither."""
+        if case_id not in by_id:
+            return ""
+        try:
+            if name not in implementations:
+                implementations[name] = find(name)[0]
+        except ImplementationError:
+            return ""
         batch = build(by_id[case_id])
         return (
             repro.script(by_id[case_id], implementations[name], batch) if batch.input.numel() <= repro.LITERAL else ""

@@ -166,7 +166,7 @@ def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
                 loss = padding.call(function)
             else:
                 loss = function(x, batch.target, **batch.options)
-    except Exception as error:
+    except BaseException as error:
         return Answer(raised=_raised("call", error))
     if not isinstance(loss, Tensor):
         return Answer(loss_type=type(loss).__name__)
@@ -189,7 +189,7 @@ def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
                 edited.neg_()
         with contexts["deterministic"]() if batch.mode == "deterministic" else nullcontext():
             loss.backward(upstream)
-    except Exception as error:
+    except BaseException as error:
         return Answer(value, dtype, raised=_raised("backward", error), padding=padding.found)
     if x.grad is None:
         return Answer(value, dtype, padding=padding.found, tensor=loss.detach())
@@ -267,12 +267,12 @@ def _twice_differentiated(
 def _functional(function: Function, batch: Batch) -> Answer:
     try:
         loss, pull_back = torch.func.vjp(lambda x: function(x, batch.target, **batch.options), batch.input)
-    except Exception as error:
+    except BaseException as error:
         return Answer(raised=_raised("call", error))
     try:
         upstream = torch.ones_like(loss) if batch.upstream is None else batch.upstream.to(loss.dtype)
         (gradient,) = pull_back(upstream)
-    except Exception as error:
+    except BaseException as error:
         return Answer(_array(loss), _dtype(loss), raised=_raised("backward", error))
     return Answer(_array(loss), _dtype(loss), _array(gradient), _dtype(gradient))
 
@@ -286,7 +286,7 @@ def _vmapped(function: Function, batch: Batch) -> Answer:
 
     try:
         gradient, loss = torch.func.vmap(torch.func.grad(one, has_aux=True))(batch.input, batch.target)
-    except Exception as error:
+    except BaseException as error:
         return Answer(raised=_raised("call", error))
     return Answer(_array(loss), _dtype(loss), _array(gradient), _dtype(gradient))
 
@@ -294,7 +294,7 @@ def _vmapped(function: Function, batch: Batch) -> Answer:
 def _from_arrays(function: Function, batch: Batch) -> Answer:
     try:
         loss, gradient = function(batch.input, batch.target, batch.upstream, **batch.options)
-    except Exception as error:
+    except BaseException as error:
         return Answer(raised=_raised("call", error))
     loss_values, gradient_values = _numbers(loss), _numbers(gradient)
     return Answer(loss_values, _dtype(loss), gradient_values, "" if gradient_values is None else _dtype(gradient))
@@ -351,5 +351,8 @@ def _dtype(value: Any) -> str:
     return str(value.dtype).removeprefix("torch.") if hasattr(value, "dtype") else type(value).__name__
 
 
-def _raised(phase: str, error: Exception) -> Raised:
+def _raised(phase: str, error: BaseException) -> Raised:
+    """Also what is no Exception, such as sys.exit and pytest.skip: a case must not be lost by it. Ctrl-C is the user's."""
+    if isinstance(error, KeyboardInterrupt):
+        raise error
     return Raised(phase, type(error).__name__, str(error))

@@ -117,7 +117,12 @@ class Session:
                 raise casefile.CaseFileError(
                     f"--cases {pattern}: no case matches{nearest(pattern, known)} `xentcheck cases` lists all"
                 )
-            chosen |= {case.id: case for case in cases}
+            for case in cases:
+                other = chosen.setdefault(case.id, case)
+                if other.path.resolve() != case.path.resolve():
+                    raise casefile.CaseFileError(
+                        f"{case.path}:{case.line}: case {case.id} stands a second time; the first is {other.path}:{other.line}; ids must be unique"
+                    )
         if not chosen:
             raise casefile.CaseFileError("--cases names no case; expected a pattern such as 'ignored-*' or a case file")
         return list(chosen.values())
@@ -307,7 +312,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         return
     if hasattr(report, "xentcheck"):
         session.note(Verdict(**report.xentcheck))
-    elif report.failed:  # the harness itself failed, or an xdist worker died
+    elif report.failed or (
+        report.when == "call" and report.skipped
+    ):  # the harness itself failed or skipped, or an xdist worker died
         implementation, case, aspect = key
         crashed = report.when == "???"
         place = getattr(report.longrepr, "reprcrash", None)
