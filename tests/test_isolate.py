@@ -181,6 +181,12 @@ def test_relations_are_asked_together_with_the_same_verdicts(workers, cases):
     assert min(requests) > 9
 
 
+def test_a_patience_of_years(workers, case, monkeypatch):
+    monkeypatch.setattr(workers, "limit", 1e9)
+    found = Examiner(workers.observe).examine(case("logits: {shape: [3, 4]}"), "loss", workers.find("native")[0])
+    assert found.status == "pass"
+
+
 def test_what_is_raised_past_everything_is_an_answer_but_for_an_interrupt(workers, case):
     asked, examiner = case("logits: {shape: [3, 4]}"), Examiner(workers.observe)
     verdict = examiner.examine(asked, "loss", workers.find(f"{FAULTS}:exits")[0])

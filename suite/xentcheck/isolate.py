@@ -388,6 +388,9 @@ class _Server:
         self._complaints.close()
 
 
+_LONGEST = 2**31 - 1  # milliseconds that poll takes, three weeks
+
+
 def _ready(patience: float, listening: list[int], writing: list[int] | None = None) -> set[int]:
     """The file descriptors that can be read or written at once, or are at their end; waits for one."""
     poll = select.poll()  # select itself knows a thousand descriptors only
@@ -395,7 +398,7 @@ def _ready(patience: float, listening: list[int], writing: list[int] | None = No
         poll.register(descriptor, select.POLLIN)
     for descriptor in writing or ():
         poll.register(descriptor, select.POLLOUT)
-    return {descriptor for descriptor, _ in poll.poll(math.ceil(1000 * max(0.0, patience)))}
+    return {descriptor for descriptor, _ in poll.poll(min(math.ceil(1000 * max(0.0, patience)), _LONGEST))}
 
 
 def _raise_here(answer: dict[str, str]) -> None:
