@@ -156,6 +156,8 @@ def test_native_itself_has_a_control_and_no_ratio(speed_case):
         (fakes.zero_gradient, "fail", "expected a gradient of"),
         (fakes.overwrites_input, "fail", "left|leaves its arguments"),
         (fakes.raises, "error", "RuntimeError: the kernel is out of order"),
+        (fakes.skips, "error", "Skipped: no kernels here"),
+        (fakes.leaves, "error", "found SystemExit: 0"),
         (fakes.returns_none, "error", "expected a loss and a gradient"),
     ],
     ids=lambda v: getattr(v, "__name__", None),

@@ -86,7 +86,7 @@ def _report(options: argparse.Namespace) -> int:
 
     @cache
     def script(name: str, case_id: str) -> str:
-        """None where the case or the implementation is the user's own, for the results hold neither."""
+        """Empty where the batch is large, and where the case or the implementation is the user's own, for the results hold neither."""
         if case_id not in by_id:
             return ""
         try:

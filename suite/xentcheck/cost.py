@@ -142,7 +142,9 @@ class Costs:
             return "unavailable", str(error)
         except memory.OverLimit as error:
             return "fail", str(error)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also pytest.skip and sys.exit, by which no measurement may be lost
             return "error", f"expected a loss and a gradient; found {type(error).__name__}: {str(error).strip()[:300]}"
         changed = [name for name, tensor in _arguments(batch).items() if not torch.equal(tensor, before[name])]
         if changed:

@@ -312,9 +312,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         return
     if hasattr(report, "xentcheck"):
         session.note(Verdict(**report.xentcheck))
-    elif report.failed or (
-        report.when == "call" and report.skipped
-    ):  # the harness itself failed or skipped, or an xdist worker died
+    elif report.failed or (report.when == "call" and report.skipped):
+        # The harness itself failed or skipped, or an xdist worker died.
         implementation, case, aspect = key
         crashed = report.when == "???"
         place = getattr(report.longrepr, "reprcrash", None)
