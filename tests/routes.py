@@ -21,7 +21,7 @@ def take_route(route: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
     Rows of up to 15 (float64) or 31 classes are short for "turned" and "blocks of short rows"; for the others none is.
     """
-    monkeypatch.setattr(sweep, "_VECTOR", 128 if route in ("turned", "blocks of short rows") else 0)
+    monkeypatch.setattr(sweep, "REGISTER_BYTES", 128 if route in ("turned", "blocks of short rows") else 0)
     if route == "turned":
         monkeypatch.setattr(guarded, "_TURNED_BYTES", 0)
     if route != "guarded":

@@ -122,7 +122,7 @@ def test_the_softmax_of_short_rows_is_not_taken_along_them(
     positions: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of fewer logits than a vector register holds: there, torch's softmax takes ten times as long for each."""
-    monkeypatch.setattr(sweep, "_VECTOR", 64)
+    monkeypatch.setattr(sweep, "REGISTER_BYTES", 64)
     for classes, are_short in ((9, True), (15, True), (17, False)):
         input, target = batch((positions, classes), dtype, ignored=0.5)
         with RowsOfSoftmax() as seen:

@@ -365,6 +365,43 @@ def test_many_classes_that_are_not_the_last_dimension(route: str, shape: tuple[i
         torch.testing.assert_close(gradient.double(), exact[1], rtol=5e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(4, 20_000), (1, 20_000, 4)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"weighted": True, "label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize("peak", ["target", "another"])
+def test_certain_positions_over_a_flat_tail(
+    route: str, shape: tuple[int, ...], options: dict[str, Any], peak: str
+) -> None:
+    """Added to 1, each of the other classes is lost: all of them over planes, a sixteenth over rows in torch's softmax."""
+    input, target = torch.randn(shape) * 0.02, torch.randint(shape[1] // 2, (shape[0], *shape[2:]))
+    input.scatter_(1, target.unsqueeze(1), 17.0)
+    target = target if peak == "target" else target + shape[1] // 2
+    options = dict(options)
+    if options.pop("weighted", False):
+        options["weight"] = torch.rand(shape[1]) + 0.5
+    wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in options.items()}
+    exact = run(F.cross_entropy, input.double(), target, reduction="none", **wide)
+    by_sixteens = route == "composed" and len(shape) > 2  # torch.sum adds up as many before it adds up their sums
+    for reduction in ("none", "sum"):
+        loss, gradient = run(masked_cross_entropy, input, target, reduction=reduction, **options)
+        expected = exact[0] if reduction == "none" else exact[0].sum()
+        torch.testing.assert_close(loss.double(), expected, rtol=4e-7, atol=1e-6 if by_sixteens else 4e-7)
+        torch.testing.assert_close(gradient.double(), exact[1], rtol=2e-6, atol=2e-6)
+
+
+def test_the_smallest_losses_are_right_relatively(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where 1 - p_t is too small to be told from 0; and so is the gradient of the target's logit."""
+    take_route("blocks", monkeypatch)
+    for peak in (10.0, 20.0, 50.0, 80.0):  # from which logits differ by numbers that are rounded, by up to 4e-6
+        input, target = batch((30, 7), torch.float32, ignored=0.2)
+        input.scatter_(1, target.clamp(min=0).unsqueeze(1), peak)
+        index = target.clamp(min=0).unsqueeze(1)
+        others = (input.double() - peak).exp().scatter(1, index, 0)
+        gradient = others.scatter(1, index, -others.sum(1, keepdim=True)) / (1 + others.sum(1, keepdim=True))
+        counts = target != -100
+        exact = others.sum(1)[counts].log1p().sum(), gradient * counts.unsqueeze(1)
+        assert_same(run(masked_cross_entropy, input, target, reduction="sum"), exact, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("classes", [129, 256, 512])
 def test_smoothing_over_planes_of_some_classes(classes: int) -> None:
     """The gradient's sum over the classes is 0 for each position."""

@@ -28,6 +28,7 @@ def composed(input: Tensor, question: Question) -> Tensor:
 def composed_gradient(input: Tensor, upstream: Tensor, question: Question) -> Tensor:
     """The gradient, to be differentiated again with respect to ``input`` and ``upstream``."""
     p = _blanked(input, question).softmax(1)
+    p = p / p.sum(1, keepdim=True)  # not quite 1: softmax adds up carelessly
     if question.is_about_classes:
         shares = shares_of(input, question.target, question)
         gradient = (shares.total * p).scatter_add(1, question.target, -shares.target.expand(question.target.shape))

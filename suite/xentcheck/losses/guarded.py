@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .arguments import check_range, is_ignored
-from .sweep import ADDED_UP, rows_are_short
+from .sweep import REGISTER_BYTES, rows_are_short
 from .terms import working_dtype
 
 _FEW_BYTES = 2**23  # of logits with a gradient in working dtypes
 _TURNED_BYTES = 2**15  # for each thread; see _is_turned
+_ADDED_UP = 512  # numbers, one after another, by torch's softmax: the loss is then off by no more than 3e-5
 _NEVER_SHORT = 32  # classes fill every CPU's vector register; asked first, for it takes less
 _LISTED = 48  # targets, from which on their minimum takes less than a list of them
 _WORKING_DTYPES = (torch.float32, torch.float64)
@@ -30,7 +31,7 @@ def is_few(input: Tensor) -> bool:
     """
     if input.dim() == 2 and rows_are_short(input):
         return input.numel() < 2**18
-    if input.dim() > 2 and input.shape[1] > ADDED_UP:
+    if not _adds_up_few(input):
         return False
     has_few_classes = input.shape[1] < (64 if input.dim() == 2 else 16)  # rows cost more for each position than planes
     is_half = input.dtype not in _WORKING_DTYPES
@@ -39,6 +40,13 @@ def is_few(input: Tensor) -> bool:
     wants_gradient = torch.is_grad_enabled() and input.requires_grad
     bound = 4 * _FEW_BYTES if (has_few_classes and not is_half) or not wants_gradient else _FEW_BYTES
     return input.numel() * working_dtype(input).itemsize < bound
+
+
+def _adds_up_few(input: Tensor) -> bool:
+    """Whether torch's softmax may be left to add up a position's classes: one after another, or, where they are the last
+    dimension, by as many sums as a vector register holds."""
+    sums = REGISTER_BYTES // working_dtype(input).itemsize if input.dim() == 2 else 1
+    return input.shape[1] <= _ADDED_UP * sums
 
 
 def can_be_looked_at(input: Tensor) -> bool:
@@ -62,7 +70,8 @@ def plainly(input: Tensor, target: Tensor, ignore_index: int, reduction: str) ->
         can_be_looked_at(input)
         and input.dtype in _WORKING_DTYPES
         and target.dtype is torch.int64
-        and ((dimensions := input.dim()) == 2 or (dimensions > 2 and input.shape[1] <= ADDED_UP))
+        and input.dim() > 1
+        and (input.shape[1] <= _ADDED_UP or _adds_up_few(input))
         and (0 < (size := input.nbytes) < _FEW_BYTES or (size and is_few(input)))
         and (size < _TURNED_BYTES or input.shape[1] >= _NEVER_SHORT or not _is_turned(input))
     ):

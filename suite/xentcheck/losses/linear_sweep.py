@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .arguments import expected, is_ignored
 from .products import product_for, rounded
-from .terms import weighed, working_dtype
+from .terms import nll_of, parted, weighed, working_dtype
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 2**23, 2**24  # logits or features
 _ENOUGH = 512  # positions: more make a matrix product hardly any faster
@@ -171,20 +171,19 @@ def _losses_and_difference(x: Tensor, mine: Positions, room: Tensor) -> tuple[Te
     t = mine.target.unsqueeze(1)
     if mine.of_classes is None:
         p = torch.softmax(x, 1, out=room)
-        nll = -p.gather(1, t).log()
-        if bool((nll > -math.log(torch.finfo(p.dtype).tiny) - 10).any()):  # p_t has underflowed, or is about to
-            nll = x.amax(1, keepdim=True) - x.gather(1, t) - p.amax(1, keepdim=True).log()
-        losses = weighed(nll.squeeze(1), mine.of_target)
-    else:
-        log_p = torch.log_softmax(x, 1, out=room)
-        losses = weighed(-log_p.gather(1, t).squeeze(1), mine.of_target)
-        losses += weighed(-log_p, mine.of_classes).sum(1)
-        p = log_p.exp_()
+        p_target, p_others = parted(p, t)
+        losses = weighed(nll_of(p, p_target, p_others, lambda: x, t).squeeze(1), mine.of_target)
+        share = mine.of_target.unsqueeze(1) / (p_target + p_others)
+        return losses, p.mul_(share).scatter_(1, t, -p_others * share)
+    log_p = torch.log_softmax(x, 1, out=room)
+    log_p -= log_p.exp().sum(1, keepdim=True).log_()  # not quite 0, see parted
+    losses = weighed(-log_p.gather(1, t).squeeze(1), mine.of_target)
+    losses += weighed(-log_p, mine.of_classes).sum(1)
+    p = log_p.exp_()
     if mine.total is not None:
         p *= mine.total.unsqueeze(1)
     p.scatter_add_(1, t, -mine.of_target.unsqueeze(1))
-    if mine.of_classes is not None:
-        p -= mine.of_classes
+    p -= mine.of_classes
     return losses, p
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from . import buffers
-from .terms import Question, Shares, losses_of, shares_of, smoothed, weighed, working_dtype
+from .terms import Question, Shares, losses_of, nll_of, parted, shares_of, smoothed, weighed, working_dtype
 
 _BLOCK = 2**20  # logits for each thread, which stay in the cache from one operation to the next
-ADDED_UP = 512  # classes; torch adds them up one after the other where they are not the last dimension
 _FAR = 32  # from 0: the mean of logits, the rounding of which is part of the loss under label smoothing
-_VECTOR = {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability(), 16)  # bytes of a register
+REGISTER_BYTES = {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability(), 16)  # of a vector
 
 Block = tuple[slice, ...] | Tensor  # slices, or the numbers of rows
 
@@ -64,29 +62,34 @@ def sweep(
         if is_plain or is_even:
             mean = logits.mean(1, keepdim=True) if is_even and losses is not None else None
             p = torch.softmax(logits, 1, out=out)
-            if _is_added_up(logits):
-                p.div_(p.sum(1, keepdim=True))
-            p_target = p.gather(1, t)
+            p_target, p_others = parted(p, t)
             if losses is not None:
                 before = partial(_before, x, at, logits, p)
                 skipped = None if ignored is None else ignored[at]
-                nll = _nll(p, p_target, before, t, skipped)
+                nll = nll_of(p, p_target, p_others, before, t, skipped)
                 if mean is not None:
                     nll = _smoothed(nll, before(), mean, t, skipped, _part(shares, at), question.smoothing)
                 losses[at] = nll
             if gradient is not None:
-                p.scatter_(1, t, p_target.sub_(1 - question.smoothing))  # w_t is part of the factor
+                total = p_target + p_others
+                # p_t - (1 - s) total; w_t is part of the factor
+                p.scatter_(1, t, p_target.mul_(question.smoothing).sub_(p_others, alpha=1 - question.smoothing))
+                _multiply(p, total, factor, evenly, at, ignored)
         else:
-            p = _log_softmax(logits, out)
+            p = torch.log_softmax(logits, 1, out=out)
             mine = smoothed(t, question, dtype) if shares is None else _part(shares, at)
             if losses is not None:
                 losses[at] = _general_losses(p, t, mine)
+            share = mine.total if isinstance(mine, Shares) else mine.sum(1, keepdim=True)
+            total = p.exp_().sum(1, keepdim=True)
+            if losses is not None:
+                # The loss of an infinite weight is infinite already, or NaN.
+                losses[at] += share.masked_fill(share.isinf(), 0) * total.log()
             if gradient is not None:
-                _make_difference(p.exp_(), t, mine)
-        if gradient is not None:
-            _multiply(p, factor, evenly, at, ignored)
-            if in_box:
-                gradient[at] = p.to(gradient.dtype) if isinstance(at, Tensor) else p
+                _make_difference(p, total, t, mine)
+                _multiply(p, 1, factor, 0, at, ignored)
+        if gradient is not None and in_box:
+            gradient[at] = p.to(gradient.dtype) if isinstance(at, Tensor) else p
 
     if losses is not None:
         losses = weighed(losses, shares.target) if is_plain and question.weight is not None else losses
@@ -134,16 +137,6 @@ def _taken(x: Tensor, at: Block) -> Tensor:
     return x.index_select(0, at) if isinstance(at, Tensor) else x[at]
 
 
-def _nll(p: Tensor, p_target: Tensor, before: Callable[[], Tensor], target: Tensor, ignored: Tensor | None) -> Tensor:
-    """-log p_t. What rounding p_t costs its logarithm, rounding lse would cost as well, unless p_t has underflowed."""
-    # What ignored rows hold must not decide which of the two is taken for the others.
-    counted = p_target if ignored is None else p_target.masked_fill(ignored, 1)
-    if counted.amin() >= torch.finfo(p.dtype).tiny * 2**14:
-        return p_target.log().neg_()
-    logits = before().to(p.dtype)
-    return logits.amax(1, keepdim=True) - logits.gather(1, target) - p.amax(1, keepdim=True).log()
-
-
 def _smoothed(
     nll: Tensor,
     logits: Tensor,
@@ -161,14 +154,9 @@ def _smoothed(
     return losses if is_fine.all() else losses_of(_log_softmax(logits.to(mean.dtype)), target, shares)
 
 
-def _log_softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
-    log_p = torch.log_softmax(logits, 1, out=out)
-    return log_p.sub_(log_p.exp().sum(1, keepdim=True).log_()) if _is_added_up(logits) else log_p
-
-
-def _is_added_up(logits: Tensor) -> bool:
-    """Whether torch's softmax adds up so many numbers of a position, one after the other, that their sum is too far off."""
-    return logits.dim() == 3 and logits.shape[1] > ADDED_UP
+def _log_softmax(logits: Tensor) -> Tensor:
+    log_p = torch.log_softmax(logits, 1)
+    return log_p.sub_(log_p.exp().sum(1, keepdim=True).log_())
 
 
 def _general_losses(log_p: Tensor, target: Tensor, share: Shares | Tensor) -> Tensor:
@@ -178,30 +166,26 @@ def _general_losses(log_p: Tensor, target: Tensor, share: Shares | Tensor) -> Te
     return weighed(-log_p, share).sum(1, keepdim=True) if losses.isnan().any() else losses
 
 
-def _make_difference(p: Tensor, target: Tensor, share: Shares | Tensor) -> None:
-    """A p - w q, in the place of p."""
+def _make_difference(p: Tensor, total: Tensor, target: Tensor, share: Shares | Tensor) -> None:
+    """A p / total - w q, in the place of p."""
     if not isinstance(share, Shares):
-        p.mul_(share.sum(1, keepdim=True)).sub_(share)
+        p.mul_(share.sum(1, keepdim=True) / total).sub_(share)
         return
-    if share.total.dim():  # otherwise 1
-        p.mul_(share.total)
+    p.mul_(share.total / total)
     p.scatter_add_(1, target, -share.target.expand(target.shape))
     if share.classes is not None:
         p.sub_(share.classes)
 
 
-def _multiply(p: Tensor, factor: Tensor | float, evenly: float, at: Block, ignored: Tensor | None) -> None:
-    """(p - evenly) * factor, in the place of p."""
-    if isinstance(factor, Tensor):
-        factor = factor[at] if factor.dim() else factor
-        if evenly:
-            torch.addcmul(factor * -evenly, p, factor, out=p)
-        else:
-            p.mul_(factor)
-    elif evenly:
-        torch.add(p.new_tensor(-evenly * factor), p, alpha=factor, out=p)
-    elif factor != 1:
-        p.mul_(factor)
+def _multiply(
+    p: Tensor, total: Tensor | float, factor: Tensor | float, evenly: float, at: Block, ignored: Tensor | None
+) -> None:
+    """(p / total - evenly) * factor, in the place of p."""
+    factor = factor[at] if isinstance(factor, Tensor) and factor.dim() else factor
+    if evenly:
+        torch.addcmul(torch.as_tensor(factor * -evenly, dtype=p.dtype, device=p.device), p, factor / total, out=p)
+    elif isinstance(total, Tensor) or isinstance(factor, Tensor) or factor != 1:
+        p.mul_(factor / total)
     if ignored is not None:
         bad = p[:, :1].isnan() & ignored[at]  # else 0 already; a softmax is NaN in all classes or in none
         if bad.any():
@@ -217,7 +201,7 @@ def rows_are_short(input: Tensor) -> bool:
     With AVX-512 it takes ten times as long for a logit in float32 with 15 classes as with 16. Over another dimension it takes as
     many positions together as a register holds.
     """
-    return input.shape[1] * working_dtype(input).itemsize < _VECTOR
+    return input.shape[1] * working_dtype(input).itemsize < REGISTER_BYTES
 
 
 def goes_by_rows(input: Tensor) -> bool:

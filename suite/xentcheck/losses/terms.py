@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -79,6 +80,35 @@ def smoothed(probabilities: Tensor, question: Question, dtype: torch.dtype) -> T
     if s:
         share = share * (1 - s) + s / share.shape[1]
     return share if weight is None else share * weight.view(-1, *[1] * (share.dim() - 2))
+
+
+def parted(p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """p_t, which is 0 afterwards in p, and the sum of the others: torch's softmax adds up carelessly, and p not quite to 1.
+
+    Where p_t is near 1, small numbers added to it would be lost again.
+    """
+    p_target = p.gather(1, target)
+    return p_target, p.scatter_(1, target, 0).sum(1, keepdim=True)
+
+
+def nll_of(
+    p: Tensor,
+    p_target: Tensor,
+    p_others: Tensor,
+    logits: Callable[[], Tensor],
+    target: Tensor,
+    ignored: Tensor | None = None,
+) -> Tensor:
+    """log(1 + the others / p_t), for what ``parted`` gives; from the logits that p is the softmax of, where p_t has underflowed."""
+    nll = (p_others / p_target).log1p_()
+    has_underflowed = p_target < torch.finfo(p.dtype).tiny * 2**14
+    if ignored is not None:
+        has_underflowed.masked_fill_(ignored, False)
+    if not has_underflowed.any():
+        return nll
+    x = logits().to(p.dtype)
+    largest = p.amax(1, keepdim=True) / (p_target + p_others)
+    return torch.where(has_underflowed, x.amax(1, keepdim=True) - x.gather(1, target) - largest.log_(), nll)
 
 
 def losses_of(log_p: Tensor, target: Tensor, shares: Shares) -> Tensor:

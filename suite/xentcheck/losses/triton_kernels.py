@@ -205,6 +205,7 @@ if triton is not None:
             start = x_ptr + n * stride_n + s * stride_s
             top = tl.full((TOGETHER,), float("-inf"), ACCURATE)
             total = tl.zeros((TOGETHER,), ACCURATE)
+            lost = tl.zeros((TOGETHER,), ACCURATE)  # what rounding took from total, after Neumaier: small tiles beside a 1
             weighed = tl.zeros((TOGETHER,), ACCURATE)  # sum_c w_c (x_c - top), all of one sign; and sum_c w_c
             seen = tl.zeros((TOGETHER,), ACCURATE)
             for first in range(0, classes, BLOCK):
@@ -213,7 +214,10 @@ if triton is not None:
                 x = tl.load(start[:, None] + (c * stride_c)[None, :], mask=read, other=float("-inf")).to(ACCURATE)
                 higher = tl.maximum(top, tl.max(x, 1))
                 base = tl.where(higher == float("-inf"), 0.0, higher)  # as long as all is -inf
-                total = total * tl.exp(top - base) + tl.sum(tl.exp(x - base[:, None]), 1)
+                before = total * tl.exp(top - base)
+                tile = tl.sum(tl.exp(x - base[:, None]), 1)
+                total = before + tile
+                lost = lost * tl.exp(top - base) + (tl.maximum(before, tile) - total + tl.minimum(before, tile))
                 if SMOOTH:
                     lower = tl.where(top == float("-inf"), 0.0, top)
                     weighed += tl.where(lower == base, 0.0, seen * (lower - base))
@@ -226,7 +230,7 @@ if triton is not None:
                         weighed += tl.sum(tl.where(read & (w != 0) & (below != 0), w * below, 0.0), 1)
                         seen += tl.sum(tl.where(read, w, 0.0), 1)
                 top = higher
-            log_sum = tl.log(total)
+            log_sum = tl.log(total + lost)
             of_target, _ = _shares(target, weight_ptr, shares_ptr, ACCURATE)
             x = tl.load(start + target * stride_c, mask=counts, other=0.0).to(ACCURATE)
             nll = (top - x) + log_sum
