@@ -3,7 +3,15 @@
 import torch
 import torch.nn.functional as F
 
-from _torch import DROPPED_IGNORE_VALUE, FLOAT16_MEAN, HALF_GRADIENT, HALF_LOSS, HALF_RELATIONS, IMPOSSIBLE_CLASS
+from _torch import (
+    ADDED_ONE_BY_ONE,
+    DROPPED_IGNORE_VALUE,
+    FLOAT16_MEAN,
+    HALF_GRADIENT,
+    HALF_LOSS,
+    HALF_RELATIONS,
+    IMPOSSIBLE_CLASS,
+)
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation
 
 
@@ -34,6 +42,7 @@ implementation = Implementation(
         *HALF_LOSS[:2],
         *HALF_GRADIENT,
         *HALF_RELATIONS,
+        *ADDED_ONE_BY_ONE,
         *FLOAT16_MEAN,
         IMPOSSIBLE_CLASS,
         DROPPED_IGNORE_VALUE,

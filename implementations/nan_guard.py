@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from _torch import (
+    ADDED_ONE_BY_ONE,
     COMPILED_INT32,
     COMPILED_TARGET,
     COMPILED_UINT8,
@@ -47,6 +48,7 @@ implementation = Implementation(
         *HALF_LOSS,
         *HALF_GRADIENT,
         *HALF_RELATIONS,
+        *ADDED_ONE_BY_ONE,
         *(d for d in FLOAT16_MEAN if d.fault != "nan"),
         *UINT8_SMOOTHING,
         *UINT8_VMAP,

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from _torch import (
+    ADDED_ONE_BY_ONE,
     COMPILED_INT32,
     COMPILED_TARGET,
     COMPILED_UINT8,
@@ -40,6 +41,7 @@ implementation = Implementation(
         *HALF_LOSS,
         *HALF_GRADIENT,
         *HALF_RELATIONS,
+        *ADDED_ONE_BY_ONE,
         *FLOAT16_MEAN,
         *uint8_refused("target-dtypes/uint8-pixels"),
         Deviation(

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from _torch import (
+    ADDED_ONE_BY_ONE,
     COMPILED_TARGET,
     DROPPED_IGNORE_VALUE,
     FLOAT16_MEAN,
@@ -43,6 +44,7 @@ implementation = Implementation(
         *HALF_LOSS,
         *HALF_GRADIENT,
         *HALF_RELATIONS,
+        *ADDED_ONE_BY_ONE,
         *FLOAT16_MEAN,
         IMPOSSIBLE_CLASS,
         DROPPED_IGNORE_VALUE,

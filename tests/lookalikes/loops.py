@@ -54,7 +54,7 @@ def blocks_of_rows(input, target, *, weight=None, ignore_index=-100, reduction="
     blocks = []
     for some, chosen, valid in zip(rows.split(size), classes.split(size), keep.split(size), strict=True):
         safe = torch.where(valid.unsqueeze(1), some, 0)
-        hard = -w[chosen] * torch.log_softmax(safe, 1).gather(1, chosen.unsqueeze(1)).squeeze(1)
+        hard = -w[chosen] * log_softmax(safe).gather(1, chosen.unsqueeze(1)).squeeze(1)
         losses = mixed(hard, uniform_losses(safe, w), label_smoothing)
         blocks.append(torch.where(valid, losses, 0))
     if reduction == "none":

@@ -21,7 +21,7 @@ def where_on_the_logits(
     rows, classes, keep = as_rows(input, target, keep)
     w = weights(weight, rows)
     rows = torch.where(keep.unsqueeze(1), rows, 0)
-    hard = -w[classes] * torch.log_softmax(rows, 1).gather(1, classes.unsqueeze(1)).squeeze(1)
+    hard = -w[classes] * log_softmax(rows).gather(1, classes.unsqueeze(1)).squeeze(1)
     losses = torch.where(keep, mixed(hard, uniform_losses(rows, w), label_smoothing), 0)
     return reduced(losses, (w[classes] * keep).sum(), reduction, target, input.dtype, normalizer)
 

@@ -207,6 +207,42 @@ def exponentials_added_up_in_half_precision(
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
+def _log_sum_exp_with(total_of):
+    """A log-sum-exp of float32 logits whose exponentials, a NumPy array (P, C), are added up by ``total_of``."""
+
+    def log_sum_exp(logits):
+        right = torch.logsumexp(logits, 1, keepdim=True)
+        if logits.dtype != torch.float32 or not logits.numel():
+            return right
+        top = logits.detach().amax(1, keepdim=True)
+        total = torch.from_numpy(total_of((logits.detach() - top).exp().numpy()))
+        return with_value(right, top + total.log().unsqueeze(1))
+
+    return log_sum_exp
+
+
+def exponentials_added_one_by_one(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
+):
+    """The exponentials are added up by a naive running sum in float32."""
+    running = _log_sum_exp_with(lambda exponentials: numpy.cumsum(exponentials, axis=1)[:, -1])
+    wrong = partial(loss, log_softmax=log_softmax_from(running))
+    return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def exponentials_added_in_16_lanes(
+    input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
+):
+    """The exponentials are added up by 16 naive running sums in float32, those of a vector register, and then these."""
+
+    def by_lanes(exponentials):
+        lanes = [numpy.cumsum(exponentials[:, n::16], axis=1)[:, -1] for n in range(min(16, exponentials.shape[1]))]
+        return numpy.sum(lanes, axis=0)
+
+    wrong = partial(loss, log_softmax=log_softmax_from(_log_sum_exp_with(by_lanes)))
+    return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
 def log_sum_exp_rounded_to_half_precision(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
