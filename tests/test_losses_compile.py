@@ -195,3 +195,14 @@ def test_the_normalizer_of_each_step_is_no_new_program(monkeypatch: pytest.Monke
         with torch.device("meta"):
             found = loss(input, target, normalizer=2.5)
         torch.testing.assert_close(found, masked_cross_entropy(input, target, normalizer=2.5))
+
+
+@pytest.mark.parametrize("shape", [(4, 20_000), (1, 20_000, 4)], ids=str)
+@pytest.mark.parametrize("wants_gradient", [True, False])
+def test_certain_positions_over_a_flat_tail_by_the_real_compiler(shape: tuple[int, ...], wants_gradient: bool) -> None:
+    """Beside a 1, which its loop adds the others to, they would be lost."""
+    input, target = torch.randn(shape) * 0.02, torch.randint(shape[1], (shape[0], *shape[2:]))
+    input.scatter_(1, target.unsqueeze(1), 17.0).requires_grad_(wants_gradient)
+    torch.compiler.reset()
+    loss = torch.compile(masked_cross_entropy, fullgraph=True)(input, target)
+    torch.testing.assert_close(loss.double(), F.cross_entropy(input.double(), target), rtol=2e-6, atol=0)

@@ -14,7 +14,7 @@ from .arguments import as_torch_takes_it, check_options, check_range, check_tens
 from .blockwise import Blockwise
 from .compiled import can_be_fused, loss_of_few_logits, loss_of_many_logits
 from .composed import composed
-from .guarded import can_be_looked_at, guarded, is_few, plainly, torch_is_right
+from .guarded import adds_up_few, can_be_looked_at, guarded, is_few, plainly, torch_is_right
 from .sweep import sweep
 from .terms import Question, dtype_of_loss, reduced
 
@@ -106,7 +106,8 @@ def masked_cross_entropy(
         return loss.to(dtype_of_loss(input))
     learns_target = torch.is_grad_enabled() and target.requires_grad
     compiles = _is_compiled_on_cpu(input) and not learns_target
-    if compiles and wants_gradient and not is_exporting() and buffers.is_large(input.shape, input.dtype):
+    is_for_sweep = (wants_gradient and buffers.is_large(input.shape, input.dtype)) or not adds_up_few(input)
+    if compiles and is_for_sweep and not is_exporting():
         dtype = dtype_of_loss(input)
         return loss_of_many_logits(input, target, values, weight, label_smoothing, reduction, normalizer, dtype)
     question = Question.ask(input, target, values, weight, label_smoothing, reduction, normalizer, may_look)

@@ -31,7 +31,7 @@ def is_few(input: Tensor) -> bool:
     """
     if input.dim() == 2 and rows_are_short(input):
         return input.numel() < 2**18
-    if not _adds_up_few(input):
+    if not adds_up_few(input):
         return False
     has_few_classes = input.shape[1] < (64 if input.dim() == 2 else 16)  # rows cost more for each position than planes
     is_half = input.dtype not in _WORKING_DTYPES
@@ -42,9 +42,9 @@ def is_few(input: Tensor) -> bool:
     return input.numel() * working_dtype(input).itemsize < bound
 
 
-def _adds_up_few(input: Tensor) -> bool:
-    """Whether torch's softmax may be left to add up a position's classes: one after another, or, where they are the last
-    dimension, by as many sums as a vector register holds."""
+def adds_up_few(input: Tensor) -> bool:
+    """Whether torch's softmax, or its compiler's, may be left to add up a position's classes: one after another, or, where they are
+    the last dimension, by as many sums as a vector register holds."""
     sums = REGISTER_BYTES // working_dtype(input).itemsize if input.dim() == 2 else 1
     return input.shape[1] <= _ADDED_UP * sums
 
@@ -71,7 +71,7 @@ def plainly(input: Tensor, target: Tensor, ignore_index: int, reduction: str) ->
         and input.dtype in _WORKING_DTYPES
         and target.dtype is torch.int64
         and input.dim() > 1
-        and (input.shape[1] <= _ADDED_UP or _adds_up_few(input))
+        and (input.shape[1] <= _ADDED_UP or adds_up_few(input))
         and (0 < (size := input.nbytes) < _FEW_BYTES or (size and is_few(input)))
         and (size < _TURNED_BYTES or input.shape[1] >= _NEVER_SHORT or not _is_turned(input))
     ):
