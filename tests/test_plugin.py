@@ -145,6 +145,13 @@ def test_the_summary_is_the_last_thing_and_names_the_results(run, two, tmp_path)
     assert f"{2 * ASPECTS} passed" in tail[1]
 
 
+def test_a_run_over_a_part_of_the_sides_says_what_it_did_not_ask(run, two):
+    _, screen = run("--impl", impl("zero_gradient"), "--cases", two, "-k", "test_loss or test_shape")
+    assert "not asked for, so that a case passes without: gradient of 2, purity of 2" in screen
+    _, screen = run("--impl", impl("zero_gradient"), "--cases", two)
+    assert "not asked for" not in screen
+
+
 @pytest.fixture
 def failure(run, two):
     _, screen = run("--impl", impl("off_by_a_thousandth"), "--cases", two, "-k", "test_loss and one")

@@ -370,7 +370,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
         return result
     console = Console(file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 160), highlight=False)
     terminalreporter.section("xentcheck")
-    terminal.summary(list(session.verdicts.values()), {i.name: i.version for i in session.implementations}, console)
+    versions = {i.name: i.version for i in session.implementations}
+    terminal.summary(list(session.verdicts.values()), session.cases, versions, console)
     for implementation, deviation in session.stale:
         terminalreporter.write_line(
             f"{implementation.name}: the known deviation {', '.join(deviation.patterns)} matches no case; delete {deviation.where}",

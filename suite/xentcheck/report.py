@@ -19,7 +19,7 @@ from xentcheck.judge import STATUSES, Verdict
 from xentcheck.markdown import table as _table
 from xentcheck.naming import matches
 from xentcheck.record import RecordError, Results
-from xentcheck.terminal import by_case, counts, status_of, worst_units
+from xentcheck.terminal import by_case, counts, left_out, status_of, worst_units
 from xentcheck.wildbugs import Theme
 
 Script = Callable[
@@ -64,7 +64,7 @@ def write(
     """Writes every page into the folder; returns their paths. beside: where further pages are looked for, if not there."""
     clauses = {case.clause.clause: case for case in cases}
     pages = {
-        "README.md": _summary(results, beside or folder),
+        "README.md": _summary(results, cases, beside or folder),
         "conformance.md": _conformance(results, clauses),
         "deviations.md": _deviations(results, script),
         "accuracy.md": _accuracy(results),
@@ -151,17 +151,19 @@ def _summary_table(results: Results) -> str:
     return _table(rows)
 
 
-def _summary(results: Results, beside: Path) -> str:
+def _summary(results: Results, cases: Sequence[Case], beside: Path) -> str:
     descriptions = [
         {"implementation": f"`{n}`", "what it is": c["description"]}
         for n, c in sorted(results.run["implementations"].items())
     ]
     total = len({v.case for v in results.verdicts})
+    missing = left_out(results.verdicts, cases)
     further = "".join(f"\n- {line}" for name, line in FURTHER.items() if (beside / name).is_file())
     return _page(
         "Is this cross entropy right?",
         results,
         f"{total} cases, each judged for loss, gradient, shape and dtype, rejection of bad input, and purity. A case passes if all of these do.",
+        f"> **Not all was asked for:** without {missing}." if missing else "",
         _summary_table(results),
         "**holds**: cases that pass, of those that the implementation claims to answer. **claims**: capabilities offered, of all that the suite knows. "
         "**deviating**: wrong in a way that is known and documented. **failed**: wrong, and not known. **unsupported**: not claimed, therefore not asked; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -82,7 +83,19 @@ def worst_units(verdicts: Iterable[Verdict]) -> float | None:
     return max((v.error_units for v in verdicts if v.status == "pass" and v.error_units is not None), default=None)
 
 
-def summary(verdicts: list[Verdict], versions: dict[str, str], console: Console) -> None:
+def left_out(verdicts: Iterable[Verdict], cases: Iterable[Case]) -> str:
+    """The sides from which cases were not judged, as by ``-k`` or a single file of tests, and how many answers; empty if there are none.
+    Beside them, a case that passes does so only in what it was asked."""
+    own = {case.id: case.aspects for case in cases}
+    missing = Counter(
+        aspect
+        for (_, case), of_case in by_case(verdicts).items()
+        for aspect in {*own.get(case, ())} - {v.aspect for v in of_case}
+    )
+    return ", ".join(f"{aspect} of {count}" for aspect, count in sorted(missing.items()))
+
+
+def summary(verdicts: list[Verdict], cases: Iterable[Case], versions: dict[str, str], console: Console) -> None:
     """One row per implementation: cases by outcome, and the worst error of those that passed."""
     table = Table(box=box.SIMPLE_HEAD, title="cases by outcome", title_justify="left")
     table.add_column("implementation", no_wrap=True)
@@ -93,6 +106,8 @@ def summary(verdicts: list[Verdict], versions: dict[str, str], console: Console)
         units = "" if worst is None else f"{worst:.2g} units"
         table.add_row(implementation, versions.get(implementation, ""), *(str(n) for n in row.values()), units)
     console.print(table)
+    if missing := left_out(verdicts, cases):
+        console.print(f"not asked for, so that a case passes without: {missing}")
     held = relations_held(verdicts)
     if held:
         console.print("relations that hold: " + ", ".join(f"{n} {a} of {b}" for n, (a, b) in held.items()))
