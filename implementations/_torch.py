@@ -204,7 +204,11 @@ ADDED_ONE_BY_ONE = tuple(
         link="https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/cpu/SoftMaxKernel.cpp",
     )
     for cases, units, aspects in (
-        ("accuracy/certain-over-a-vocabulary[planes-*]", 1000, ("loss", "gradient", "deletion", "class_permutation", "zero_sum")),
+        (
+            "accuracy/certain-over-a-vocabulary[planes-*]",
+            1000,
+            ("loss", "gradient", "deletion", "class_permutation", "zero_sum"),
+        ),
         ("accuracy/certain-over-a-vocabulary[rows-*]", 100, ("loss", "gradient", "class_permutation", "zero_sum")),
     )
     for aspect in aspects

@@ -304,7 +304,8 @@ def test_no_class_left_to_draw_from(case):
 
 @pytest.mark.parametrize("dtype", ["int64", "uint8", "int32", "int16", "int8", "float32", "float64"])
 def test_targets_have_their_dtype(case, dtype):
-    target = build(case(f"logits: {{shape: [3, 4]}}, target: {{dtype: {dtype}}}")).target
+    refused = ", expect: {error: {phase: call}}" if dtype.startswith("float") else ""
+    target = build(case(f"logits: {{shape: [3, 4]}}, target: {{dtype: {dtype}}}{refused}")).target
     assert target.dtype == getattr(torch, dtype)
     assert target.min() >= 0
 
@@ -445,6 +446,11 @@ def test_capabilities_follow_from_the_case(case, body, more, less):
         ("logits: {shape: [3, 4]}, target: {values: [[0], [1, 2]]}", "inhomogeneous"),
         ("logits: {shape: [3, 4]}, target: {values: [99999999999999999999999, 0, 0]}", ""),
         ("logits: {shape: [3, 4]}, ignore_index: 99999999999999999999999, target: {ignore: first}", ""),
+        (
+            "logits: {shape: [3, 4]}, target: {values: [0, 4, -100]}",
+            "target: expected a class from 0 to 3, one of the ignore values [-100], or expect.error; found 4 at position 1",
+        ),
+        ("logits: {shape: [3, 4]}, target: {dtype: float32}", "expected integers for classes, or expect.error"),
         (
             "logits: {shape: [3, 4]}, target: {dtype: uint8}, padded_to: 5",
             "no ignore value that targets of torch.uint8",

@@ -239,6 +239,8 @@ def _build(case: Case) -> Batch:
         direction = _rounded(direction, dtype).double().numpy()
     batch = Batch(input_, target_, options, upstream, question.mode, direction, question.padded_to)
     _check_the_mode(batch)
+    if not case.expects_error:
+        _check_there_is_an_answer(batch)
     return batch
 
 
@@ -247,6 +249,25 @@ def micro_batches(batch: Batch) -> list[slice]:
     samples = batch.input.shape[0]
     bounds = sorted({0, 1, 1 + (samples - 1) // 3, samples})
     return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+
+def _check_there_is_an_answer(batch: Batch) -> None:
+    positions, weight = batch.positions, batch.options.get("weight")
+    if weight is not None and weight.shape != (batch.classes,):
+        raise ValueError(f"weight: expected {batch.classes} class weights, or expect.error; found {len(weight)}")
+    if batch.has_probabilities:
+        return
+    if tuple(batch.target.shape) != positions:
+        raise ValueError(f"target: expected the shape {positions}, or expect.error; found {tuple(batch.target.shape)}")
+    if batch.target.is_floating_point():
+        raise ValueError(f"target: expected integers for classes, or expect.error; found {batch.target.dtype}")
+    target = batch.target.numpy().reshape(-1)
+    beyond = np.flatnonzero(batch.valid & ((target < 0) | (target >= batch.classes)))
+    if len(beyond):
+        raise ValueError(
+            f"target: expected a class from 0 to {batch.classes - 1}, one of the ignore values {list(batch.ignore_values)}, or expect.error; "
+            f"found {target[beyond[0]]} at position {beyond[0]}"
+        )
 
 
 def _check_the_mode(batch: Batch) -> None:

@@ -68,10 +68,6 @@ def _about_the_case(case: Case, examiner: Examiner, mutants: Collection[str] | N
         return
     if case.expects_error:
         return
-    misfits = list(shapes_that_do_not_fit(batch))
-    yield from misfits
-    if misfits:
-        return
     valid = batch.valid
     yield from _about_the_target(case, batch, valid)
     yield from _about_the_answer(case, examiner, valid)
@@ -96,16 +92,6 @@ def _about_the_target(case: Case, batch: Batch, valid: Array) -> Iterator[str]:
         last = int(np.flatnonzero(usable)[-1]) if usable.any() else -1
         if target[valid].max() < last:
             yield f"target: expected some target in the last class, {last}, where mistakes by one show"
-
-
-def shapes_that_do_not_fit(batch: Batch) -> Iterator[str]:
-    """What in a batch cannot be answered, because its parts are not of one size."""
-    positions = batch.positions
-    if tuple(batch.target.shape) != positions and not batch.has_probabilities:
-        yield f"target: expected the shape {positions}, or expect.error; found {tuple(batch.target.shape)}"
-    weight = batch.options.get("weight")
-    if weight is not None and weight.shape != (batch.classes,):
-        yield f"weight: expected {batch.classes} class weights, or expect.error; found {len(weight)}"
 
 
 def _about_the_answer(case: Case, examiner: Examiner, valid: Array) -> Iterator[str]:
