@@ -44,8 +44,8 @@ def masked_cross_entropy(
     As there, a target whose logit is -inf has the loss +inf and a finite gradient; a valid position that holds NaN or
     +inf or nothing but -inf has a NaN loss and gradient; a mean over positions whose weights are all 0 is 0 / 0, NaN.
 
-    Few logits are left to torch's own loss, which adds up the classes carelessly: next to a class of probability 1 it loses up to
-    3e-5 of the loss. What it would lose more of, and many logits, are added up with care.
+    Few logits are left to torch's own loss, which adds up the classes carelessly: next to a class of probability 1 the loss may be
+    3e-5 off. Where it would be more, and many logits, are added up with care.
 
     Args:
         input: logits, (C), (N, C) or (N, C, d1, ..., dk), with any strides; float64, float32, bfloat16 or float16.

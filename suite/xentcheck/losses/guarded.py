@@ -16,6 +16,7 @@ from .terms import working_dtype
 _FEW_BYTES = 2**23  # of logits with a gradient in working dtypes
 _TURNED_BYTES = 2**15  # for each thread; see _is_turned
 _ADDED_UP = 512  # numbers, one after another, by torch's softmax: the loss is then off by no more than 3e-5
+_ADDED_UP_BYTES = _ADDED_UP * REGISTER_BYTES  # of a row; asked of the whole first, for a shape takes longer
 _NEVER_SHORT = 32  # classes fill every CPU's vector register; asked first, for it takes less
 _LISTED = 48  # targets, from which on their minimum takes less than a list of them
 _WORKING_DTYPES = (torch.float32, torch.float64)
@@ -67,18 +68,22 @@ def plainly(input: Tensor, target: Tensor, ignore_index: int, reduction: str) ->
     all classes or in none: the backward pass multiplies it with 0.
     """
     if not (
-        can_be_looked_at(input)
+        (type(input) is Tensor or type(input) is nn.Parameter)
+        and input.is_cpu
         and input.dtype in _WORKING_DTYPES
         and target.dtype is torch.int64
-        and input.dim() > 1
-        and (input.shape[1] <= _ADDED_UP or adds_up_few(input))
-        and (0 < (size := input.nbytes) < _FEW_BYTES or (size and is_few(input)))
+        and (dimensions := input.dim()) > 1
+        and (((size := input.nbytes) <= _ADDED_UP_BYTES and dimensions == 2) or adds_up_few(input))
+        and (0 < size < _FEW_BYTES or (size and is_few(input)))
         and (size < _TURNED_BYTES or input.shape[1] >= _NEVER_SHORT or not _is_turned(input))
     ):
         return None
     try:
+        # Then torch's loss is right wherever it is called. Under torch.func, a target that is mapped over cannot be looked at.
         if _nothing_is_ignored(input, target, ignore_index):
             return _cross_entropy(input, target, None, _REDUCTIONS[reduction], ignore_index)
+        if not can_be_looked_at(input):
+            return None
         if not (input.requires_grad and torch.is_grad_enabled()):
             loss = _cross_entropy(input, target, None, _REDUCTIONS[reduction], ignore_index)
             return loss if reduction == "none" or math.isfinite(loss.item()) else None
@@ -92,7 +97,7 @@ def plainly(input: Tensor, target: Tensor, ignore_index: int, reduction: str) ->
 
 def _nothing_is_ignored(input: Tensor, target: Tensor, ignore_index: int) -> bool:
     """Whether a look at the target says so, where that takes less than what it saves."""
-    if target.dim() == 1 and target.numel() <= _LISTED:
+    if target.numel() <= _LISTED and target.dim() == 1:
         return ignore_index not in target.tolist()
     return input.requires_grad and ignore_index < 0 <= target.min().item()  # negative is ignored, or an error
 
