@@ -200,12 +200,12 @@ def _part(positions: Positions, few: slice) -> Positions:
 
 
 def _positions_at_once(count: int, width: int) -> int:
-    """A sixth of the positions, unless that makes few numbers, or more than products gain from; all chunks alike, but for ``rounded``.
+    """A seventh of the positions, unless that makes few numbers, or more than products gain from; all chunks alike, but for ``rounded``.
 
     Each chunk reads and packs the whole matrix for each product, which few positions do not pay for. width: how many logits or
     features a position has, whichever are more, for its hidden state and the gradient of that take room as well.
     """
     most = max(_ENOUGH, _LARGEST_CHUNK // width)
-    size = min(max(count / 6, _SMALLEST_CHUNK / width), most)
+    size = min(max(count / 7, _SMALLEST_CHUNK / width), most)
     chunks = math.ceil(count / max(size, 1))
     return rounded(math.ceil(count / chunks)) if chunks else 1

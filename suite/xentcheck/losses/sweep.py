@@ -182,10 +182,10 @@ def _multiply(
 ) -> None:
     """(p / total - evenly) * factor, in the place of p."""
     factor = factor[at] if isinstance(factor, Tensor) and factor.dim() else factor
-    if evenly:
-        torch.addcmul(torch.as_tensor(factor * -evenly, dtype=p.dtype, device=p.device), p, factor / total, out=p)
-    elif isinstance(total, Tensor) or isinstance(factor, Tensor) or factor != 1:
+    if isinstance(total, Tensor) or isinstance(factor, Tensor) or factor != 1:
         p.mul_(factor / total)
+    if evenly:
+        p.sub_(factor * evenly)  # torch.addcmul does both at once, in seven times the time
     if ignored is not None:
         bad = p[:, :1].isnan() & ignored[at]  # else 0 already; a softmax is NaN in all classes or in none
         if bad.any():
