@@ -86,7 +86,7 @@ def sweep(
                 # The loss of an infinite weight is infinite already, or NaN.
                 losses[at] += share.masked_fill(share.isinf(), 0) * total.log()
             if gradient is not None:
-                _make_difference(p, total, t, mine)
+                _make_difference(p, share / total, t, mine)
                 _multiply(p, 1, factor, 0, at, ignored)
         if gradient is not None and in_box:
             gradient[at] = p.to(gradient.dtype) if isinstance(at, Tensor) else p
@@ -166,12 +166,12 @@ def _general_losses(log_p: Tensor, target: Tensor, share: Shares | Tensor) -> Te
     return weighed(-log_p, share).sum(1, keepdim=True) if losses.isnan().any() else losses
 
 
-def _make_difference(p: Tensor, total: Tensor, target: Tensor, share: Shares | Tensor) -> None:
-    """A p / total - w q, in the place of p."""
+def _make_difference(p: Tensor, scale: Tensor, target: Tensor, share: Shares | Tensor) -> None:
+    """scale p - w q, in the place of p."""
+    p.mul_(scale)
     if not isinstance(share, Shares):
-        p.mul_(share.sum(1, keepdim=True) / total).sub_(share)
+        p.sub_(share)
         return
-    p.mul_(share.total / total)
     p.scatter_add_(1, target, -share.target.expand(target.shape))
     if share.classes is not None:
         p.sub_(share.classes)

@@ -205,9 +205,7 @@ if triton is not None:
             start = x_ptr + n * stride_n + s * stride_s
             top = tl.full((TOGETHER,), float("-inf"), ACCURATE)
             total = tl.zeros((TOGETHER,), ACCURATE)
-            lost = tl.zeros(
-                (TOGETHER,), ACCURATE
-            )  # what rounding took from total, after Neumaier: small tiles beside a 1
+            lost = tl.zeros((TOGETHER,), ACCURATE)  # what rounding took from total (Neumaier's sum)
             weighed = tl.zeros((TOGETHER,), ACCURATE)  # sum_c w_c (x_c - top), all of one sign; and sum_c w_c
             seen = tl.zeros((TOGETHER,), ACCURATE)
             for first in range(0, classes, BLOCK):
