@@ -1,0 +1,56 @@
+"""How one aspect of one case ended. Everything that depends on it stands here, beside the name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+
+PASSED, FAILED, DEVIATING, UNSUPPORTED, UNAVAILABLE = "passed", "failed", "deviating", "unsupported", "unavailable"
+GROUPS = (PASSED, FAILED, DEVIATING, UNSUPPORTED, UNAVAILABLE)  # the columns of every table of scores
+
+
+class Status(str, Enum):
+    """A status, in the order in which one aspect decides for its whole case: the first that occurs is the case's.
+
+    A case is ``unsupported`` only if nothing of it could be asked, which is why ``pass`` stands before it.
+
+    symbol: what stands for it in a table. group: the column it is counted in. is_good: whether it leaves the exit code at 0.
+    rank: how far it is from a pass; a change to a higher rank is a step back.
+    """
+
+    CRASH = "crash", "✗", FAILED, False, 4
+    TIMEOUT = "timeout", "✗", FAILED, False, 4
+    ERROR = "error", "✗", FAILED, False, 4
+    FAIL = "fail", "✗", FAILED, False, 4
+    UNEXPECTED_PASS = "unexpected-pass", "!", FAILED, False, 4
+    DEVIATES = "deviates", "△", DEVIATING, True, 1
+    UNAVAILABLE = "unavailable", "?", UNAVAILABLE, True, 3
+    PASS = "pass", "✓", PASSED, True, 0
+    UNSUPPORTED = "unsupported", "–", UNSUPPORTED, True, 2
+
+    symbol: str
+    group: str
+    is_good: bool
+    rank: int
+
+    def __new__(cls, value: str, symbol: str, group: str, is_good: bool, rank: int) -> Status:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.symbol, member.group, member.is_good, member.rank = symbol, group, is_good, rank
+        return member
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether the implementation gave an answer that could be judged, or failed to."""
+        return self.group not in (UNSUPPORTED, UNAVAILABLE)
+
+
+_PRECEDENCE = {status: number for number, status in enumerate(Status)}
+
+
+def of_case(statuses: Iterable[Status]) -> Status:
+    """A case's status from those of its aspects."""
+    return min(statuses, key=_PRECEDENCE.__getitem__)
