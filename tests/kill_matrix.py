@@ -28,14 +28,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 import xentcheck
 from kill_page import Matrix, asked, page, summary
-from xentcheck.case import RELATIONS, Case, Relation
+from xentcheck.case import RELATIONS, Case
 from xentcheck.casefile import digest, load_all
 from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation, find
-from xentcheck.judge import GOOD, judge
+from xentcheck.judge import judge
 from xentcheck.naming import matches
 from xentcheck.observe import Answer, observe
-from xentcheck.relations import Relating
+from xentcheck.relations import related
 from xentcheck.wire import TOKEN, frame
 
 HERE = Path(__file__).resolve().parent
@@ -91,17 +91,15 @@ class Asking:
         first = (_fingerprint(seen.first), again, seen.changed, claims)
         for aspect in self._examiner.aspects(case, mutant):
             if aspect in RELATIONS and ("related", aspect) not in known:
-                known["related", aspect] = Relating.begin(aspect, exam.batch).batches
-            answers = [observe(mutant, other, True, 1).first for other in known.get(("related", aspect), ())]
+                known["related", aspect] = related(aspect, exam.batch)
+            batches, check = known.get(("related", aspect), ((), None))
+            answers = [observe(mutant, other, True, 1).first for other in batches]
             # A verdict depends on the answers alone, so it is looked up by them.
             path = (aspect, first, *map(_fingerprint, answers))
             if path not in known:
-
-                def relate(name: Relation, answers: list[Answer] = answers) -> tuple[Relating, list[Answer]]:
-                    return Relating.begin(name, exam.batch), answers
-
-                known[path] = judge(exam, aspect, mutant, seen, relate).status
-            if known[path] not in GOOD:
+                answered = batches, check, answers
+                known[path] = judge(exam, aspect, mutant, seen, lambda _, answered=answered: answered).status
+            if not known[path].is_good:
                 return aspect
         return ""
 

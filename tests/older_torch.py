@@ -17,7 +17,6 @@ from kill_page import asked, table
 from xentcheck.casefile import digest, load_all
 from xentcheck.examine import Examiner
 from xentcheck.implementation import find
-from xentcheck.judge import GOOD
 from xentcheck.record import NAME, Results, Writer, key, load, run_header
 
 LOOKALIKES = Path(__file__).resolve().parent / "lookalikes"
@@ -50,8 +49,8 @@ def page(pinned: Results, older: Results) -> str:
             {
                 "implementation": f"`{name}`",
                 "verdicts": str(len(mine)),
-                f"not good on {new}": str(sum(a.status not in GOOD for a, _ in mine)),
-                f"not good on {old}": str(sum(b.status not in GOOD for _, b in mine)),
+                f"not good on {new}": str(sum(not a.status.is_good for a, _ in mine)),
+                f"not good on {old}": str(sum(not b.status.is_good for _, b in mine)),
                 "other than on the pinned torch": "not there"
                 if {b.status for _, b in mine} == {"unavailable"}
                 else str(sum(a.status != b.status for a, b in mine)),

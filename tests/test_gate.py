@@ -9,8 +9,8 @@ import pytest
 from test_cost import fake, quick_rounds, run, specification, speed_case, tiny  # noqa: F401
 from xentcheck import cli, gate, record, second_process
 from xentcheck.gate import BETTER, INCONCLUSIVE, WORSE, GateError, baseline, compare, markdown
-from xentcheck.judge import Verdict
 from xentcheck.record import Results
+from xentcheck.verdict import Verdict
 
 ENVIRONMENT = {"torch": "2.13", "cpu": "a CPU", "threads": 1}
 BYTES = {"forward": 100, "kept": 100, "backward": 300, "retained": 0, "uncounted": 0}

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 import fakes
 from xentcheck import reference
 from xentcheck.batch import build
-from xentcheck.compare import ALLOWED_UNITS
 from xentcheck.examine import Examiner
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation, from_callable
-from xentcheck.judge import GOOD, STATUSES, case_status
+from xentcheck.status import Status, of_case
+from xentcheck.units import ALLOWED_UNITS
 
 PLAIN = "logits: {shape: [3, 4]}"
 IGNORED = "logits: {shape: [3, 4], set: [{rows: ignored, value: nan}]}, target: {ignore: first}"
@@ -154,7 +154,7 @@ WRONG = [
 )
 def test_what_is_wrong_is_found_and_named(case, verdicts, function, body, aspect, status, kind, says):
     found = verdicts(case(body), function)[aspect]
-    assert (found.status, found.fault) == (status, kind), found.message
+    assert (found.status, found.kind) == (status, kind), found.message
     assert re.search(says, found.message)
 
 
@@ -175,7 +175,7 @@ def test_a_wrong_second_derivative_is_a_wrong_gradient(case, verdicts):
         lambda x, t: F.cross_entropy(FirstOrderOnly.apply(x), t),
     )
     assert found["gradient"].message.startswith("expected a gradient of the gradient of ")
-    assert found["gradient"].fault == "value"
+    assert found["gradient"].kind == "value"
     assert found["loss"].status == "pass"
 
 
@@ -265,7 +265,7 @@ def test_an_option_that_is_not_claimed_may_not_be_dropped_in_silence(case, verdi
         "rejection": "fail",
         "purity": "unsupported",
     }
-    assert found["rejection"].fault == "accepted"
+    assert found["rejection"].kind == "accepted"
     assert re.fullmatch(
         rf"expected an error, since an option that is not claimed may not be dropped in silence; found a loss of {NUMBER}",
         found["rejection"].message,
@@ -541,7 +541,7 @@ def test_an_expected_gradient(case, verdicts, word, function, status):
 
 def test_finite_names_the_first_that_is_not(case, verdicts):
     found = verdicts(case(f"{PLAIN}, expect: {{gradient: finite}}"), fakes.nan_loss)["gradient"]
-    assert (found.message, found.fault) == ("expected a finite gradient; found nan at [0, 0]", "nan")
+    assert (found.message, found.kind) == ("expected a finite gradient; found nan at [0, 0]", "nan")
 
 
 def test_literal_answers_are_compared_one_by_one(case, verdicts):
@@ -616,7 +616,7 @@ def test_an_expected_error(case, verdicts, error, function, status, says):
     found = verdicts(case(f"{BAD}, expect: {{error: {error}}}"), function)["rejection"]
     assert found.status == status, found.message
     assert re.search(says, found.message)
-    assert found.fault == ("" if status == "pass" else "accepted")
+    assert found.kind == ("" if status == "pass" else "accepted")
 
 
 BAD_BATCHES = [
@@ -762,7 +762,7 @@ def test_a_second_answer_that_differs_is_unstable(case, verdicts, second, says):
         return value if len(calls) == 1 else second(value)
 
     found = verdicts(case(PLAIN), loss)
-    assert (found["purity"].status, found["purity"].fault) == ("fail", "unstable")
+    assert (found["purity"].status, found["purity"].kind) == ("fail", "unstable")
     assert re.search(says, found["purity"].message)
     assert found["loss"].status == "pass"
 
@@ -775,9 +775,9 @@ def test_nan_twice_is_the_same_answer(case, verdicts):
 
 
 def test_every_status_has_its_place():
-    for status in STATUSES:
-        assert case_status([status]) == status
-    assert set(STATUSES) >= GOOD
+    for status in Status:
+        assert of_case([status]) == status
+    assert {str(status) for status in Status if status.is_good} == {"pass", "deviates", "unsupported", "unavailable"}
 
 
 @pytest.mark.parametrize(
@@ -797,7 +797,8 @@ def test_every_status_has_its_place():
     ],
 )
 def test_the_worst_aspect_decides(of_aspects, status):
-    assert case_status(of_aspects) == case_status(reversed(of_aspects)) == status
+    of_aspects = [Status(name) for name in of_aspects]
+    assert of_case(of_aspects) == of_case(reversed(of_aspects)) == status
 
 
 def test_a_case_is_run_once_however_many_aspects_are_judged(case):

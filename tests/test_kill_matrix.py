@@ -10,7 +10,6 @@ from kill_page import DIGEST, Matrix, page
 from xentcheck.casefile import load_all
 from xentcheck.examine import Examiner
 from xentcheck.implementation import find
-from xentcheck.judge import GOOD
 
 KILLED = """
 import _correct
@@ -87,7 +86,7 @@ def test_looking_up_verdicts_gives_those_of_the_suite(case_id, files):
     examiner, expected = Examiner(), {}
     for mutant in mutants:
         verdicts = (examiner.examine(case, aspect, mutant) for aspect in examiner.aspects(case, mutant))
-        expected[mutant.name] = next((v.aspect for v in verdicts if v.status not in GOOD), "")
+        expected[mutant.name] = next((v.aspect for v in verdicts if not v.status.is_good), "")
     assert any(expected.values())
     assert Asking(m.source for m in mutants).kills(case) == {n: a for n, a in expected.items() if a}
 

@@ -15,7 +15,6 @@ from kill_page import asked, entry
 from xentcheck.casefile import load_all
 from xentcheck.examine import Examiner
 from xentcheck.implementation import find
-from xentcheck.judge import GOOD
 
 LOOKALIKES = [find(source)[0] for source in found_in(Path(__file__).parent / "lookalikes").values()]
 CASES = asked(load_all())
@@ -34,7 +33,7 @@ def wrong(cases, relations=LOOKALIKES):
         for lookalike in LOOKALIKES
         for aspect in (examiner.aspects(case, lookalike) if lookalike in relations else case.aspects)
     ]
-    return [f"{v.implementation} {v.case} {v.aspect}: {v.message}" for v in verdicts if v.status not in GOOD]
+    return [f"{v.implementation} {v.case} {v.aspect}: {v.message}" for v in verdicts if not v.status.is_good]
 
 
 @pytest.mark.parametrize("name", ENTRIES)

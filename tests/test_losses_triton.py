@@ -55,7 +55,6 @@ else:
     from xentcheck.casefile import load_all, select
     from xentcheck.examine import Examiner
     from xentcheck.implementation import find
-    from xentcheck.judge import GOOD
     from xentcheck.losses import masked_cross_entropy
     from xentcheck.losses.triton_kernels import UNAVAILABLE, triton_masked_cross_entropy
 
@@ -79,7 +78,7 @@ else:
         examiner, implementation = Examiner(), find("maskedce_triton")[0]
         asked = [case for case in CASES if case.clause.clause == clause and size(case) <= 10_000]
         verdicts = [examiner.examine(case, aspect, implementation) for case in asked for aspect in case.aspects]
-        wrong = [v for v in verdicts if v.status not in GOOD]
+        wrong = [v for v in verdicts if not v.status.is_good]
         assert not wrong, "\n".join(f"{v.case} {v.aspect}: {v.message}" for v in wrong)
         assert any(v.status == "pass" for v in verdicts)
 

@@ -11,7 +11,6 @@ from kill_matrix import FOLDER, found_in
 from xentcheck.casefile import load_all
 from xentcheck.examine import Examiner
 from xentcheck.implementation import find
-from xentcheck.judge import GOOD
 
 CASES = load_all()
 MUTANTS = found_in(FOLDER)
@@ -23,7 +22,7 @@ for _case in CASES:
 
 def faults(case, implementation, examiner):
     verdicts = [examiner.examine(case, aspect, implementation) for aspect in examiner.aspects(case, implementation)]
-    return [v for v in verdicts if v.status not in GOOD]
+    return [v for v in verdicts if not v.status.is_good]
 
 
 @pytest.mark.parametrize("entry", sorted({entry for entry, _ in NAMED}))

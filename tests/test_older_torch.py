@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from older_torch import page
-from xentcheck.judge import Verdict
 from xentcheck.record import Results
+from xentcheck.verdict import Verdict
 
 RIGHT = Verdict("mine", "plain-values", "plain-values/one", "loss", "pass")
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from xentcheck.implementation import Deviation, Implementation
-from xentcheck.judge import STATUSES, Verdict
 from xentcheck.record import NAME, RecordError, Results, Writer, key, load, merge, run_header, save
+from xentcheck.status import Status
+from xentcheck.verdict import Fault, Verdict
 
 NATIVE = Implementation(
     name="native",
@@ -55,8 +56,8 @@ def rewrite(folder, content):
 def test_what_is_written_is_what_is_read(tmp_path):
     verdicts = [
         verdict(0, error_units=0.25, dtype="float32", conventions={"empty_mean": "nan"}),
-        verdict(1, "fail", error_units=1e6, message='expected 1; found 2 \u2013 \u2248 "x"\n', fault="value"),
-        *(verdict(2 + n, status) for n, status in enumerate(STATUSES)),
+        verdict(1, "fail", error_units=1e6, fault=Fault("value", "loss", 1.0, 2.0)),
+        *(verdict(2 + n, status) for n, status in enumerate(Status)),
     ]
     results = load(written(tmp_path, *verdicts))
     assert results.verdicts == tuple(verdicts)
@@ -67,7 +68,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
 
 def test_the_run_line_says_what_was_asked_of_whom_and_where(tmp_path):
     run = load(written(tmp_path)).run
-    assert (run["kind"], run["format"], run["cases"], run["selection"]) == ("run", 1, "0123456789abcdef", "all")
+    assert (run["kind"], run["format"], run["cases"], run["selection"]) == ("run", 2, "0123456789abcdef", "all")
     assert {"torch", "python", "cpu", "threads", "os", "allocator", "gpu"} <= run["environment"].keys()
     native = run["implementations"]["native"]
     assert (native["version"], native["conventions"]) == ("2.13", {"empty_mean": "nan"})

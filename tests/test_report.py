@@ -9,7 +9,7 @@ import pytest
 from xentcheck import answers, cli, record, report, wildbugs
 from xentcheck.case import Case, Clause, Question
 from xentcheck.casefile import CASES
-from xentcheck.judge import Verdict
+from xentcheck.verdict import Verdict
 
 GOLDEN = Path(__file__).parent / "golden"
 CLAUSES = {

@@ -84,6 +84,6 @@ def evidence_table(
                 continue
             status = status_of(verdicts)
             answers = sorted({a for v in verdicts for c, a in v.conventions.items() if c != "half_loss_dtype"})
-            faults = sorted({f"{v.aspect} {v.fault}" for v in verdicts if v.status == status and v.fault})
+            faults = sorted({f"{v.aspect} {v.kind}" for v in verdicts if v.status == status and v.kind})
             row[name] = " ".join([symbols[status], *answers, *faults])
     return list(rows.values())

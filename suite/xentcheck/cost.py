@@ -21,7 +21,8 @@ from xentcheck import large, memory, profiles, timing
 from xentcheck.batch import Batch, build, capabilities_needed
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation
-from xentcheck.judge import case_status, held_to
+from xentcheck.judge import held_to
+from xentcheck.status import of_case
 
 SPEED, MEMORY = "speed", "memory"
 MEASURES = (MEMORY, SPEED)
@@ -164,11 +165,11 @@ class Costs:
             self._units[implementation.name] = {"loss": found.loss_units, "gradient": found.gradient_units}
             return "pass", ""
         held = [
-            held_to(implementation.deviation_for(case.id, aspect), fault)
+            (held_to(implementation.deviation_for(case.id, aspect), fault), fault.message)
             for aspect, faults in found.faults.items()
             for fault in faults
         ]
-        status = case_status(status for status, _ in held)
+        status = of_case(status for status, _ in held)
         return status, "; ".join(message for its_status, message in held if its_status == status)
 
     def _answer(self, case: Case, implementation: Implementation, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -9,12 +9,13 @@ from typing import Any
 from xentcheck.batch import Batch, build, capabilities_needed
 from xentcheck.case import Aspect, Case, Relation
 from xentcheck.implementation import Implementation
-from xentcheck.judge import Exam, Verdict, judge
+from xentcheck.judge import Exam, judge
 from xentcheck.observe import Answer, Failure, Observation, Observe, ObserveAll, observe
 from xentcheck.reference import Truth, relevant_conventions, truth
-from xentcheck.relations import NEEDS, Relating, applying
+from xentcheck.relations import NEEDS, Check, applying, related
+from xentcheck.verdict import Verdict
 
-Related = tuple[Relating, Sequence[Answer | Failure]]
+Answered = tuple[Sequence[Batch], Check, Sequence[Answer | Failure]]
 
 KEPT = 8  # batches, truths and observations of the last few cases; a whole run's would not fit in memory
 
@@ -69,7 +70,7 @@ class Examiner:
         exam = self.exam(case)
         seen = self.observation(case, implementation) if exam.must_be_put_to(implementation) else None
 
-        def relate(name: Relation) -> Related:
+        def relate(name: Relation) -> Answered:
             key = ("relations", case.id, implementation.name)
             if name not in self._memory.get(key, ()):
                 names: Sequence[Relation] = [name]
@@ -77,22 +78,22 @@ class Examiner:
                     names = [name for name in self.aspects(case, implementation) if name not in case.aspects]
                 self._memory.pop(key, None)
                 self._once(key, lambda: self._related(case, implementation, names))
-            return self._memory[key].pop(name)  # it can be looked at but once
+            return self._memory[key][name]
 
         return judge(exam, aspect, implementation, seen, relate)
 
     def _related(
         self, case: Case, implementation: Implementation, names: Sequence[Relation]
-    ) -> dict[Relation, Related]:
-        """Relations of a case, begun, with the answers to their batches."""
-        begun = [Relating.begin(name, self.batch(case)) for name in names]
-        batches = [batch for relating in begun for batch in relating.batches]
+    ) -> dict[Relation, Answered]:
+        """The batches of relations, with the checks and the answers."""
+        made = {name: related(name, self.batch(case)) for name in names}
+        batches = [batch for some, _ in made.values() for batch in some]
         if self._observe_all is None:
             seen = [self._observe(implementation, batch, True, 1) for batch in batches]
         else:
             seen = list(self._observe_all(implementation, batches))
         answers = iter(map(_first, seen))
-        return {relating.name: (relating, [next(answers) for _ in relating.batches]) for relating in begun}
+        return {name: (some, check, [next(answers) for _ in some]) for name, (some, check) in made.items()}
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key in self._memory:

@@ -22,8 +22,8 @@ from xentcheck.case import Case
 from xentcheck.documents import documents, unclear
 from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation
-from xentcheck.judge import Verdict
 from xentcheck.situations import Entry, Situation, failures, features, first_new, kind, simplified
+from xentcheck.verdict import Verdict
 from xentcheck.yamltext import CaseFileError, Document
 
 HEADER = {

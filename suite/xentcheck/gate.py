@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from xentcheck import cost, terminal_cost
-from xentcheck.judge import GOOD, Verdict
 from xentcheck.markdown import table
 from xentcheck.memory import SLACK, size
 from xentcheck.record import Results
+from xentcheck.status import Status
 from xentcheck.timing import Ratio
+from xentcheck.verdict import Verdict
 
 FORMAT = 1
 # A ratio may grow by so much. On another CPU or torch than the baseline's the ratio itself is another; only the crudest is then said.
@@ -29,7 +30,6 @@ THRESHOLD, ELSEWHERE = 1.05, 2.0
 MISSED, WIDE = 1.01, 1.10
 PROCESSES = 3  # in which a ratio is measured at most, the run itself included
 WORSE, BETTER, INCONCLUSIVE, SAME = "worse", "better", "inconclusive", "same"
-_ORDER = {"pass": 0, "deviates": 1, "unsupported": 2, "unavailable": 3}  # the others are failures, and alike
 _BYTES = ("forward", "kept", "backward", "retained")
 _SHOWN = 40
 
@@ -231,7 +231,7 @@ def _verdicts(
         status = before.get(aspect) if isinstance(before, dict) else before
         if status is None:
             continue
-        step = _ORDER.get(verdict.status, 4) - _ORDER.get(status, 4)
+        step = verdict.status.rank - Status(status).rank
         if step:
             said = f"{verdict.status}: {verdict.message}" if verdict.message else verdict.status
             again = shlex.join(["pytest", "suite/", "--impl", source, "--cases", case])
@@ -243,7 +243,7 @@ def _new_failures(results: Results, base: Mapping[str, Any], names: Mapping[str,
     for v in results.verdicts:
         before = base["implementations"].get(v.implementation, {}).get("verdicts", {}).get(v.case)
         unknown = before is None or (isinstance(before, dict) and v.aspect not in before)
-        if unknown and v.status not in GOOD:
+        if unknown and not v.status.is_good:
             again = shlex.join(
                 ["pytest", "suite/", "--impl", names.get(v.implementation, v.implementation), "--cases", v.case]
             )
@@ -258,7 +258,7 @@ def _new_failures(results: Results, base: Mapping[str, Any], names: Mapping[str,
             )
     for line in results.costs:
         before = base["implementations"].get(line["implementation"], {}).get(line["measure"], {}).get(line["case"])
-        if before is None and line["status"] not in GOOD:
+        if before is None and not Status(line["status"]).is_good:
             now = f"{line['status']}: {line['message']}"
             yield _about(WORSE, line, "not in the baseline", now)
 

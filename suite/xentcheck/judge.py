@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,40 +18,12 @@ from xentcheck import relations
 from xentcheck.batch import Batch
 from xentcheck.case import RELATIONS, Aspect, Case, Relation
 from xentcheck.claims import CONVENTIONS, OPTIONS
-from xentcheck.compare import ALLOWED_UNITS, Fault, compare, first, place
 from xentcheck.implementation import Deviation, Implementation
 from xentcheck.observe import Answer, Failure, Observation
 from xentcheck.reference import Array, Truth
-
-STATUSES = ("pass", "fail", "deviates", "unexpected-pass", "unsupported", "unavailable", "error", "crash", "timeout")
-GOOD = frozenset({"pass", "deviates", "unsupported", "unavailable"})
-_WORST_FIRST = (
-    "crash",
-    "timeout",
-    "error",
-    "fail",
-    "unexpected-pass",
-    "deviates",
-    "unavailable",
-    "pass",
-    "unsupported",
-)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The judgement of one aspect of one case. ``conventions``: the answers that the implementation was seen to give."""
-
-    implementation: str
-    clause: str
-    case: str
-    aspect: str
-    status: str
-    error_units: float | None = None
-    message: str = ""
-    fault: str = ""
-    dtype: str = ""
-    conventions: Mapping[str, str] = field(default_factory=dict)
+from xentcheck.status import Status
+from xentcheck.units import ALLOWED_UNITS, compare, first
+from xentcheck.verdict import Fault, Verdict
 
 
 @dataclass(frozen=True)
@@ -85,7 +57,17 @@ class Exam:
 # What autograd says where saved logits were edited before the backward pass.
 _EDIT_NOTICED = "modified by an inplace operation"
 
-Finding = tuple[Sequence[Fault], float | None, Mapping[str, str]]
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one aspect: faults, the largest error in units, and the conventions that the answer follows."""
+
+    faults: Sequence[Fault] = ()
+    units: float | None = None
+    conventions: Mapping[str, str] | None = None
+
+
+Relate = Callable[[Relation], tuple[Sequence[Batch], relations.Check, Sequence[Answer | Failure]]]
 
 
 def judge(
@@ -93,256 +75,220 @@ def judge(
     aspect: Aspect,
     implementation: Implementation,
     seen: Observation | Failure | None,
-    relate: Callable[[Relation], tuple[relations.Relating, Sequence[Answer | Failure]]] | None = None,
+    relate: Relate | None = None,
 ) -> Verdict:
-    """The verdict on one aspect. seen: None where the implementation was not asked. relate: begins a relation of the batch, and
-    returns it with the answers that it asks for."""
+    """The verdict on one aspect. seen: None where the implementation was not asked. relate: the batches of a relation,
+    their check, and the answers to them."""
     case = exam.case
-
-    def verdict(
-        status: str,
-        message: str = "",
-        units: float | None = None,
-        fault: str = "",
-        conventions: Mapping[str, str] | None = None,
-    ) -> Verdict:
-        return Verdict(
-            implementation.name,
-            case.clause.clause,
-            case.id,
-            aspect,
-            status,
-            units,
-            message,
-            fault,
-            case.question.dtype,
-            conventions or {},
-        )
-
-    if implementation.unavailable:
-        return verdict("unavailable", implementation.unavailable)
-    missing = (exam.needed | relations.NEEDS.get(aspect, frozenset())) - implementation.capabilities
-    refusal = aspect == "rejection" and exam.asks_for_refusal
-    if refusal and not missing & OPTIONS:
-        return verdict("unsupported", "the option is claimed, so there is nothing to refuse")
-    if missing and not refusal:
-        return verdict("unsupported", f"not claimed: {', '.join(sorted(missing))}")
+    blank = Verdict(
+        implementation.name, case.clause.clause, case.id, aspect, Status.UNSUPPORTED, dtype=case.question.dtype
+    )
+    reason = _why_not_asked(exam, aspect, implementation)
+    if reason is not None:
+        status, text = reason
+        return replace(blank, status=status, reason=text)
     assert seen is not None
     if isinstance(seen, Failure):
-        return verdict(seen.status, seen.message)
-    raised = seen.first.raised
-    tentative = (
-        raised
-        and raised.phase == "call"
-        and not case.expects_error
-        and not refusal
-        and exam.needed & implementation.tentative
-    )
-    if tentative and not seen.changed:
-        return verdict("unsupported", f"refused: {raised}")
+        return replace(blank, status=Status(seen.status), reason=seen.message)
+    if _is_refusal(exam, aspect, implementation, seen):
+        return replace(blank, reason=f"refused: {seen.first.raised}")
     if aspect in RELATIONS:
         if seen.first.loss is None or seen.first.gradient is None:
-            return verdict("unsupported", "there is no answer that others could be related to")
+            return replace(blank, reason="there is no answer that others could be related to")
         assert relate is not None
         asked = relations.Asked(exam.batch, seen.first, _any_truth(exam, implementation), case.question.dtype)
-        relating, answers = relate(aspect)
-        broken = relating.broken(asked, answers)
-        faults, units, conventions = [broken] if broken else [], None, {}
+        broken = relations.broken(aspect, asked, *relate(aspect))
+        finding = Finding([broken] if broken else [])
     else:
-        faults, units, conventions = _FINDINGS[aspect](exam, implementation, seen)
-    deviation = implementation.deviation_for(case.id, aspect)
-    if not faults:
+        finding = _FINDINGS[aspect](exam, implementation, seen)
+    return _verdict(blank, finding, implementation.deviation_for(case.id, aspect))
+
+
+def _why_not_asked(exam: Exam, aspect: Aspect, implementation: Implementation) -> tuple[Status, str] | None:
+    if implementation.unavailable:
+        return Status.UNAVAILABLE, implementation.unavailable
+    missing = (exam.needed | relations.NEEDS.get(aspect, frozenset())) - implementation.capabilities
+    if aspect == "rejection" and exam.asks_for_refusal:
+        claimed = "the option is claimed, so there is nothing to refuse"
+        return None if missing & OPTIONS else (Status.UNSUPPORTED, claimed)
+    return (Status.UNSUPPORTED, f"not claimed: {', '.join(sorted(missing))}") if missing else None
+
+
+def _is_refusal(exam: Exam, aspect: Aspect, implementation: Implementation, seen: Observation) -> bool:
+    """Whether a bare callable refuses what nobody claimed for it; that is not a failure."""
+    raised = seen.first.raised
+    if raised is None or raised.phase != "call" or seen.changed or exam.case.expects_error:
+        return False
+    asks_for_refusal = aspect == "rejection" and exam.asks_for_refusal
+    return not asks_for_refusal and bool(exam.needed & implementation.tentative)
+
+
+def _verdict(blank: Verdict, finding: Finding, deviation: Deviation | None) -> Verdict:
+    """A finding in the light of what is known of the implementation."""
+    if not finding.faults:
         if deviation is not None and deviation.certain:
-            return verdict(
-                "unexpected-pass",
-                f"this is a known deviation ({deviation.observed}), and it holds; delete {deviation.where}",
-                units,
-            )
-        return verdict("pass", "", units, conventions=conventions)
+            reason = f"this is a known deviation ({deviation.observed}), and it holds; delete {deviation.where}"
+            return replace(blank, status=Status.UNEXPECTED_PASS, reason=reason, error_units=finding.units)
+        conventions = finding.conventions or {}
+        return replace(blank, status=Status.PASS, error_units=finding.units, conventions=conventions)
     # A deviation excuses no other fault that stands beside it.
-    worst = min(faults, key=lambda fault: _WORST_FIRST.index(held_to(deviation, fault)[0]))
-    return verdict(*held_to(deviation, worst), worst.units, worst.kind)
+    worst_first = sorted(finding.faults, key=lambda fault: _ORDER[held_to(deviation, fault)])
+    status, fault = held_to(deviation, worst_first[0]), worst_first[0]
+    exceeds = status is Status.FAIL and deviation is not None and deviation.fault == fault.kind
+    return replace(
+        blank,
+        status=status,
+        error_units=fault.worst_units,
+        fault=fault,
+        known_units=deviation.max_units if exceeds and deviation else None,
+    )
 
 
-def held_to(deviation: Deviation | None, fault: Fault) -> tuple[str, str]:
-    """The status and the message of a fault, beside what is known of the implementation: its kind and its size at most."""
+_ORDER = {status: number for number, status in enumerate(Status)}
+_STATUS_OF = {"raised": Status.ERROR, "crash": Status.CRASH, "timeout": Status.TIMEOUT}
+
+
+def held_to(deviation: Deviation | None, fault: Fault) -> Status:
+    """The status of a fault, beside what is known of the implementation: its kind, and its size at most."""
     if deviation is None or deviation.fault != fault.kind:
-        return {"raised": "error", "crash": "crash", "timeout": "timeout"}.get(fault.kind, "fail"), fault.message
-    if deviation.max_units is None or (np.inf if fault.units is None else fault.units) <= deviation.max_units:
-        return "deviates", fault.message
-    return "fail", f"{fault.message}; a deviation is known up to {deviation.max_units:g} units"
+        return _STATUS_OF.get(fault.kind, Status.FAIL)
+    units = np.inf if fault.worst_units is None else fault.worst_units
+    return Status.DEVIATES if deviation.max_units is None or units <= deviation.max_units else Status.FAIL
 
 
-def case_status(statuses: Iterable[str]) -> str:
-    """A case's status from those of its aspects: the worst. It is unsupported only if nothing of it could be asked."""
-    return min(statuses, key=_WORST_FIRST.index)
+def _wrong(kind: str, expected: Any, found: Any, **more: Any) -> Finding:
+    return Finding([Fault(kind, expected=expected, found=found, **more)])
 
 
 def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     answer, stated, convention = seen.first, implementation.conventions, exam.case.question.expect.convention
-    if answer.padding.startswith("a loss"):
-        return _wrong(
-            "nonzero", f"expected zero where the batch was padded with ignored samples; found {answer.padding}"
-        )
+    if answer.nonzero_padding and answer.nonzero_padding[0] == "loss":
+        return _nonzero_padding(answer.nonzero_padding)
     if answer.raised and answer.raised.phase == "call":
         if convention and exam.may_be_refused_by(implementation):
-            return (), None, {convention: "refused"}
-        return _wrong("raised", f"expected a loss; found {answer.raised}")
+            return Finding(conventions={convention: "refused"})
+        return _wrong("raised", "a loss", str(answer.raised))
     if answer.loss is None:
-        return _wrong("missing", f"expected a tensor; found {answer.loss_type}")
+        return _wrong("missing", "a tensor", answer.loss_type)
     if convention and stated.get(convention) == "refused":
-        return _wrong("accepted", f"states that it refuses {CONVENTIONS[convention][0]}; found a loss")
+        return _wrong("accepted", f"a refusal of {CONVENTIONS[convention][0]}, as is stated", "a loss")
     # A stated answer is the only one that is right; without one each of them is.
     choices = [
         [(name, stated[name])] if name in stated else [(name, a) for a in CONVENTIONS[name][1]]
         for name in sorted(exam.relevant)
     ]
+    word, dtype = exam.case.question.expect.loss, exam.case.question.dtype
     faults = []
     for answers in itertools.product(*choices):
         truth = exam.truth(dict(answers))
-        expected = _expected(exam.case.question.expect.loss, truth.loss)
-        fault, units = compare(
-            "loss",
-            answer.loss,
-            expected,
-            _exact(exam.case.question.expect.loss, truth.loss_unit),
-            exam.case.question.dtype,
-            answer.loss_type,
-            None,
-        )
+        wanted, unit = _expected(word, truth.loss), _exact(word, truth.loss_unit)
+        fault, units = compare("loss", answer.loss, wanted, unit, dtype, answer.loss_type, None)
         if fault is None:
-            return (), units, dict(answers) | ({convention: "taken"} if convention else {})
+            return Finding((), units, dict(answers) | ({convention: "taken"} if convention else {}))
         faults.append(fault)
-    expectations = " or ".join(dict.fromkeys(f.message.split("; found")[0].removeprefix("expected ") for f in faults))
-    return _wrong(
-        faults[0].kind, f"expected {expectations}; found{faults[0].message.split('; found', 1)[1]}", faults[0].units
-    )
+    alternatives = tuple(dict.fromkeys(fault.expected for fault in faults))
+    return Finding([replace(faults[0], expected=alternatives) if len(alternatives) > 1 else faults[0]])
+
+
+def _nonzero_padding(found: tuple[str, int]) -> Finding:
+    quantity, sample = found
+    wanted = f"a {quantity} of zero where the batch was padded with ignored samples"
+    return _wrong("nonzero", wanted, f"another one at sample {sample}")
 
 
 def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     answer, dtype = seen.first, exam.case.question.dtype
-    if answer.padding.startswith("a gradient"):
-        return _wrong(
-            "nonzero", f"expected zero where the batch was padded with ignored samples; found {answer.padding}"
-        )
+    if answer.nonzero_padding and answer.nonzero_padding[0] == "gradient":
+        return _nonzero_padding(answer.nonzero_padding)
     if answer.raised and exam.case.question.mode == "edited" and _EDIT_NOTICED in answer.raised.text:
-        return (), None, {}
+        return Finding()
     if answer.raised:
         if exam.may_be_refused_by(implementation):
-            return (), None, {}
-        return _wrong("raised", f"expected a gradient; found {answer.raised}")
+            return Finding()
+        return _wrong("raised", "a gradient", str(answer.raised))
     if answer.gradient is None:
-        return _wrong("missing", "expected a gradient of the input; found none (input.grad is None)")
+        return _wrong("missing", "a gradient of the input", "none (input.grad is None)")
     truth = _any_truth(exam, implementation)
     word = exam.case.question.expect.gradient
-    compared = [
-        compare(
-            "gradient",
-            answer.gradient,
-            _expected(word, truth.gradient),
-            _exact(word, truth.gradient_unit),
-            dtype,
-            answer.gradient_type,
-            truth.ignored,
-        )
-    ]
+    wanted, unit = _expected(word, truth.gradient), _exact(word, truth.gradient_unit)
+    compared = [compare("gradient", answer.gradient, wanted, unit, dtype, answer.gradient_type, truth.ignored)]
     for name, (value, unit) in truth.others.items():
         if name not in answer.others:
-            compared.append((Fault("missing", f"expected a gradient of {name}; found none"), None))
+            compared.append((Fault("missing", expected=f"a gradient of {name}", found="none"), None))
             continue
         found, found_type = answer.others[name]
         of_others = word if isinstance(word, str) else "reference"
         wanted, exact = _expected(of_others, value), _exact(of_others, unit)
-        unasked = np.zeros(value.shape, dtype=bool)
-        compared.append(compare(f"gradient of {name}", found, wanted, exact, dtype, found_type, unasked))
-    if truth.second is not None and answer.second is None:
-        compared.append((Fault("missing", "expected a gradient of the gradient; found none"), None))
-    elif truth.second is not None:
-        compared.append(
-            compare(
-                "gradient of the gradient",
-                answer.second,
-                truth.second,
-                truth.second_unit,
-                dtype,
-                answer.gradient_type,
-                truth.ignored,
-            )
-        )
+        none_ignored = np.zeros(value.shape, dtype=bool)
+        compared.append(compare(f"gradient of {name}", found, wanted, exact, dtype, found_type, none_ignored))
+    if truth.second is not None:
+        compared.append(_second(truth, answer, dtype))
     faults = [fault for fault, _ in compared if fault]
-    return faults, max((units for _, units in compared if units is not None), default=None), {}
+    return Finding(faults, max((units for _, units in compared if units is not None), default=None))
+
+
+def _second(truth: Truth, answer: Answer, dtype: str) -> tuple[Fault | None, float | None]:
+    name = "gradient of the gradient"
+    if answer.second is None or truth.second is None:
+        return Fault("missing", expected=f"a {name}", found="none"), None
+    return compare(name, answer.second, truth.second, truth.second_unit, dtype, answer.gradient_type, truth.ignored)
 
 
 def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     answer, dtype, mode = seen.first, exam.case.question.dtype, exam.case.question.mode
     if answer.raised and answer.raised.phase == "call":
-        return (
-            ((), None, {})
-            if exam.may_be_refused_by(implementation)
-            else _wrong("raised", f"expected a loss; found {answer.raised}")
-        )
+        refused = exam.may_be_refused_by(implementation)
+        return Finding() if refused else _wrong("raised", "a loss", str(answer.raised))
     if answer.loss is None:
-        return _wrong("missing", f"expected a tensor; found {answer.loss_type}")
+        return _wrong("missing", "a tensor", answer.loss_type)
     shape = exam.batch.positions if exam.batch.reduction == "none" else ()
     if answer.loss.shape != shape:
-        return _wrong("shape", f"expected a loss of shape {shape}; found {answer.loss.shape}")
+        return _wrong("shape", shape, answer.loss.shape, quantity="loss")
     half, stated = dtype in ("bfloat16", "float16") or mode == "autocast", implementation.half_loss_dtype
-    allowed = (
-        {dtype, "float32"}
-        if half and (stated is None or mode == "autocast")
-        else {"float32" if half and stated == "float32" else dtype}
-    )
+    if half and (stated is None or mode == "autocast"):
+        allowed = {dtype, "float32"}
+    else:
+        allowed = {"float32" if half and stated == "float32" else dtype}
     if answer.loss_type not in allowed:
-        return _wrong("dtype", f"expected a loss of dtype {' or '.join(sorted(allowed))}; found {answer.loss_type}")
-    if not exam.case.has_gradient and answer.gradient_type:
-        return _wrong("dtype", f"expected a loss without a graph under {mode}; found one that requires grad")
+        return _wrong("dtype", " or ".join(sorted(allowed)), answer.loss_type, quantity="loss")
+    if not exam.case.has_gradient and answer.requires_grad:
+        return _wrong("dtype", f"a loss without a graph under {mode}", "one that requires grad")
     if answer.gradient is not None and answer.gradient.shape != tuple(exam.batch.input.shape):
-        return _wrong(
-            "shape", f"expected a gradient of shape {tuple(exam.batch.input.shape)}; found {answer.gradient.shape}"
-        )
+        return _wrong("shape", tuple(exam.batch.input.shape), answer.gradient.shape, quantity="gradient")
     if answer.gradient is not None and answer.gradient_type != dtype:
-        return _wrong("dtype", f"expected a gradient of dtype {dtype}; found {answer.gradient_type}")
+        return _wrong("dtype", dtype, answer.gradient_type, quantity="gradient")
     for name, (gradient, found_type) in answer.others.items():
-        if (gradient.shape, found_type) != (tuple(exam.batch.options[name].shape), dtype):
-            wanted = f"shape {tuple(exam.batch.options[name].shape)} and dtype {dtype}"
-            return _wrong(
-                "shape", f"expected a gradient of {name} of {wanted}; found {gradient.shape} and {found_type}"
-            )
-    return (
-        (),
-        None,
-        {"half_loss_dtype": "input" if answer.loss_type == dtype else "float32"} if half and mode != "autocast" else {},
-    )
+        wanted = tuple(exam.batch.options[name].shape)
+        if (gradient.shape, found_type) != (wanted, dtype):
+            found = f"shape {gradient.shape} and dtype {found_type}"
+            return _wrong("shape", f"a gradient of {name} of shape {wanted} and dtype {dtype}", found)
+    if half and mode != "autocast":
+        return Finding(conventions={"half_loss_dtype": "input" if answer.loss_type == dtype else "float32"})
+    return Finding()
 
 
 def _rejection(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     expected, raised = exam.case.question.expect.error, seen.first.raised
     if raised is None:
         found = seen.first.loss_type if seen.first.loss is None else f"a loss of {_show(seen.first.loss)}"
-        what = (
-            "an error, since an option that is not claimed may not be dropped in silence"
-            if expected is None
-            else f"an error in the {expected.phase}"
-        )
-        return _wrong("accepted", f"expected {what}; found {found}")
+        unclaimed = "an error, since an option that is not claimed may not be dropped in silence"
+        return _wrong("accepted", unclaimed if expected is None else f"an error in the {expected.phase}", found)
     if expected is None:
-        return (), None, {}
+        return Finding()
     if expected.phase == "call" and raised.phase != "call":
-        return _wrong("accepted", f"expected an error in the call; found {raised}")
+        return _wrong("accepted", "an error in the call", str(raised))
     if expected.match and not re.search(expected.match, f"{raised.type}: {raised.text}", re.IGNORECASE):
-        return _wrong("accepted", f"expected an error that matches {expected.match!r}; found {raised}")
-    return (), None, {}
+        return _wrong("accepted", f"an error that matches {expected.match!r}", str(raised))
+    return Finding()
 
 
 def _purity(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     if seen.changed:
-        return _wrong(
-            "changed", f"expected a call that leaves everything as it was; found changed: {', '.join(seen.changed)}"
-        )
+        return _wrong("changed", "a call that leaves everything as it was", f"changed: {', '.join(seen.changed)}")
     if seen.again is None or exam.case.expects_error or exam.case.question.expect.loss == "unspecified":
-        return (), None, {}
+        return Finding()
     if seen.again.raised:
-        return _wrong("unstable", f"expected the same answer to the same call; found {seen.again.raised}")
+        return _wrong("unstable", "the same answer to the same call", str(seen.again.raised))
     truth = _any_truth(exam, implementation)
     pairs = [
         ("loss", seen.first.loss, seen.again.loss, truth.loss_unit),
@@ -354,22 +300,18 @@ def _purity(exam: Exam, implementation: Implementation, seen: Observation) -> Fi
     for name, one, two, unit in pairs:
         if one is None and two is None:
             continue
+        wanted = f"the same {name} from the same call"
         if one is None or two is None or one.shape != two.shape:
-            return _wrong("unstable", f"expected the same {name} from the same call; found another shape")
+            return _wrong("unstable", wanted, "another shape")
         with np.errstate(all="ignore"):
             noise = unit.astype(np.float64) if unit.shape == one.shape else np.zeros(one.shape)
-            same = (
-                (one == two)
-                | (np.isnan(one) & np.isnan(two))
-                | (abs(one - two) <= ALLOWED_UNITS[exam.case.question.dtype] * noise)
-            )
+            allowed = ALLOWED_UNITS[exam.case.question.dtype] * noise
+            same = (one == two) | (np.isnan(one) & np.isnan(two)) | (abs(one - two) <= allowed)
         if not same.all():
             where = first(~same)
-            return _wrong(
-                "unstable",
-                f"expected the same {name} from the same call; found {float(one[where])!r} and then {float(two[where])!r}{place(where)}",
-            )
-    return (), None, {}
+            found = f"{float(one[where])!r} and then {float(two[where])!r}"
+            return _wrong("unstable", wanted, found, index=where)
+    return Finding()
 
 
 _FINDINGS: dict[str, Callable[[Exam, Implementation, Observation], Finding]] = {
@@ -379,10 +321,6 @@ _FINDINGS: dict[str, Callable[[Exam, Implementation, Observation], Finding]] = {
     "rejection": _rejection,
     "purity": _purity,
 }
-
-
-def _wrong(kind: str, message: str, units: float | None = None) -> Finding:
-    return [Fault(kind, message, units)], units, {}
 
 
 def _any_truth(exam: Exam, implementation: Implementation) -> Truth:

@@ -14,10 +14,10 @@ import numpy as np
 from xentcheck.batch import Batch
 from xentcheck.case import Case, Clause
 from xentcheck.casefile import CaseFileError
-from xentcheck.compare import ALLOWED_UNITS
 from xentcheck.examine import Examiner
 from xentcheck.naming import nearest
 from xentcheck.reference import Array
+from xentcheck.units import ALLOWED_UNITS
 
 MAX_TITLE, MAX_REQUIREMENT = 70, 240
 # Words for an answer that is meant to be weak, or to be zero.

@@ -1,25 +1,25 @@
 """Runs one implementation on one batch and writes down all that happened. Judges nothing.
 
-Every mode is a way to get from a batch to a loss and a gradient; what surrounds them (fresh inputs, a second call, a watch over
-arguments and global state) is the same for all.
+``modes`` says how a batch becomes a loss and a gradient; what surrounds that (fresh inputs, a second call, a watch over arguments and
+global state) is the same for all modes.
 """
 
 from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from xentcheck.batch import Batch, micro_batches
+from xentcheck.batch import Batch
 from xentcheck.global_state import GlobalState
 from xentcheck.implementation import Implementation, with_matrix
+from xentcheck.modes import Mode, mode_of, padded
 
 Array = np.ndarray
 
@@ -42,6 +42,7 @@ class Answer:
 
     loss: Array | None = None
     loss_type: str = ""  # a dtype of torch, or the type of what was returned instead of a tensor
+    requires_grad: bool = False  # of the loss
     gradient: Array | None = None
     gradient_type: str = ""
     second: Array | None = None
@@ -49,7 +50,8 @@ class Answer:
         default_factory=dict
     )  # further gradients, by argument, with their dtypes
     raised: Raised | None = None
-    padding: str = ""  # what is not zero at the samples that were added to the batch (padded_to)
+    # Where the batch was padded with ignored samples: of which quantity (loss or gradient) the entries of which are not zero.
+    nonzero_padding: tuple[str, int] | None = None
     # the loss itself, whose memory is the caller's; it means nothing in another process
     tensor: Tensor | None = field(default=None, metadata={"sent": False})
 
@@ -89,14 +91,14 @@ def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, 
         before = GlobalState(functions=False)
         _unusual_random_states()  # so that a seed set by the implementation is a change, whichever it is
         state = GlobalState()
-        function = _callable(implementation, batch)
+        ask = _asking(implementation, batch, wants_gradient)
         for _ in range(calls):
-            mine = batch.fresh()
+            copy = batch.fresh()
             try:
-                answer = _answer(implementation, function, mine, wants_gradient)
+                answer = ask(copy)
             finally:
                 changed |= dict.fromkeys(state.restore())
-            changed |= dict.fromkeys(_touched(batch, mine))
+            changed |= dict.fromkeys(_touched(batch, copy))
             answers.append(answer)
             if answer.raised:
                 break
@@ -108,6 +110,25 @@ def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, 
     return Observation(answers[0], answers[1] if len(answers) > 1 else None, tuple(changed), tuple(texts))
 
 
+def _asking(implementation: Implementation, batch: Batch, wants_gradient: bool) -> Callable[[Batch], Answer]:
+    """What is made of the implementation once, however many calls follow."""
+    function = _function(implementation, batch)
+    if implementation.loss_and_gradient is not None:
+        return lambda copy: _from_arrays(function, copy)
+    mode, nonzero = mode_of(batch), []
+    if mode.wrap is padded:
+        function = padded(function, batch, lambda *found: nonzero.append(found))
+    elif mode.wrap is not None:
+        function = mode.wrap(function, batch)
+
+    def ask(copy: Batch) -> Answer:
+        nonzero.clear()
+        answer = _answer(mode, function, copy, wants_gradient)
+        return replace(answer, nonzero_padding=nonzero[0]) if nonzero else answer
+
+    return ask
+
+
 def _unusual_random_states() -> None:
     # Not torch.manual_seed: for GPUs that are not in use yet it notes down the whole stack, which costs more than a small loss.
     torch.default_generator.manual_seed(0x5EED_0F_A_CA5E)
@@ -115,180 +136,40 @@ def _unusual_random_states() -> None:
     random.seed(0x5EED_0F_A_CA5E)
 
 
-def _callable(implementation: Implementation, batch: Batch) -> Function:
+def _function(implementation: Implementation, batch: Batch) -> Function:
+    """The implementation as a function of input, target and options, in the form that the batch asks for."""
     if implementation.loss_and_gradient is not None:
         return implementation.loss_and_gradient
     through = with_matrix if batch.is_linear else _through_identity
-    function = implementation.cross_entropy or through(implementation.linear_cross_entropy)
-    if batch.mode == "compile":
-        torch.compiler.reset()
-
-        def compiled(
-            *arguments: Any, **options: Any
-        ) -> Any:  # a function of torch itself compiles inside others only, up to 2.6
-            return function(*arguments, **options)
-
-        return torch.compile(compiled)
-    return function
+    return implementation.cross_entropy or through(implementation.linear_cross_entropy)
 
 
-def _answer(implementation: Implementation, function: Function, batch: Batch, wants_gradient: bool) -> Answer:
-    if implementation.loss_and_gradient is not None:
-        return _from_arrays(function, batch)
-    if batch.mode == "vmap":
-        return _vmapped(function, batch)
-    if batch.mode == "func_grad":
-        return _functional(function, batch)
-    return _eager(function, batch, wants_gradient)
-
-
-def _eager(function: Function, batch: Batch, wants_gradient: bool) -> Answer:
-    x = batch.input.requires_grad_(batch.input.is_floating_point() and batch.mode not in ("inference_mode", "detached"))
-    others = {n: t for n, t in batch.differentiated.items() if n != "input" and x.requires_grad}
-    for tensor in others.values():
-        tensor.requires_grad_()
-    contexts: dict[str, Callable[[], Any]] = {
-        "no_grad": torch.no_grad,
-        "inference_mode": torch.inference_mode,
-        "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-        "deterministic": _deterministic,
-    }
-    padding = _Padding(batch)
+def _answer(mode: Mode, function: Function, batch: Batch, wants_gradient: bool) -> Answer:
+    """What the steps of a mode gave, up to the one that raised."""
+    steps = mode.steps(function, batch)
     try:
-        with contexts.get(batch.mode, nullcontext)():
-            if batch.mode == "two_losses":
-                other = function(x, batch.target, **batch.options)
-            if batch.mode == "accumulated":
-                loss = _accumulated(function, batch)
-            elif batch.mode == "edited":
-                loss = function(edited := x.clone(), batch.target, **batch.options)
-            elif batch.padded_to is not None:
-                loss = padding.call(function)
-            else:
-                loss = function(x, batch.target, **batch.options)
+        loss = next(steps)
     except BaseException as error:
         return Answer(raised=_raised("call", error))
     if not isinstance(loss, Tensor):
         return Answer(loss_type=type(loss).__name__)
+    answer = Answer(_array(loss), _dtype(loss), loss.requires_grad, tensor=loss.detach())
     if not wants_gradient:
-        grad_note = "requires grad" if loss.requires_grad else ""
-        return Answer(_array(loss), _dtype(loss), gradient_type=grad_note, tensor=loss)
-    value, dtype = _array(loss), _dtype(loss)
+        return answer
     try:
-        upstream = None if batch.upstream is None else batch.upstream.to(loss.dtype)
-        if batch.mode == "double_backward":
-            return _twice_differentiated(loss, x, upstream, batch.direction, value, dtype)
-        if batch.mode == "twice":
-            loss.backward(upstream, retain_graph=True)
-            for tensor in (x, *others.values()):
-                tensor.grad = None
-        if batch.mode == "two_losses":
-            other.backward(upstream)
-        if batch.mode == "edited":
-            with torch.no_grad():
-                edited.neg_()
-        with contexts["deterministic"]() if batch.mode == "deterministic" else nullcontext():
-            loss.backward(upstream)
+        gradient, *derivatives = steps
     except BaseException as error:
-        return Answer(value, dtype, raised=_raised("backward", error), padding=padding.found)
-    if x.grad is None:
-        return Answer(value, dtype, padding=padding.found, tensor=loss.detach())
-    # Both losses give the same gradient; halving is exact.
-    gradient = _array(x.grad) / 2 if batch.mode == "two_losses" else _array(x.grad)
-    found = {n: (_array(t.grad), _dtype(t.grad)) for n, t in others.items() if t.grad is not None}
-    return Answer(value, dtype, gradient, _dtype(x.grad), others=found, padding=padding.found, tensor=loss.detach())
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def _accumulated(function: Function, batch: Batch) -> Tensor:
-    """The loss of the batch from those of its micro-batches: added up, means by the share of what counts in them."""
-    parts = micro_batches(batch)
-    losses = [function(batch.input[part], batch.target[part], **batch.options) for part in parts]
-    if batch.reduction == "sum" or "normalizer" in batch.options:
-        return torch.stack(losses).sum()
-    weight, valid = batch.options.get("weight"), torch.from_numpy(batch.valid).reshape(batch.positions)
-    if weight is None or batch.has_probabilities:
-        masses = [float(valid[part].sum()) for part in parts]
-    else:
-        masses = [weight.double()[batch.target[part][valid[part]].long()].sum().item() for part in parts]
-    return sum(loss.double() * (mass / sum(masses)) for loss, mass in zip(losses, masses, strict=True)).to(
-        losses[0].dtype
+        return replace(answer, raised=_raised("backward", error), tensor=None)
+    if gradient is None:
+        return answer
+    further = {n: t.grad for n, t in batch.differentiated.items() if n != "input" and t.grad is not None}
+    return replace(
+        answer,
+        gradient=_array(gradient),
+        gradient_type=_dtype(gradient),
+        second=_array(derivatives[0]) if derivatives else None,
+        others={name: (_array(one), _dtype(one)) for name, one in further.items()},
     )
-
-
-class _Padding:
-    """The batch's samples spread among ignored ones; notes what at the others is not zero, as it should be."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch, self.found = batch, ""
-
-    def call(self, function: Function) -> Tensor:
-        batch, samples = self.batch, self.batch.padded_to or 0
-        where = torch.linspace(0, samples - 1, batch.input.shape[0], dtype=torch.float64).round().long()
-        others = torch.ones(samples, dtype=torch.bool)
-        others[where] = False
-        logits = torch.zeros((samples, *batch.input.shape[1:]), dtype=batch.input.dtype)
-        logits[where] = batch.input
-        target = torch.full((samples, *batch.target.shape[1:]), batch.padding[0], dtype=batch.target.dtype)
-        target[where] = batch.target
-        if logits.requires_grad:
-            logits.register_hook(lambda gradient: self._check("gradient", gradient, others))
-        loss = function(logits, target, **batch.options)
-        if batch.reduction != "none" or not isinstance(loss, Tensor) or loss.dim() == 0:
-            return loss
-        self._check("loss", loss.detach(), others)
-        return loss[where]
-
-    def _check(self, name: str, values: Tensor, others: Tensor) -> None:
-        for index in torch.nonzero(others).flatten().split(4096):
-            wrong = (values[index] != 0).flatten(1).any(1) if values.dim() > 1 else values[index] != 0
-            if wrong.any() and not self.found:
-                self.found = f"a {name} at the ignored sample {index[wrong][0].item()}"
-
-
-def _twice_differentiated(
-    loss: Tensor, x: Tensor, upstream: Tensor | None, direction: Array | None, value: Array, dtype: str
-) -> Answer:
-    (gradient,) = torch.autograd.grad(loss, x, upstream, create_graph=True)
-    assert direction is not None
-    (second,) = torch.autograd.grad(gradient, x, torch.from_numpy(direction).to(gradient.dtype))
-    return Answer(value, dtype, _array(gradient), _dtype(gradient), _array(second))
-
-
-def _functional(function: Function, batch: Batch) -> Answer:
-    try:
-        loss, pull_back = torch.func.vjp(lambda x: function(x, batch.target, **batch.options), batch.input)
-    except BaseException as error:
-        return Answer(raised=_raised("call", error))
-    try:
-        upstream = torch.ones_like(loss) if batch.upstream is None else batch.upstream.to(loss.dtype)
-        (gradient,) = pull_back(upstream)
-    except BaseException as error:
-        return Answer(_array(loss), _dtype(loss), raised=_raised("backward", error))
-    return Answer(_array(loss), _dtype(loss), _array(gradient), _dtype(gradient))
-
-
-def _vmapped(function: Function, batch: Batch) -> Answer:
-    """The loss once per position, each call with a batch of one, all at once."""
-
-    def one(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        loss = function(x.unsqueeze(0), target.unsqueeze(0), **batch.options)
-        return loss.sum(), loss.squeeze(0)
-
-    try:
-        gradient, loss = torch.func.vmap(torch.func.grad(one, has_aux=True))(batch.input, batch.target)
-    except BaseException as error:
-        return Answer(raised=_raised("call", error))
-    return Answer(_array(loss), _dtype(loss), _array(gradient), _dtype(gradient))
 
 
 def _from_arrays(function: Function, batch: Batch) -> Answer:
@@ -297,7 +178,8 @@ def _from_arrays(function: Function, batch: Batch) -> Answer:
     except BaseException as error:
         return Answer(raised=_raised("call", error))
     loss_values, gradient_values = _numbers(loss), _numbers(gradient)
-    return Answer(loss_values, _dtype(loss), gradient_values, "" if gradient_values is None else _dtype(gradient))
+    gradient_type = "" if gradient_values is None else _dtype(gradient)
+    return Answer(loss_values, _dtype(loss), gradient=gradient_values, gradient_type=gradient_type)
 
 
 def _numbers(value: Any) -> Array | None:

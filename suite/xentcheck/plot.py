@@ -9,8 +9,8 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from xentcheck.compare import ALLOWED_UNITS
-from xentcheck.judge import Verdict
+from xentcheck.units import ALLOWED_UNITS
+from xentcheck.verdict import Verdict
 
 COLOURS = {"float64": "#3b6ea8", "float32": "#2a8c6f", "bfloat16": "#c4761b", "float16": "#a8425a"}
 FLOOR = 1e-3  # exact answers are drawn here

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from xentcheck.case import ASPECTS, Aspect, Case
 from xentcheck.examine import Examiner
 from xentcheck.implementation import ImplementationError, find
 from xentcheck.isolate import Workers
-from xentcheck.judge import GOOD, Verdict
 from xentcheck.naming import nearest
+from xentcheck.status import Status
+from xentcheck.verdict import Verdict, from_json, to_json
 
 pytest_plugins = ["xentcheck.explore_plugin"]
 NODE_ID = re.compile(r"::test_(?P<aspect>\w+)\[(?P<implementation>[^:]+):(?P<case>.+)\](@\w+)?$")
@@ -292,7 +292,7 @@ def examine(request: pytest.FixtureRequest) -> Any:
             pytest.xfail(verdict.message)
         if verdict.status in ("unsupported", "unavailable"):
             pytest.skip(f"{verdict.status}: {verdict.message}")
-        if verdict.status not in GOOD:
+        if not verdict.status.is_good:
             pytest.fail(terminal.failure(case, verdict, implementation), pytrace=False)
 
     return put
@@ -302,7 +302,7 @@ def examine(request: pytest.FixtureRequest) -> Any:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report = yield
     if VERDICT in item.stash and report.when == "call":
-        report.xentcheck = asdict(item.stash[VERDICT])
+        report.xentcheck = to_json(item.stash[VERDICT])
     return report
 
 
@@ -311,7 +311,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if session is None or key is None:
         return
     if hasattr(report, "xentcheck"):
-        session.note(Verdict(**report.xentcheck))
+        session.note(from_json(report.xentcheck))
     elif report.failed or (report.when == "call" and report.skipped):
         # The harness itself failed or skipped, or an xdist worker died.
         implementation, case, aspect = key
@@ -323,7 +323,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             if (implementation, case, aspect) not in session.verdicts:
                 session.note(
                     Verdict(
-                        implementation, case.split("/")[0], case, aspect, "crash" if crashed else "error", message=text
+                        implementation,
+                        case.split("/")[0],
+                        case,
+                        aspect,
+                        Status.CRASH if crashed else Status.ERROR,
+                        reason=text,
                     )
                 )
     if session.write_error:
@@ -352,7 +357,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
     )
     if mine.writer is not None and not mine.write_error:
         mine.writer.close(complete=finished and bool(mine.verdicts or mine.costs))
-    failing = any(v.status not in GOOD for v in mine.verdicts.values())
+    failing = any(not v.status.is_good for v in mine.verdicts.values())
     result = yield  # other plugins may add to the status; ours is the last word
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and mine.resumed:
         session.exitstatus = exitstatus = pytest.ExitCode.OK  # nothing was left to do

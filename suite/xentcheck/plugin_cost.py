@@ -18,9 +18,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from xentcheck import cost, profiles, terminal_cost, timing
 from xentcheck.case import Bytes, Case
 from xentcheck.implementation import Implementation, find
-from xentcheck.judge import GOOD
 from xentcheck.plugin import NOTHING_TO_TEST, SESSION, Session
 from xentcheck.record import RecordError
+from xentcheck.status import Status
 from xentcheck.yamltext import CaseFileError
 
 SUITE = Path(__file__).resolve().parents[1]
@@ -217,7 +217,7 @@ def measure_cost(request: pytest.FixtureRequest) -> Any:
             pytest.xfail(line["message"])
         if line["status"] in ("unsupported", "unavailable"):
             pytest.skip(f"{line['status']}: {line['message']}")
-        if line["status"] not in GOOD:
+        if not Status(line["status"]).is_good:
             pytest.fail(terminal_cost.failure(case, line, implementation), pytrace=False)
 
     return put

@@ -14,7 +14,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from xentcheck.implementation import Implementation
-from xentcheck.judge import STATUSES, Verdict
+from xentcheck.verdict import Verdict, from_json, to_json
 
-FORMAT = 1
+FORMAT = 2
 KINDS = ("run", "verdict", "cost", "end")
 NAME = "results.jsonl"
 _ALLOCATOR_SETTINGS = ("THP_MEM_ALLOC_ENABLE", "MALLOC_CONF", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF")
@@ -112,7 +112,7 @@ class Writer:
             self._append(header)
 
     def verdict(self, verdict: Verdict) -> None:
-        self._append({"kind": "verdict", **_plain(asdict(verdict))})
+        self._append({"kind": "verdict", **to_json(verdict)})
         self._statuses[key(verdict)] = verdict.status
 
     def cost(self, line: dict[str, Any]) -> None:
@@ -212,13 +212,9 @@ def load(path: Path) -> Results:
             raise RecordError(f"{path}:{number}: expected a kind of {', '.join(KINDS)}; found {item.get('kind')!r}")
         if item["kind"] == "verdict":
             try:
-                verdict = Verdict(**{k: v for k, v in item.items() if k != "kind"})
-            except TypeError as error:
+                verdict = from_json({k: v for k, v in item.items() if k != "kind"})
+            except (TypeError, ValueError) as error:
                 raise RecordError(f"{path}:{number}: not a verdict: {error}") from error
-            if verdict.status not in STATUSES:
-                raise RecordError(
-                    f"{path}:{number}: expected a status of {', '.join(STATUSES)}; found {verdict.status!r}"
-                )
             verdicts[key(verdict)] = verdict
     end = objects[-1] if objects[-1]["kind"] == "end" else None
     if end and end["verdicts"] != len(verdicts):

@@ -1,13 +1,12 @@
 """What must hold between the answers to two batches, whatever the right answer is.
 
-Each relation turns a batch into others whose answers follow from the first: it yields those batches, all at once and whatever the
-answer was, is sent the first answer and theirs, and looks at them. Two answers may differ by the rounding error that each of them may have; what
+Each relation turns a batch into others whose answers follow from the first, and says how. Two answers may differ by the rounding error that each of them may have; what
 must be the same bit for bit, or zero, is exactly that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from xentcheck.batch import DTYPES, Batch
 from xentcheck.case import Case, Relation
-from xentcheck.compare import Array, Fault, compare
 from xentcheck.observe import Answer, Failure
-from xentcheck.reference import Truth, relevant_conventions, truth
+from xentcheck.reference import Array, Truth, relevant_conventions, truth
+from xentcheck.units import compare
+from xentcheck.verdict import Fault, describe
 
 # What an implementation must offer to be asked about a relation, beyond what the case itself needs.
 NEEDS: Mapping[str, frozenset[str]] = {
@@ -58,17 +58,17 @@ class Asked:
     def another(self, batch: Batch, answer: Answer | Failure) -> Asked:
         """The same for another batch. Raises Broken if there is no answer to it."""
         if isinstance(answer, Failure):
-            raise Broken(Fault(answer.status, answer.message))
+            raise Broken(Fault(answer.status, expected="an answer, too", found=answer.message))
         if answer.raised:
-            raise Broken(Fault("raised", f"expected an answer, too; found {answer.raised}"))
+            raise Broken(Fault("raised", expected="an answer, too", found=str(answer.raised)))
         if answer.loss is None or answer.gradient is None:
-            raise Broken(Fault("missing", "expected a loss and a gradient, too; found none"))
+            raise Broken(Fault("missing", expected="a loss and a gradient, too", found="none"))
         return Asked(batch, answer, None, self.dtype)
 
     def expect(self, name: str, found: Array, expected: Array, unit: Any) -> None:
         """Raises Broken unless two answers are the same up to the rounding error of both; ``unit`` is that of one."""
         if found.shape != expected.shape:
-            raise Broken(Fault("shape", f"expected a {name} of shape {expected.shape}; found {found.shape}"))
+            raise Broken(Fault("shape", name, expected.shape, found.shape))
         unit = 2 * np.asarray(unit, dtype=np.float64)
         if name == "loss":
             found, expected = (_overflowing(values, self.answer.loss_type) for values in (found, expected))
@@ -90,7 +90,7 @@ class Broken(Exception):
     """A relation that does not hold."""
 
     def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.message)
+        super().__init__(describe(fault))
         self.fault = fault
 
 
@@ -106,44 +106,42 @@ def applying(case: Case, batch: Batch) -> tuple[Relation, ...]:
     return tuple(name for name, (applies, _, _) in _RELATIONS.items() if applies(batch))
 
 
-@dataclass(frozen=True)
-class Relating:
-    """A relation of a batch, begun: what is left to do needs the answers to other batches."""
-
-    name: Relation
-    batches: Sequence[Batch]
-    looking: Looking
-
-    @staticmethod
-    def begin(name: Relation, batch: Batch) -> Relating:
-        looking = _RELATIONS[name][2](batch)
-        return Relating(name, next(looking), looking)
-
-    def broken(self, asked: Asked, answers: Sequence[Answer | Failure]) -> Fault | None:
-        """How the relation fails to hold between the batch's own answer and those to the others; None where it holds."""
-        try:
-            self.looking.send((asked, [asked.another(*pair) for pair in zip(self.batches, answers, strict=True)]))
-        except StopIteration:
-            return None
-        except Broken as error:
-            return replace(error.fault, message=f"{_RELATIONS[self.name][1]}: {error.fault.message}")
-        raise AssertionError(f"{self.name} yielded twice")
+Check = Callable[[Asked, Sequence[Asked]], None]
+Related = tuple[Sequence[Batch], Check]
 
 
-Looking = Generator[Sequence[Batch], tuple[Asked, list[Asked]], None]
+def related(name: Relation, batch: Batch) -> Related:
+    """The batches that a relation makes of this one, and a check of the answers: the batch's own and those to the others, in order. It
+    raises Broken where the relation does not hold."""
+    return _RELATIONS[name][2](batch)
 
 
-def _deletion(batch: Batch) -> Looking:
+def broken(
+    name: Relation, asked: Asked, batches: Sequence[Batch], check: Check, answers: Sequence[Answer | Failure]
+) -> Fault | None:
+    """How a relation fails to hold; None where it holds."""
+    try:
+        check(asked, [asked.another(*pair) for pair in zip(batches, answers, strict=True)])
+    except Broken as error:
+        return replace(error.fault, context=_RELATIONS[name][1])
+    return None
+
+
+def _deletion(batch: Batch) -> Related:
     valid = batch.valid
-    asked, (other,) = yield (_picked(batch, torch.from_numpy(np.flatnonzero(valid))),)
-    loss, unit = asked.loss, asked.truth.loss_unit
-    if batch.reduction == "none":
-        loss, unit = loss.reshape(-1)[valid], unit.reshape(-1)[valid]
-    asked.expect("loss", other.loss, loss, unit)
-    asked.expect("gradient", other.gradient, asked.gradient[valid], asked.gradient_unit[valid])
+
+    def check(asked: Asked, others: Sequence[Asked]) -> None:
+        (other,) = others
+        loss, unit = asked.loss, asked.truth.loss_unit
+        if batch.reduction == "none":
+            loss, unit = loss.reshape(-1)[valid], unit.reshape(-1)[valid]
+        asked.expect("loss", other.loss, loss, unit)
+        asked.expect("gradient", other.gradient, asked.gradient[valid], asked.gradient_unit[valid])
+
+    return [_picked(batch, torch.from_numpy(np.flatnonzero(valid)))], check
 
 
-def _poisoning(batch: Batch) -> Looking:
+def _poisoning(batch: Batch) -> Related:
     valid = batch.valid
     poisoned = batch.fresh()
     rows = poisoned.input.movedim(batch.class_axis, -1)
@@ -151,24 +149,32 @@ def _poisoning(batch: Batch) -> Looking:
     for number, position in enumerate(np.flatnonzero(~valid)):
         where = np.unravel_index(position, batch.positions) if batch.positions else ()
         rows[tuple(int(i) for i in where)] = (np.nan, np.inf, -np.inf, largest, -largest)[number % 5]
-    asked, (other,) = yield (poisoned,)
-    zero = np.zeros_like(other.gradient)
-    asked.expect("gradient of an ignored position", other.gradient[~valid], zero[~valid], zero[~valid])
-    asked.expect("loss", other.loss, asked.loss, np.zeros(asked.loss.shape))
-    asked.expect("gradient", other.gradient[valid], asked.gradient[valid], zero[valid])
+
+    def check(asked: Asked, others: Sequence[Asked]) -> None:
+        (other,) = others
+        zero = np.zeros_like(other.gradient)
+        asked.expect("gradient of an ignored position", other.gradient[~valid], zero[~valid], zero[~valid])
+        asked.expect("loss", other.loss, asked.loss, np.zeros(asked.loss.shape))
+        asked.expect("gradient", other.gradient[valid], asked.gradient[valid], zero[valid])
+
+    return [poisoned], check
 
 
-def _permutation(batch: Batch) -> Looking:
+def _permutation(batch: Batch) -> Related:
     order = _shuffled(batch.valid.size)
-    asked, (other,) = yield (_picked(batch, torch.from_numpy(order), batch.positions),)
-    loss, unit = asked.loss, asked.truth.loss_unit
-    if batch.reduction == "none":
-        loss, unit = loss.reshape(-1)[order].reshape(loss.shape), unit.reshape(-1)[order].reshape(loss.shape)
-    asked.expect("loss", other.loss, loss, unit)
-    asked.expect("gradient", other.gradient, asked.gradient[order], asked.gradient_unit[order])
+
+    def check(asked: Asked, others: Sequence[Asked]) -> None:
+        (other,) = others
+        loss, unit = asked.loss, asked.truth.loss_unit
+        if batch.reduction == "none":
+            loss, unit = loss.reshape(-1)[order].reshape(loss.shape), unit.reshape(-1)[order].reshape(loss.shape)
+        asked.expect("loss", other.loss, loss, unit)
+        asked.expect("gradient", other.gradient, asked.gradient[order], asked.gradient_unit[order])
+
+    return [_picked(batch, torch.from_numpy(order), batch.positions)], check
 
 
-def _class_permutation(batch: Batch) -> Looking:
+def _class_permutation(batch: Batch) -> Related:
     order = _shuffled(batch.classes)  # the new class j is the old class order[j]
     new = torch.from_numpy(np.argsort(order))
     columns = torch.from_numpy(order)
@@ -184,14 +190,17 @@ def _class_permutation(batch: Batch) -> Looking:
         if "ignore_index" in options:
             values = [int(new[v]) if 0 <= v < batch.classes else v for v in batch.ignore_values]
             options["ignore_index"] = values[0] if isinstance(options["ignore_index"], int) else values
-    asked, (other,) = yield (
-        replace(batch, input=batch.input.index_select(batch.class_axis, columns), target=target, options=options),
-    )
-    asked.expect("loss", other.loss, asked.loss, asked.truth.loss_unit)
-    asked.expect("gradient", other.gradient, asked.gradient[:, order], asked.gradient_unit[:, order])
+
+    def check(asked: Asked, others: Sequence[Asked]) -> None:
+        (other,) = others
+        asked.expect("loss", other.loss, asked.loss, asked.truth.loss_unit)
+        asked.expect("gradient", other.gradient, asked.gradient[:, order], asked.gradient_unit[:, order])
+
+    logits = batch.input.index_select(batch.class_axis, columns)
+    return [replace(batch, input=logits, target=target, options=options)], check
 
 
-def _shift(batch: Batch) -> Looking:
+def _shift(batch: Batch) -> Related:
     """Between two batches whose logits differ by exactly a constant in each row: x is first rounded so that there are such."""
     rows = batch.input.movedim(batch.class_axis, -1)
     signs = torch.where(torch.arange(batch.valid.size) % 2 == 0, 8.0, -8.0).reshape(*batch.positions, 1).to(rows.dtype)
@@ -200,37 +209,44 @@ def _shift(batch: Batch) -> Looking:
     gap = (moved.double() - back.double() == signs.double()) | ~torch.isfinite(rows)
     exact = gap.all(-1, keepdim=True)
     moved, back = torch.where(exact, moved, rows), torch.where(exact, back, rows)
-    asked, (one, two) = yield [replace(batch, input=x.movedim(-1, batch.class_axis)) for x in (back, moved)]
-    unit = np.maximum(one.truth.loss_unit.astype(np.float64), two.truth.loss_unit.astype(np.float64))
-    asked.expect("loss", two.loss, one.loss, unit)
-    asked.expect("gradient", two.gradient, one.gradient, np.maximum(one.gradient_unit, two.gradient_unit))
+
+    def check(asked: Asked, others: Sequence[Asked]) -> None:
+        one, two = others
+        unit = np.maximum(one.truth.loss_unit.astype(np.float64), two.truth.loss_unit.astype(np.float64))
+        asked.expect("loss", two.loss, one.loss, unit)
+        asked.expect("gradient", two.gradient, one.gradient, np.maximum(one.gradient_unit, two.gradient_unit))
+
+    return [replace(batch, input=x.movedim(-1, batch.class_axis)) for x in (back, moved)], check
 
 
-def _splitting(batch: Batch) -> Looking:
+def _splitting(batch: Batch) -> Related:
     cut = max(1, batch.input.shape[0] // 3)
     whole = _mass(batch)
     parts: list[tuple[Batch, float]] = []  # with the share of what counts in them
-    for part in (slice(0, cut), slice(cut, None)):
-        upstream = batch.upstream[part] if batch.upstream is not None and batch.reduction == "none" else batch.upstream
-        mine = replace(batch, input=batch.input[part], target=batch.target[part], upstream=upstream)
+    for where in (slice(0, cut), slice(cut, None)):
+        upstream = batch.upstream[where] if batch.upstream is not None and batch.reduction == "none" else batch.upstream
+        part = replace(batch, input=batch.input[where], target=batch.target[where], upstream=upstream)
         by_share = batch.reduction == "mean" and "normalizer" not in batch.options
-        parts.append((mine, _mass(mine) / whole if by_share else 1.0))
-    asked, others = yield [mine for mine, share in parts if share]  # there is no mean over no position
-    answers = iter(others)
-    loss: list[Array] = []
-    gradient: list[Array] = []
-    for mine, share in parts:
-        if not share:
-            gradient.append(np.zeros((mine.valid.size, batch.classes)))
-            continue
-        other = next(answers)
-        if _overflows(other):
-            return
-        loss.append(other.loss if batch.reduction == "none" else other.loss * share)
-        gradient.append(other.gradient * share)
-    together = np.concatenate(loss) if batch.reduction == "none" else np.asarray(sum(loss))
-    asked.expect("loss", together, asked.loss, asked.truth.loss_unit)
-    asked.expect("gradient", np.concatenate(gradient), asked.gradient, asked.gradient_unit)
+        parts.append((part, _mass(part) / whole if by_share else 1.0))
+
+    def check(asked: Asked, others: Sequence[Asked]) -> None:
+        answers = iter(others)
+        loss: list[Array] = []
+        gradient: list[Array] = []
+        for part, share in parts:
+            if not share:
+                gradient.append(np.zeros((part.valid.size, batch.classes)))
+                continue
+            other = next(answers)
+            if _overflows(other):
+                return
+            loss.append(other.loss if batch.reduction == "none" else other.loss * share)
+            gradient.append(other.gradient * share)
+        together = np.concatenate(loss) if batch.reduction == "none" else np.asarray(sum(loss))
+        asked.expect("loss", together, asked.loss, asked.truth.loss_unit)
+        asked.expect("gradient", np.concatenate(gradient), asked.gradient, asked.gradient_unit)
+
+    return [part for part, share in parts if share], check  # there is no mean over no position
 
 
 def _overflows(part: Asked) -> bool:
@@ -241,38 +257,48 @@ def _overflows(part: Asked) -> bool:
     return any(bool((np.isfinite(v) & np.isinf(_overflowing(v, dtype))).any()) for v, dtype in exact)
 
 
-def _linearity(batch: Batch) -> Looking:
+def _linearity(batch: Batch) -> Related:
     shape = batch.positions if batch.reduction == "none" else ()
     upstream = torch.ones(shape, dtype=batch.input.dtype) if batch.upstream is None else batch.upstream
     factor = torch.full(shape, -2.0, dtype=upstream.dtype)
     if batch.reduction == "none":
         factor.reshape(-1)[np.flatnonzero(batch.valid)[1::2]] = 0.0
-    asked, (other,) = yield (replace(batch, upstream=upstream * factor),)
-    by_row = factor.double().reshape(-1).expand(batch.valid.size).numpy()[:, None]
-    expected = np.where(by_row == 0, 0.0, by_row * asked.gradient)
-    asked.expect("gradient", other.gradient, expected, asked.gradient_unit * abs(by_row))
+
+    def check(asked: Asked, others: Sequence[Asked]) -> None:
+        (other,) = others
+        by_row = factor.double().reshape(-1).expand(batch.valid.size).numpy()[:, None]
+        expected = np.where(by_row == 0, 0.0, by_row * asked.gradient)
+        asked.expect("gradient", other.gradient, expected, asked.gradient_unit * abs(by_row))
+
+    return [replace(batch, upstream=upstream * factor)], check
 
 
-def _zero_sum(batch: Batch) -> Looking:
-    asked, _ = yield ()
-    valid = batch.valid
-    total, unit = asked.gradient[valid].sum(axis=1), asked.gradient_unit[valid].sum(axis=1)
-    asked.expect("sum of a position's gradient", total, np.zeros_like(total), unit / 2)
+def _zero_sum(batch: Batch) -> Related:
+    def check(asked: Asked, others: Sequence[Asked]) -> None:
+        valid = batch.valid
+        total, unit = asked.gradient[valid].sum(axis=1), asked.gradient_unit[valid].sum(axis=1)
+        asked.expect("sum of a position's gradient", total, np.zeros_like(total), unit / 2)
+
+    return [], check
 
 
-def _reductions(batch: Batch) -> Looking:
+def _reductions(batch: Batch) -> Related:
     ones = torch.ones(batch.positions, dtype=batch.input.dtype)
-    asked, (none, total, mean) = yield [
+
+    def check(asked: Asked, others: Sequence[Asked]) -> None:
+        none, total, mean = others
+        mass = _mass(batch)
+        # A loss of a position may be beyond the dtype's range, where their mean, weighed by less, is not.
+        if np.isfinite(none.loss).all() or not np.isfinite(none.truth.loss.astype(np.float64)).all():
+            asked.expect("loss", total.loss, np.asarray(none.loss.sum()), total.truth.loss_unit)
+            asked.expect("loss", mean.loss, np.asarray(none.loss.sum() / mass), mean.truth.loss_unit)
+        asked.expect("gradient of the sum", total.gradient, none.gradient, total.gradient_unit)
+        asked.expect("gradient of the mean", mean.gradient, none.gradient / mass, mean.gradient_unit)
+
+    return [
         replace(batch, options={**batch.options, "reduction": name}, upstream=ones if name == "none" else None)
         for name in _REDUCTIONS
-    ]
-    mass = _mass(batch)
-    # A loss of a position may be beyond the dtype's range, where their mean, weighed by less, is not.
-    if np.isfinite(none.loss).all() or not np.isfinite(none.truth.loss.astype(np.float64)).all():
-        asked.expect("loss", total.loss, np.asarray(none.loss.sum()), total.truth.loss_unit)
-        asked.expect("loss", mean.loss, np.asarray(none.loss.sum() / mass), mean.truth.loss_unit)
-    asked.expect("gradient of the sum", total.gradient, none.gradient, total.gradient_unit)
-    asked.expect("gradient of the mean", mean.gradient, none.gradient / mass, mean.gradient_unit)
+    ], check
 
 
 def _ignores_some(batch: Batch) -> bool:
@@ -291,7 +317,7 @@ def _can_be_split(batch: Batch) -> bool:
 
 
 # name: (applies, what is done to the batch, holds)
-_RELATIONS: dict[Relation, tuple[Callable[[Batch], bool], str, Callable[[Batch], Looking]]] = {
+_RELATIONS: dict[Relation, tuple[Callable[[Batch], bool], str, Callable[[Batch], Related]]] = {
     "deletion": (
         lambda b: bool(_ignores_some(b) and b.valid.any()),
         "with the ignored positions deleted",

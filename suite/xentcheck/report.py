@@ -14,28 +14,19 @@ from xentcheck.answers import Answer, evidence_table
 from xentcheck.case import RELATIONS, Case
 from xentcheck.casefile import CASES
 from xentcheck.claims import CAPABILITIES, CONVENTIONS
-from xentcheck.compare import ALLOWED_UNITS
-from xentcheck.judge import STATUSES, Verdict
 from xentcheck.markdown import table as _table
 from xentcheck.naming import matches
 from xentcheck.record import RecordError, Results
+from xentcheck.status import Status
 from xentcheck.terminal import by_case, counts, left_out, status_of, worst_units
+from xentcheck.units import ALLOWED_UNITS
+from xentcheck.verdict import Verdict
 from xentcheck.wildbugs import Theme
 
 Script = Callable[
     [str, str], str
 ]  # implementation and case to a script that reproduces it, or nothing where it is too long for a page
-SYMBOLS = {
-    "pass": "✓",
-    "deviates": "△",
-    "unexpected-pass": "!",
-    "fail": "✗",
-    "error": "✗",
-    "crash": "✗",
-    "timeout": "✗",
-    "unsupported": "–",
-    "unavailable": "?",
-}
+SYMBOLS = {status: status.symbol for status in Status}
 LEGEND = (
     "✓ cases that pass, △ that deviate in a known way ([deviations](deviations.md)), ✗ that fail, error, crash or time out (new, not known), "
     "! that pass although a deviation is declared, – unsupported (the implementation does not claim what they need), ? unavailable here."
@@ -255,7 +246,7 @@ def _trouble_rows(troubles: list[Verdict], names: list[str]) -> list[dict[str, s
     """One row for each implementation, aspect, status and kind of fault: how many cases, and the first of them in full."""
     groups: dict[tuple[str, str, str, str], list[Verdict]] = {}
     for v in troubles:
-        groups.setdefault((v.implementation, v.aspect, v.status, v.fault), []).append(v)
+        groups.setdefault((v.implementation, v.aspect, v.status, v.kind), []).append(v)
     ordered = sorted(groups.items(), key=lambda item: (names.index(item[0][0]), item[0][1:]))
     return [
         {
@@ -430,6 +421,3 @@ def _wild_bugs(results: Results, themes: Sequence[Theme]) -> str:
 
 def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-assert SYMBOLS.keys() == set(STATUSES)

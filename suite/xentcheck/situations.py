@@ -19,7 +19,7 @@ from xentcheck.batch import Batch, build
 from xentcheck.case import RELATIONS, Case
 from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation
-from xentcheck.judge import GOOD, Verdict
+from xentcheck.verdict import Verdict
 
 LARGE = 50_000  # cases with more logits are known as they stand: taking things from them would take long
 SPELLED_OUT = 24  # so many logits and no more are written as numbers
@@ -63,7 +63,7 @@ def first_new(known: Iterable[Situation], wrong: Iterable[Verdict], seen: frozen
     """
     known, explained = list(known), ""
     for verdict in wrong:
-        if explained and verdict.aspect in RELATIONS and verdict.fault != "harness":
+        if explained and verdict.aspect in RELATIONS and verdict.kind != "harness":
             continue
         by = explanation(known, verdict, seen)
         if by is None:
@@ -74,7 +74,7 @@ def first_new(known: Iterable[Situation], wrong: Iterable[Verdict], seen: frozen
 
 def kind(verdict: Verdict) -> tuple[str, str]:
     """A failure's aspect and fault."""
-    return verdict.aspect, verdict.fault or verdict.status
+    return verdict.aspect, verdict.kind or verdict.status
 
 
 def failures(case: Case, implementation: Implementation, examiner: Examiner) -> list[Verdict]:
@@ -93,7 +93,7 @@ def failures(case: Case, implementation: Implementation, examiner: Examiner) -> 
                     implementation.name, case.clause.clause, case.id, aspect, "error", message=message, fault="harness"
                 )
             )
-    return [v for v in found if v.status not in GOOD]
+    return [v for v in found if not v.status.is_good]
 
 
 def features(case: Case, batch: Batch) -> frozenset[str]:

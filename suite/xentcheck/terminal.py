@@ -11,18 +11,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from xentcheck import status as statuses
 from xentcheck.case import RELATIONS, Case
 from xentcheck.casefile import CASES
 from xentcheck.implementation import Implementation
-from xentcheck.judge import GOOD, Verdict, case_status
-
-GROUPS = {
-    "passed": ("pass",),
-    "failed": ("fail", "unexpected-pass", "error", "crash", "timeout"),
-    "deviating": ("deviates",),
-    "unsupported": ("unsupported",),
-    "unavailable": ("unavailable",),
-}
+from xentcheck.verdict import Verdict
 
 
 def failure(case: Case, verdict: Verdict, implementation: Implementation) -> str:
@@ -50,12 +43,12 @@ def by_case(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], list[Verdict]]
     return grouped
 
 
-def status_of(of_case: Iterable[Verdict]) -> str:
+def status_of(of_case: Iterable[Verdict]) -> statuses.Status:
     """A case's status, from its own aspects. A relation to other batches that is known not to hold does not make it a deviating case,
     since it would in every case that the relation applies to; one that fails does make it a failed one."""
     of_case = list(of_case)
-    own = [v.status for v in of_case if v.aspect not in RELATIONS or v.status not in GOOD]
-    return case_status(own or [v.status for v in of_case])
+    own = [v.status for v in of_case if v.aspect not in RELATIONS or not v.status.is_good]
+    return statuses.of_case(own or [v.status for v in of_case])
 
 
 def relations_held(verdicts: Iterable[Verdict]) -> dict[str, tuple[int, int]]:
@@ -73,8 +66,8 @@ def counts(verdicts: Iterable[Verdict]) -> dict[str, dict[str, int]]:
     table: dict[str, dict[str, int]] = {}
     for (implementation, _), of_case in by_case(verdicts).items():
         status = status_of(of_case)
-        row = table.setdefault(implementation, dict.fromkeys(GROUPS, 0))
-        row[next(group for group, statuses in GROUPS.items() if status in statuses)] += 1
+        row = table.setdefault(implementation, dict.fromkeys(statuses.GROUPS, 0))
+        row[status.group] += 1
     return table
 
 
@@ -99,7 +92,7 @@ def summary(verdicts: list[Verdict], cases: Iterable[Case], versions: dict[str, 
     """One row per implementation: cases by outcome, and the worst error of those that passed."""
     table = Table(box=box.SIMPLE_HEAD, title="cases by outcome", title_justify="left")
     table.add_column("implementation", no_wrap=True)
-    for name in ("version", *GROUPS, "worst error"):
+    for name in ("version", *statuses.GROUPS, "worst error"):
         table.add_column(name, justify="right", no_wrap=True)
     for implementation, row in counts(verdicts).items():
         worst = worst_units(v for v in verdicts if v.implementation == implementation)
