@@ -98,11 +98,11 @@ def test_float64_is_judged_the_same_without_extended_long_double(case, verdicts,
 
 NUMBER = r"-?\d[\d.e+-]*"
 WRONG = [
-    (fakes.off_by_a_thousandth, PLAIN, "loss", "fail", "value", rf"^expected a loss of {NUMBER}; found {NUMBER}, {NUMBER} units where 3 are allowed$"),
-    (fakes.off_by_a_thousandth, f"{PLAIN}, reduction: none", "loss", "fail", "value", rf"^expected a loss of {NUMBER}; found {NUMBER} at \[0\], {NUMBER} units where 3 are allowed; 3 of 3 values are wrong, the worst by {NUMBER} units$"),
+    (fakes.off_by_a_thousandth, PLAIN, "loss", "fail", "value", rf"^expected a loss of {NUMBER}; found {NUMBER}, off by {NUMBER} units where 3 are allowed$"),
+    (fakes.off_by_a_thousandth, f"{PLAIN}, reduction: none", "loss", "fail", "value", rf"^expected a loss of {NUMBER}; found {NUMBER} at \[0\], off by {NUMBER} units where 3 are allowed; 3 of 3 values are wrong, the worst by {NUMBER} units$"),
     (fakes.off_by_a_thousandth, f"{PLAIN}, dtype: bfloat16, reduction: sum", "loss", "pass", "", "^$"),
-    (lambda x, t, **o: fakes.right(x, t, **o) * 1.05, f"{PLAIN}, dtype: bfloat16, reduction: sum", "loss", "fail", "value", "units where 1 are allowed"),
-    (fakes.gradient_off_by_a_thousandth, PLAIN, "gradient", "fail", "value", rf"^expected a gradient of {NUMBER}; found {NUMBER} at \[0, 0\], {NUMBER} units where 3 are allowed; 12 of 12 values are wrong"),
+    (lambda x, t, **o: fakes.right(x, t, **o) * 1.05, f"{PLAIN}, dtype: bfloat16, reduction: sum", "loss", "fail", "value", "units where 1 is allowed"),
+    (fakes.gradient_off_by_a_thousandth, PLAIN, "gradient", "fail", "value", rf"^expected a gradient of {NUMBER}; found {NUMBER} at \[0, 0\], off by {NUMBER} units where 3 are allowed; 12 of 12 values are wrong"),
     (fakes.gradient_off_by_a_thousandth, PLAIN, "loss", "pass", "", "^$"),
     (fakes.nan_loss, PLAIN, "loss", "fail", "nan", rf"^expected a loss of {NUMBER}; found nan$"),
     (fakes.nan_loss, PLAIN, "gradient", "fail", "nan", r"found nan at \[0, 0\]"),
@@ -362,7 +362,7 @@ def test_a_convention_binds_whoever_states_it(case, verdicts, body, gives, state
     if status == "pass":
         assert found.conventions == {"empty_mean": "nan" if gives != gives else "zero"}
     elif states is None:
-        assert found.message == "expected a loss of nan or a loss of 0.0; found 1.0"
+        assert found.message == "expected a loss of nan or 0.0; found 1.0"
     else:
         assert (
             found.message
@@ -646,10 +646,8 @@ def test_whoever_refuses_bad_input_passes(case, verdicts, body):
 def test_an_error_in_the_backward_pass_is_none_in_the_call(case, verdicts):
     asked = case(f"{PLAIN}, mode: func_grad, expect: {{error: {{}}}}")
     found = verdicts(asked, fakes.raises_in_backward)["rejection"]
-    assert (found.status, found.message) == (
-        "fail",
-        "expected an error in the call; found RuntimeError in the backward pass: no backward pass today",
-    )
+    assert found.status == "fail"
+    assert re.fullmatch(rf"expected an error in the call; found a loss of {NUMBER}", found.message)
 
 
 def test_bad_input_is_for_everybody_whatever_they_claim(case, verdicts):
