@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import fakes
-from xentcheck import reference
+from xentcheck import truth as reference
 from xentcheck.batch import build
 from xentcheck.examine import Examiner
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation, from_callable

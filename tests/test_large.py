@@ -10,7 +10,7 @@ from xentcheck.batch import build
 from xentcheck.implementation import Implementation
 from xentcheck.linear import Sums
 from xentcheck.losses import masked_cross_entropy
-from xentcheck.reference import truth
+from xentcheck.truth import truth
 
 BODIES = [
     "logits: {shape: [40, 50]}, target: {ignore: {fraction: 0.3}}",

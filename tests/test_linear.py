@@ -16,7 +16,7 @@ from xentcheck.casefile import CaseFileError, load
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation, find
 from xentcheck.linear import Parts, Sums
 from xentcheck.lint import lint
-from xentcheck.reference import truth
+from xentcheck.truth import truth
 
 PLAIN = (
     "logits: {shape: [6, 5], scale: 2}, linear: {features: 3, bias: true}, target: {ignore: first}, ignore_index: -100"

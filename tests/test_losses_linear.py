@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from xentcheck import large
+from xentcheck import blockwise, cost_check
 from xentcheck.batch import Batch
 from xentcheck.losses import linear_masked_cross_entropy, linear_sweep, products
 
@@ -386,7 +386,7 @@ def test_what_many_chunks_add_to_the_gradient_of_a_bfloat16_matrix_is_rounded_on
     asked = Batch(hidden, target, {"linear_weight": matrix / 8}, None, "eager")
     tensors = [t.clone().requires_grad_() for t in asked.differentiated.values()]
     loss = linear_masked_cross_entropy(*tensors, target)
-    found = large.examine(asked, large.expected(asked), loss, torch.autograd.grad(loss, tensors))
+    found = cost_check.examine(asked, blockwise.expected(asked), loss, torch.autograd.grad(loss, tensors))
     assert found.faults == {}
 
 

@@ -13,7 +13,7 @@ from xentcheck.batch import build
 from xentcheck.global_state import GlobalState
 from xentcheck.implementation import Implementation
 from xentcheck.observe import observe
-from xentcheck.reference import truth
+from xentcheck.truth import truth
 
 
 @pytest.fixture

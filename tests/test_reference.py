@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xentcheck import reference
+from xentcheck import truth as reference
 from xentcheck.batch import Batch
-from xentcheck.reference import relevant_conventions, truth
+from xentcheck.truth import relevant_conventions, truth
 
 INF, NAN = math.inf, math.nan
 DIGITS = 50

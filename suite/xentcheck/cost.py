@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xentcheck import large, memory, profiles, timing
+from xentcheck import blockwise, cost_check, memory, profiles, timing
 from xentcheck.batch import Batch, build, capabilities_needed
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation
 from xentcheck.judge import held_to
 from xentcheck.status import of_case
+from xentcheck.verdict import describe
 
 SPEED, MEMORY = "speed", "memory"
 MEASURES = (MEMORY, SPEED)
@@ -36,7 +37,7 @@ class Costs:
         self.native, self.device, self.limit = native, device, limit
         self._case: Case | None = None
         self._batch: Batch | None = None
-        self._right: large.Expected | None = None
+        self._right: blockwise.Expected | None = None
         self._checked: dict[str, tuple[str, str]] = {}
         self._units: dict[str, dict[str, float]] = {}
         self._first: dict[str, dict[str, float]] = {}
@@ -134,7 +135,7 @@ class Costs:
         if missing:
             return "unsupported", f"not claimed: {', '.join(sorted(missing))}"
         if self._right is None:
-            self._right = large.expected(self._batch_of(case))  # before anyone can change the question
+            self._right = blockwise.expected(self._batch_of(case))  # before anyone can change the question
         try:
             batch = self._on_device(case)
             before = {name: tensor.clone() for name, tensor in _arguments(batch).items()}
@@ -160,12 +161,12 @@ class Costs:
                 )
                 return "fail", f"{wanted}; found {' and '.join(changed)} changed; {advice}"
             self._overwriting.add(implementation.name)
-        found = large.examine(self._batch_of(case), self._right, loss, gradients)
+        found = cost_check.examine(self._batch_of(case), self._right, loss, gradients)
         if not found.faults:
             self._units[implementation.name] = {"loss": found.loss_units, "gradient": found.gradient_units}
             return "pass", ""
         held = [
-            (held_to(implementation.deviation_for(case.id, aspect), fault), fault.message)
+            (held_to(implementation.deviation_for(case.id, aspect), fault), describe(fault))
             for aspect, faults in found.faults.items()
             for fault in faults
         ]

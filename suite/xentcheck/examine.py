@@ -11,8 +11,8 @@ from xentcheck.case import Aspect, Case, Relation
 from xentcheck.implementation import Implementation
 from xentcheck.judge import Exam, judge
 from xentcheck.observe import Answer, Failure, Observation, Observe, ObserveAll, observe
-from xentcheck.reference import Truth, relevant_conventions, truth
 from xentcheck.relations import NEEDS, Check, applying, related
+from xentcheck.truth import Truth, relevant_conventions, truth
 from xentcheck.verdict import Verdict
 
 Answered = tuple[Sequence[Batch], Check, Sequence[Answer | Failure]]

@@ -20,8 +20,8 @@ from xentcheck.case import RELATIONS, Aspect, Case, Relation
 from xentcheck.claims import CONVENTIONS, OPTIONS
 from xentcheck.implementation import Deviation, Implementation
 from xentcheck.observe import Answer, Failure, Observation
-from xentcheck.reference import Array, Truth
 from xentcheck.status import Status
+from xentcheck.truth import Array, Truth
 from xentcheck.units import ALLOWED_UNITS, compare, first
 from xentcheck.verdict import Fault, Verdict
 

@@ -16,7 +16,7 @@ from xentcheck.case import Case, Clause
 from xentcheck.casefile import CaseFileError
 from xentcheck.examine import Examiner
 from xentcheck.naming import nearest
-from xentcheck.reference import Array
+from xentcheck.truth import Array
 from xentcheck.units import ALLOWED_UNITS
 
 MAX_TITLE, MAX_REQUIREMENT = 70, 240

@@ -18,7 +18,7 @@ from torch import Tensor
 from xentcheck.batch import DTYPES, Batch
 from xentcheck.case import Case, Relation
 from xentcheck.observe import Answer, Failure
-from xentcheck.reference import Array, Truth, relevant_conventions, truth
+from xentcheck.truth import Array, Truth, relevant_conventions, truth
 from xentcheck.units import compare
 from xentcheck.verdict import Fault, describe
 
