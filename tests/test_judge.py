@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import fakes
-from xentcheck import truth as reference
+from xentcheck import truth as truths
 from xentcheck.batch import build
 from xentcheck.examine import Examiner
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation, from_callable
@@ -86,7 +86,7 @@ def test_a_verdict_says_of_what_it_is(case, verdicts):
     ],
 )
 def test_float64_is_judged_the_same_without_extended_long_double(case, verdicts, monkeypatch, body):
-    monkeypatch.setattr(reference, "longdouble_is_extended", lambda: False)
+    monkeypatch.setattr(truths, "longdouble_is_extended", lambda: False)
     asked = case(f"{body}, dtype: float64")
     assert all_pass(verdicts(asked, fakes.right))
     assert verdicts(asked, fakes.off_by_a_thousandth)["loss"].status == (
@@ -207,7 +207,7 @@ def test_a_gradient_of_the_wrong_dtype_or_shape(case, verdicts):
 
 def test_error_units_are_the_largest_error_of_the_values(case, verdicts):
     asked = case(f"{PLAIN}, reduction: none")
-    right = reference.truth(build(asked), {})
+    right = truths.truth(build(asked), {})
 
     def off(x, t, reduction):
         shift = torch.tensor([0.0, 10.0, 5.0]) * torch.from_numpy(right.loss_unit).float()

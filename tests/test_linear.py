@@ -13,8 +13,9 @@ import fakes
 from xentcheck import repro
 from xentcheck.batch import build, capabilities_needed
 from xentcheck.casefile import CaseFileError, load
+from xentcheck.definition import Rounding
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation, find
-from xentcheck.linear import Parts, Sums
+from xentcheck.linear import Layer, ParameterGradients
 from xentcheck.lint import lint
 from xentcheck.truth import truth
 
@@ -157,12 +158,12 @@ def test_the_sum_of_operands_roundings():
     batch = SimpleNamespace(
         input=torch.tensor([[3.0]]), options={"linear_weight": torch.tensor([[1.0], [2.0]])}, is_linear=True
     )
-    parts = Parts(batch, np.array([True]), np.asarray)
+    layer = Layer(batch, np.array([True]), np.asarray)
     d = np.array([[0.25, -0.25]])
     e, f = 2.0**-7, 2.0**-23
-    sums = Sums()
-    sums.add(parts, d, np.zeros_like(d))
-    value, unit = sums.gradients(e, f, 0.0)["linear_weight"]
+    parameters = ParameterGradients()
+    parameters.add(layer, d, np.zeros_like(d))
+    value, unit = parameters.gradients(Rounding(e, f, 0.0))["linear_weight"]
     np.testing.assert_allclose(value, [[0.75], [-0.75]])
     np.testing.assert_allclose(unit, 2 * e * 0.75, rtol=1e-3)
 

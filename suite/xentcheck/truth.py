@@ -172,7 +172,9 @@ def _classes(batch: Batch) -> Array | None:
 def _target_distribution(number: _Precision, batch: Batch) -> Array:
     s = number.convert(np.asarray(batch.options.get("label_smoothing", 0.0)))[()]
     t = _classes(batch)
-    wanted = definition.one_hot(t, batch.classes) if t is not None else _rows(batch.target.double().cpu().numpy(), batch)
+    wanted = (
+        definition.one_hot(t, batch.classes) if t is not None else _rows(batch.target.double().cpu().numpy(), batch)
+    )
     return definition.smoothed(number.convert(wanted), s)
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xentcheck import truth as reference
+from xentcheck import truth as truths
 from xentcheck.batch import Batch
 from xentcheck.truth import relevant_conventions, truth
 
@@ -407,7 +407,7 @@ def test_without_extended_long_double_mpmath_gives_the_same(monkeypatch, index):
         )
     answers = dict.fromkeys(relevant_conventions(batch), "nan")
     extended = truth(batch, answers)
-    monkeypatch.setattr(reference, "longdouble_is_extended", lambda: False)
+    monkeypatch.setattr(truths, "longdouble_is_extended", lambda: False)
     with mpmath.workprec(mpmath.mp.prec):
         fallback = truth(batch, answers)
     for name in ("loss", "gradient", "second", "loss_unit", "gradient_unit", "second_unit"):
@@ -419,7 +419,7 @@ def test_without_extended_long_double_mpmath_gives_the_same(monkeypatch, index):
 
 
 def test_truth_leaves_the_precision_of_mpmath_alone(monkeypatch):
-    monkeypatch.setattr(reference, "longdouble_is_extended", lambda: False)
+    monkeypatch.setattr(truths, "longdouble_is_extended", lambda: False)
     with mpmath.workprec(53):
         truth(random_batch(0), {})
         assert mpmath.mp.prec == 53
