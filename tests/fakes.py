@@ -13,7 +13,7 @@ import torch.nn.functional as F
 try:
     _suite = importlib.import_module("xentcheck.implementation")
     EVERYTHING, Implementation = _suite.EVERYTHING, _suite.Implementation
-except ModuleNotFoundError:  # the scripts of test_repro import this file where there is no suite
+except ModuleNotFoundError:  # the scripts of test_script import this file where there is no suite
     EVERYTHING, Implementation = frozenset(), dict
 
 

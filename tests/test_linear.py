@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import fakes
-from xentcheck import repro
+from xentcheck import script as scripts
 from xentcheck.batch import build, capabilities_needed
 from xentcheck.casefile import CaseFileError, load
 from xentcheck.definition import Rounding
@@ -310,7 +310,7 @@ def test_lint_understands_them(write):
 def test_the_script_shows_the_same(case, tmp_path, more):
     one, implementation = case(PLAIN + more), find("linear_maskedce")[0]
     script = tmp_path / "script.py"
-    script.write_text(repro.script(one, implementation, build(one)))
+    script.write_text(scripts.script(one, implementation, build(one)))
     text = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
     exact = np.ravel(truth(build(one), {}).loss)
     for word in ("expected", "found"):
@@ -323,5 +323,5 @@ def test_the_script_shows_the_same(case, tmp_path, more):
 
 def _pairs(text):
     for line in text.splitlines():
-        if line.startswith("gradient of"):
+        if line.startswith("gradient"):
             yield line.split("expected ")[1].split(" found ")

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from xentcheck import answers, casefile, gate, profiles, record, report, report_cost, repro, wildbugs
+from xentcheck import answers, casefile, gate, profiles, record, report, report_cost, wildbugs
 from xentcheck.batch import build
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation, ImplementationError, find
 from xentcheck.naming import nearest
+from xentcheck.script import script
+from xentcheck.script_literals import WRITTEN_OUT
 from xentcheck.second_process import measure_again
 
 
@@ -85,7 +87,7 @@ def _report(options: argparse.Namespace) -> int:
     implementations: dict[str, Implementation] = {}
 
     @cache
-    def script(name: str, case_id: str) -> str:
+    def short_script(name: str, case_id: str) -> str:
         """Empty where the batch is large, and where the case or the implementation is the user's own, for the results hold neither."""
         if case_id not in by_id:
             return ""
@@ -95,13 +97,11 @@ def _report(options: argparse.Namespace) -> int:
         except ImplementationError:
             return ""
         batch = build(by_id[case_id])
-        return (
-            repro.script(by_id[case_id], implementations[name], batch) if batch.input.numel() <= repro.LITERAL else ""
-        )
+        return script(by_id[case_id], implementations[name], batch) if batch.input.numel() <= WRITTEN_OUT else ""
 
     questions = answers.load()
     target = Path(tempfile.mkdtemp()) if options.check else options.to
-    written = report.write(results, cases, questions, wildbugs.load(), script, target, beside=options.to)
+    written = report.write(results, cases, questions, wildbugs.load(), short_script, target, beside=options.to)
     problems = answers.unverified(questions, results)
     excerpt = report.with_excerpt(results, options.excerpt) if options.excerpt else None
     if options.check:
@@ -123,7 +123,7 @@ def _repro(options: argparse.Namespace) -> int:
     if len(implementations) != 1:
         raise ImplementationError(f"--impl {options.impl}: expected one implementation; found {len(implementations)}")
     case = _case(options.case, options.cases)
-    print(repro.script(case, implementations[0], build(case)), end="")
+    print(script(case, implementations[0], build(case)), end="")
     return 0
 
 

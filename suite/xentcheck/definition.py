@@ -68,6 +68,13 @@ def second_derivative(uA: Array, p: Array, v: Array) -> Array:
     return uA * p * (v - (p * v).sum(axis=1, keepdims=True))
 
 
+def scatter(values: Array, valid: Array) -> Array:
+    """The values of the valid positions among zeros for the others."""
+    full = np.zeros((len(valid), *values.shape[1:]), dtype=values.dtype)
+    full[valid] = values
+    return full
+
+
 def linear(hidden: Array, matrix: Array, bias: Array | None) -> Array:
     """The logits (P, C) of a linear layer from hidden states (P, H), with a matrix (C, H) and perhaps a bias (C,)."""
     product = hidden @ matrix.T

@@ -86,7 +86,7 @@ def truth(batch: Batch, answers: Mapping[str, str], parameters: ParameterGradien
             second_units = definition.second_units(u * A, p, x, lse, v, rounding)
 
     def back(values: Array | None) -> Any:
-        return None if values is None else _to_input(_scatter(values, valid), batch)
+        return None if values is None else _to_input(definition.scatter(values, valid), batch)
 
     ignored = _to_input(np.repeat(~valid[:, None], batch.classes, axis=1), batch)
     return Truth(loss, loss_unit, back(gradient), back(units), back(second), back(second_units), ignored)
@@ -106,7 +106,7 @@ def _of_linear(
     total = parameters or ParameterGradients()
     total.add(layer, d, d_unit)
     others = total.gradients(rounding) if parameters is None else {}
-    gradient, unit = (_scatter(v, valid) for v in layer.gradient(d, d_unit, rounding, total.spread))
+    gradient, unit = (definition.scatter(v, valid) for v in layer.gradient(d, d_unit, rounding, total.spread))
     ignored = np.repeat(~valid[:, None], batch.input.shape[1], axis=1)
     return Truth(loss, loss_unit, gradient, unit, None, None, ignored, others)
 
@@ -114,7 +114,7 @@ def _of_linear(
 def _reduced(batch: Batch, losses: Array, units: Array, D: Any, answers: Mapping[str, str]) -> tuple[Array, Array]:
     """What is returned for the losses of the valid positions, and its unit."""
     if batch.reduction == "none":
-        loss, unit = (_scatter(values, batch.valid).reshape(batch.positions) for values in (losses, units))
+        loss, unit = (definition.scatter(values, batch.valid).reshape(batch.positions) for values in (losses, units))
         return loss, unit
     if _is_mean_over_nothing(batch):
         return np.asarray(np.nan if answers.get("empty_mean") == "nan" else 0.0), np.asarray(0.0)
@@ -186,13 +186,6 @@ def _rows(values: Array, batch: Batch) -> Array:
 
 def _to_input(rows: Array, batch: Batch) -> Array:
     return np.moveaxis(rows.reshape(*batch.positions, batch.classes), -1, batch.class_axis)
-
-
-def _scatter(values: Array, valid: Array) -> Array:
-    """The values of the valid positions among zeros for the others."""
-    full = np.zeros((len(valid), *values.shape[1:]), dtype=values.dtype)
-    full[valid] = values
-    return full
 
 
 # --- precision

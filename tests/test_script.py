@@ -3,6 +3,8 @@
 All of them run in one ``python -I`` in an empty folder, where ``xentcheck`` cannot be imported.
 """
 
+import ast
+import inspect
 import json
 import math
 import re
@@ -15,11 +17,12 @@ import numpy as np
 import pytest
 
 import fakes
+from xentcheck import definition, modes
 from xentcheck.batch import build
 from xentcheck.casefile import load
 from xentcheck.examine import Examiner
 from xentcheck.implementation import find
-from xentcheck.repro import script
+from xentcheck.script import script
 
 FAKES = Path(fakes.__file__)
 
@@ -91,6 +94,17 @@ OWN = '''
 '''
 HELPED = "from own_helper import factor\nimport torch.nn.functional as F\n\n\ndef helped(input, target):\n    return factor * F.cross_entropy(input, target)\n"
 
+SOFTMAX = """from torch.nn.functional import cross_entropy, nll_loss, softmax
+
+
+def squared(input, target):
+    return nll_loss(2 * softmax(input, 1).log(), target)
+
+
+def normalized(input, target, *, normalizer):
+    return 1.5 * cross_entropy(input, target, reduction="sum") / normalizer
+"""
+
 # name: (what --impl names, the case)
 PLAIN = "logits: {shape: [3, 4]}"
 SCRIPTS = {
@@ -135,6 +149,28 @@ SCRIPTS = {
     "twice": ("{fakes}:gradient_off_by_a_thousandth", f"{PLAIN}, mode: twice"),
     "autocast": ("{fakes}:off_by_a_thousandth", f"{PLAIN}, mode: autocast"),
     "double_backward": ("{fakes}:off_by_a_thousandth", f"{PLAIN}, mode: double_backward, dtype: float64"),
+    "compile": ("native", f"{PLAIN}, mode: compile"),
+    "detached": ("{fakes}:off_by_a_thousandth", f"{PLAIN}, mode: detached"),
+    "deterministic": ("{fakes}:gradient_off_by_a_thousandth", f"{PLAIN}, mode: deterministic"),
+    "two_losses": ("{fakes}:gradient_off_by_a_thousandth", f"{PLAIN}, mode: two_losses"),
+    "edited": ("{fakes}:gradient_off_by_a_thousandth", f"{PLAIN}, mode: edited"),
+    "accumulated": (
+        "{fakes}:off_by_a_thousandth",
+        "logits: {shape: [7, 4]}, mode: accumulated, weight: random, target: {ignore: last}",
+    ),
+    "accumulated probabilities": (
+        "torch.nn.functional:cross_entropy",
+        "logits: {shape: [7, 4]}, mode: accumulated, target: {probabilities: random}, label_smoothing: 0.1",
+    ),
+    "padded": (
+        "{fakes}:off_by_a_thousandth",
+        "logits: {shape: [3, 4]}, padded_to: 50, reduction: none, upstream: per-position, target: {ignore: first}",
+    ),
+    "probabilities of images": (
+        "torch.nn.functional:cross_entropy",
+        "logits: {shape: [2, 4, 3]}, target: {probabilities: random}, weight: random",
+    ),
+    "a normalizer": ("{folder}/own_softmax.py:normalized", f"{PLAIN}, normalizer: 100"),
     "a large batch": (
         "{fakes}:off_by_a_thousandth",
         "logits: {shape: [40, 50]}, target: {ignore: {fraction: 0.3}}, reduction: none, upstream: per-position",
@@ -172,6 +208,7 @@ SCRIPTS = {
     "a linear loss": ("{folder}/forms.py:linear", PLAIN),
     "a module class of a file": ("{folder}/own.py:Loss", f"{PLAIN}, label_smoothing: 0.25, reduction: sum"),
     "a file with names of the script": ("{folder}/own.py:uses_its_globals", PLAIN),
+    "a file that imports a name of the script": ("{folder}/own_softmax.py:squared", PLAIN),
     "a statement in a file": ("{folder}/own.py:implementation", PLAIN),
     "a decorated function": ("{folder}/own.py:decorated", PLAIN),
     "a function of a class": ("{folder}/own.py:Namespace.inner", PLAIN),
@@ -221,6 +258,7 @@ def made(tmp_path_factory):
     (folder / "own_helper.py").write_text("factor = 2.5\n")
     (folder / "helped.py").write_text(HELPED)
     (folder / "forms.py").write_text(FORMS)
+    (folder / "own_softmax.py").write_text(SOFTMAX)
     (folder / "small.yaml").write_text(
         "clause: small\ntitle: Small\nrequirement: It holds.\nsources: ['https://example.org']\ncases:\n"
         + "".join(f"  - {{id: c{n}, {body}}}\n" for n, (_, body) in enumerate(SCRIPTS.values()))
@@ -246,7 +284,7 @@ def printed(made, tmp_path_factory):
         str(folder / "scripts.json"),
         json.dumps([str(FAKES.parent)]),
     ]
-    done = subprocess.run(command, cwd=empty, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, cwd=empty, capture_output=True, text=True, timeout=240, check=True)
     return json.loads(done.stdout)
 
 
@@ -365,8 +403,26 @@ def test_small_tensors_are_written_out_and_large_ones_packed(made):
     assert len(made["a large batch"][2]) < 30_000
 
 
-def test_compile_is_part_of_the_script(cases):
-    case = cases(f"id: one, {PLAIN}, mode: compile")[0]
-    text = script(case, find("native")[0], build(case))
-    compile(text, "script", "exec")
-    assert "torch.compile(cross_entropy)" in text
+def test_a_script_carries_the_functions_of_the_definition_and_of_the_mode(made):
+    text = made["accumulated"][2]
+    for function in (definition.log_sum_exp, definition.losses, modes.accumulated, modes.eager):
+        tree, printed = (ast.parse(t).body for t in (inspect.getsource(function), text))
+        (same,) = (n for n in printed if isinstance(n, ast.FunctionDef) and n.name == function.__name__)
+        assert ast.dump(_without_annotations(tree[0])) == ast.dump(same)
+    assert "torch.compile(" in made["compile"][2]
+    assert "torch.compile(" not in text
+
+
+def _without_annotations(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
+    return tree
+
+
+def test_names_that_the_script_uses_keep_a_file_apart(made):
+    """The file imports another ``softmax`` than the one that the script defines."""
+    _, _, text = made["a file that imports a name of the script"]
+    assert "own_softmax_file = load(" in text
