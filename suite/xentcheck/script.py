@@ -60,7 +60,7 @@ def script(case: Case, implementation: Implementation, batch: Batch) -> str:
     if case.expects_error:
         parts += [_REFUSED]
     else:
-        parts += ["# --- what is right: the definition, in float64", _expectation(batch), "# --- the call"]
+        parts += ["# --- what is right, by the definition", _expectation(batch), "# --- the call"]
         parts += [_ARRAYS if implementation.loss_and_gradient is not None else _call(case, batch)]
         parts += [_COMPARISON, _GRADIENTS if case.has_gradient else "", _OVERWRITTEN]
     words = "hidden states" if batch.is_linear else "logits"
@@ -112,7 +112,10 @@ def _input(batch: Batch) -> str:
 
 
 def _expectation(batch: Batch) -> str:
-    """The function ``expected`` and those of ``definition`` that it calls."""
+    """The function ``expected``, which computes in more than float64 where it judges that, and those of ``definition`` that it calls."""
+    widened, narrowed = (
+        (".astype(np.longdouble)", ".astype(np.float64)") if batch.input.dtype == torch.float64 else ("", "")
+    )
     positions, classes, s = len(batch.valid), batch.classes, batch.options.get("label_smoothing")
     if batch.has_probabilities:
         lines = [f"valid, t = np.ones({positions}, dtype=bool), None", f"wanted = {_rows('target', batch)}"]
@@ -145,15 +148,15 @@ def _expectation(batch: Batch) -> str:
         lines += ["gradients = {name: a @ b for name, (a, b) in linear_gradients(d, h, matrix).items()}"]
         lines += ['gradients["input"] = scatter(gradients["input"], valid)']
         lines += ['gradients["linear_bias"] = gradients["linear_bias"][:, 0]']
-        lines += [f"return loss, {{name: gradients[name] for name in {_differentiated(batch)}}}"]
+        lines += [f"return loss{narrowed}, {{name: gradients[name]{narrowed} for name in {list(batch.differentiated)}}}"]
     else:
         back = "scatter(d, valid)"
         if len(batch.input.shape) != 2:
             back = f"np.moveaxis({back}.reshape({(*batch.positions, classes)}), -1, {batch.class_axis})"
-        lines += [f'return loss, {{"input": {back}}}']
+        lines += [f'return loss{narrowed}, {{"input": {back}{narrowed}}}']
     body = "\n".join(f"    {line}" for line in lines)
     function = f'@np.errstate(all="ignore")\ndef expected():\n    """Loss and gradient, with the ignored positions deleted."""\n{body}'
-    numbers = "def numbers(tensor):\n    return tensor.detach().double().numpy()"
+    numbers = f"def numbers(tensor):\n    return tensor.detach().double().numpy(){widened}"
     of_definition = [f for f in vars(definition).values() if inspect.isfunction(f) and f"{f.__name__}(" in body]
     functions = [*map(_source, of_definition), numbers, function]
     return "\n\n\n".join(functions) + "\n\n\nexpected_loss, expected_gradients = expected()"
@@ -163,10 +166,6 @@ def _rows(name: str, batch: Batch) -> str:
     if batch.input.dim() == 2:
         return f"numbers({name})"
     return f"np.moveaxis(numbers({name}), {batch.class_axis}, -1).reshape({len(batch.valid)}, {batch.classes})"
-
-
-def _differentiated(batch: Batch) -> list[str]:
-    return ["input", *(name for name in ("linear_weight", "linear_bias") if name in batch.options)]
 
 
 # --- how the loss is called
