@@ -148,7 +148,9 @@ def _expectation(batch: Batch) -> str:
         lines += ["gradients = {name: a @ b for name, (a, b) in linear_gradients(d, h, matrix).items()}"]
         lines += ['gradients["input"] = scatter(gradients["input"], valid)']
         lines += ['gradients["linear_bias"] = gradients["linear_bias"][:, 0]']
-        lines += [f"return loss{narrowed}, {{name: gradients[name]{narrowed} for name in {list(batch.differentiated)}}}"]
+        lines += [
+            f"return loss{narrowed}, {{name: gradients[name]{narrowed} for name in {list(batch.differentiated)}}}"
+        ]
     else:
         back = "scatter(d, valid)"
         if len(batch.input.shape) != 2:
