@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from xentcheck.batch import build, capabilities_needed
-from xentcheck.casefile import CaseFileError
+from xentcheck.loader import CaseFileError
 
 NAN = float("nan")
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 import fakes
 from xentcheck import repro
 from xentcheck.batch import build, capabilities_needed
-from xentcheck.casefile import CaseFileError, load
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation, find
 from xentcheck.linear import Parts, Sums
 from xentcheck.lint import lint
+from xentcheck.loader import CaseFileError, load
 from xentcheck.reference import truth
 
 PLAIN = (

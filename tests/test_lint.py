@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from xentcheck.casefile import load, load_all
 from xentcheck.lint import lint
+from xentcheck.loader import load, load_all
 
 MUTANTS = frozenset(
     node.name

@@ -52,10 +52,10 @@ else:
     import torch.nn.functional as F
 
     from routes import take_route
-    from xentcheck.casefile import load_all, select
     from xentcheck.examine import Examiner
     from xentcheck.implementation import find
     from xentcheck.judge import GOOD
+    from xentcheck.loader import load_all, select
     from xentcheck.losses import masked_cross_entropy
     from xentcheck.losses.triton_kernels import UNAVAILABLE, triton_masked_cross_entropy
 

@@ -16,9 +16,9 @@ import pytest
 
 import fakes
 from xentcheck.batch import build
-from xentcheck.casefile import load
 from xentcheck.examine import Examiner
 from xentcheck.implementation import find
+from xentcheck.loader import load
 from xentcheck.repro import script
 
 FAKES = Path(fakes.__file__)

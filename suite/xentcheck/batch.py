@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from xentcheck.case import WITHOUT_GRADIENT, Case, Ignore, Linear, Pattern, Question, Upstream, ZeroDim
-from xentcheck.casefile import CaseFileError
+from xentcheck.loader import CaseFileError
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 TARGET_DTYPES = {

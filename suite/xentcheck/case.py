@@ -1,7 +1,7 @@
 """A ``Case`` is one question put to an implementation: shapes, dtype, patterns, ignore values, options, what is expected.
 
 The models below are the one definition of the case format; ``cases/schema.json`` is generated from them (``xentcheck schema``).
-Reading files, merging defaults and expanding matrices is ``casefile``'s work.
+Reading files, merging defaults and expanding matrices is ``loader``'s work.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, WithJsonSchema, model_validator
 
-from xentcheck.claims import CAPABILITIES
+from xentcheck.capabilities import CAPABILITIES
 
 WORDS = {"inf": math.inf, "+inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from packaging.specifiers import SpecifierSet
 
-from xentcheck.claims import CAPABILITIES, CONVENTIONS
+from xentcheck.capabilities import CAPABILITIES, CONVENTIONS
 from xentcheck.global_state import GlobalState
-from xentcheck.naming import matches, nearest
+from xentcheck.patterns import matches, nearest
 
 FOLDER = Path(__file__).resolve().parents[2] / "implementations"
 EVERYTHING = frozenset(CAPABILITIES)

@@ -1,6 +1,6 @@
 """What makes a valid case file a poor specification: cases that cannot fail, or that say something else than they mean.
 
-Validation (``casefile``) says whether a file can be read; ``lint`` says whether its cases are worth running.
+Validation (``loader``) says whether a file can be read; ``lint`` says whether its cases are worth running.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 
 from xentcheck.batch import Batch
 from xentcheck.case import Case, Clause
-from xentcheck.casefile import CaseFileError
 from xentcheck.compare import ALLOWED_UNITS
 from xentcheck.examine import Examiner
-from xentcheck.naming import nearest
+from xentcheck.loader import CaseFileError
+from xentcheck.patterns import nearest
 from xentcheck.reference import Array
 
 MAX_TITLE, MAX_REQUIREMENT = 70, 240

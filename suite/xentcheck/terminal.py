@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from xentcheck.case import RELATIONS, Case
-from xentcheck.casefile import CASES
 from xentcheck.implementation import Implementation
 from xentcheck.judge import GOOD, Verdict, case_status
+from xentcheck.loader import CASES
 
 GROUPS = {
     "passed": ("pass",),

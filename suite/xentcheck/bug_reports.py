@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from xentcheck.case import Case, Model
-from xentcheck.casefile import CASES
-from xentcheck.naming import matches, nearest
-from xentcheck.yamltext import CaseFileError, read
+from xentcheck.loader import CASES
+from xentcheck.patterns import matches, nearest
+from xentcheck.yaml_document import CaseFileError, read
 
 PATH = CASES / "wild-bugs.yaml"
 # Where the bug was reported. On a CPU, the cases catch the same wrong scheme.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from xentcheck.case import Case, Upstream
-from xentcheck.casefile import (
+from xentcheck.loader import (
     CASES,
     CATALOGUES,
     CaseFileError,
@@ -23,7 +23,7 @@ from xentcheck.casefile import (
     select,
     telling_first,
 )
-from xentcheck.yamltext import MAX_ALIASES, MAX_BYTES, read
+from xentcheck.yaml_document import MAX_ALIASES, MAX_BYTES, read
 
 TOP = (
     "clause: small\ntitle: Small\nrequirement: It holds.\nsources: [here]\ncases:\n"  # the first case stands on line 6

@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from xentcheck.case import Model
-from xentcheck.casefile import CASES
+from xentcheck.loader import CASES
 from xentcheck.record import Results
 from xentcheck.terminal import by_case, status_of
-from xentcheck.yamltext import CaseFileError, read
+from xentcheck.yaml_document import CaseFileError, read
 
 
 class Evidence(Model):

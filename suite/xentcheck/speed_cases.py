@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from xentcheck.case import Case, Expect
-from xentcheck.casefile import CASES, SPEED, load
-from xentcheck.naming import nearest
-from xentcheck.yamltext import CaseFileError
+from xentcheck.loader import CASES, SPEED, load
+from xentcheck.patterns import nearest
+from xentcheck.yaml_document import CaseFileError
 
 QUICK = "quick"  # part of every run
 CUDA = "cuda"  # measured on a CUDA device only

@@ -16,13 +16,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from xentcheck.case import IGNORE_CHOICES, Case, CaseFile, Clause, Entry, Question
-from xentcheck.naming import matches, nearest
-from xentcheck.yamltext import CaseFileError, Document, Location, read
+from xentcheck.patterns import matches, nearest
+from xentcheck.yaml_document import CaseFileError, Document, Location, read
 
 CASES = Path(__file__).resolve().parents[2] / "cases"
 # Data beside the clauses that holds no cases of its own.
 CATALOGUES = frozenset({"answers.yaml", "wild-bugs.yaml"})
-# What is asked of an implementation's cost; see ``profiles``.
+# What is asked of an implementation's cost; see ``speed_cases``.
 SPEED = "speed"
 MAX_CASES_PER_FILE = 2000
 
