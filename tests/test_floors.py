@@ -10,11 +10,11 @@ import xentcheck
 LIBRARY = Path(xentcheck.__file__).parent
 FLOORS = [
     {"losses"},
-    {"capabilities", "patterns", "yaml_document", "global_state", "markdown", "wire"},
-    {"case"},
-    {"loader", "implementation"},
+    {"capabilities", "patterns", "mistakes", "global_state", "layout", "markdown", "wire"},
+    {"case", "yaml_document"},
+    {"draw", "loader", "implementation"},
     {"batch", "speed_cases"},
-    {"linear"},
+    {"linear", "needs"},
     {"capture_batch", "reference", "observe", "compare", "timing", "documents"},
     {"memory", "relations"},
     {"judge", "isolate", "worker"},

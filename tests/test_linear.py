@@ -11,11 +11,12 @@ import torch.nn.functional as F
 
 import fakes
 from xentcheck import repro
-from xentcheck.batch import build, capabilities_needed
+from xentcheck.batch import build
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation, find
 from xentcheck.linear import Parts, Sums
 from xentcheck.lint import lint
 from xentcheck.loader import CaseFileError, load
+from xentcheck.needs import capabilities_needed
 from xentcheck.reference import truth
 
 PLAIN = (

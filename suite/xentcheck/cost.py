@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from xentcheck import large, memory, speed_cases, timing
-from xentcheck.batch import Batch, build, capabilities_needed
+from xentcheck.batch import Batch, build
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation
 from xentcheck.judge import case_status, held_to
+from xentcheck.needs import capabilities_needed
 
 SPEED, MEMORY = "speed", "memory"
 MEASURES = (MEMORY, SPEED)

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import yaml
 
+from xentcheck.mistakes import CaseFileError
+
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 24
 MAX_ALIASES = 64
@@ -19,10 +21,6 @@ _TAGS = {
     "scalar": {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")},
 }
 Location = tuple[Any, ...]  # keys and list indices from the top of the document
-
-
-class CaseFileError(ValueError):
-    """A case file that cannot be used. The text names file, line, case and key, what was expected and what was found."""
 
 
 @dataclass(frozen=True)
