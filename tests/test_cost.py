@@ -116,7 +116,7 @@ def test_what_is_no_speed_case(tmp_path, text, message):
 def test_an_id_stands_once(tmp_path):
     for name in ("a.yaml", "b.yaml"):
         (tmp_path / name).write_text(HEADER + f"  - {{{ONE}}}\n")
-    with pytest.raises(CaseFileError, match="stands a second time"):
+    with pytest.raises(CaseFileError, match="the id must be unique"):
         speed_cases.load_speed(tmp_path)
 
 

@@ -10,8 +10,9 @@ import xentcheck
 LIBRARY = Path(xentcheck.__file__).parent
 FLOORS = [
     {"losses"},
-    {"capabilities", "patterns", "mistakes", "global_state", "layout", "markdown", "wire"},
-    {"case", "yaml_document"},
+    {"capabilities", "patterns", "mistakes", "global_state", "layout", "markdown", "resources", "wire"},
+    {"fields", "yaml_document"},
+    {"case", "validation"},
     {"draw", "loader", "implementation"},
     {"batch", "speed_cases"},
     {"linear", "needs"},

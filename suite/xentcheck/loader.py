@@ -1,28 +1,29 @@
-"""Reads case files: merges the defaults, expands the matrices, and turns every mistake into a message with file, line, case and key."""
+"""Reads case files: merges the defaults, expands the matrices, and collects every mistake with its file, line, case and key."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import json
 import math
-import re
-import typing
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ValidationError
 
 from xentcheck.case import IGNORE_CHOICES, Case, CaseFile, Clause, Entry, Question
-from xentcheck.patterns import matches, nearest
-from xentcheck.yaml_document import CaseFileError, Document, Location, read
+from xentcheck.mistakes import CaseFileError, Mistake
+from xentcheck.patterns import matches
+from xentcheck.resources import cases_folder
+from xentcheck.validation import M, explained, kind
+from xentcheck.yaml_document import Document, Location, read
 
-CASES = Path(__file__).resolve().parents[2] / "cases"
+CASES = cases_folder()
 # Data beside the clauses that holds no cases of its own.
 CATALOGUES = frozenset({"answers.yaml", "wild-bugs.yaml"})
-# What is asked of an implementation's cost; see ``speed_cases``.
+# The folder of what is asked of an implementation's cost; see ``speed_cases``.
 SPEED = "speed"
 MAX_CASES_PER_FILE = 2000
 
@@ -36,22 +37,17 @@ _ALTERNATIVES = {
 _COMPATIBLE = {frozenset({"classes", "ignore"})}
 
 
-def load_all(folder: Path = CASES) -> list[Case]:
-    """Every case of the specification, in the order of the files' names and of the cases in them."""
-    paths = sorted(
-        p for p in folder.rglob("*.yaml") if p.name not in CATALOGUES and p.relative_to(folder).parts[0] != SPEED
-    )
-    if not paths:
-        raise CaseFileError(f"{folder}: expected case files (*.yaml), found none")
-    cases = [case for path in paths for case in load(path)]
-    seen: dict[str, Case] = {}
-    for case in cases:
-        if case.id in seen:
-            first = seen[case.id]
-            raise CaseFileError(
-                f"{case.path}:{case.line}: case {case.id} stands a second time; the first is {first.path}:{first.line}; ids must be unique"
-            )
-        seen[case.id] = case
+def load_all(*folders: Path) -> list[Case]:
+    """Every case of the folders, in the order of the files' names and of the cases in them.
+
+    Args:
+        folders: where to look, with the folders inside them; without any, the specification that comes with this package.
+
+    Raises:
+        CaseFileError: a folder holds no case files, a file is wrong, or two cases have the same id.
+    """
+    cases = [case for folder in folders or (CASES,) for path in _paths(folder) for case in load(path)]
+    check_ids(cases)
     return cases
 
 
@@ -61,54 +57,48 @@ def load(path: Path) -> list[Case]:
 
 
 def expanded(document: Document, path: Path) -> list[Case]:
-    """The cases of a document that has been read, or that stands nowhere yet. Raises CaseFileError that lists all its mistakes."""
+    """The cases of a document, whose path need not exist. Raises CaseFileError that lists all its mistakes."""
     source = _Source(path, document)
-    if not isinstance(document.value, dict):
-        raise CaseFileError(
-            f"{path}:1: expected a mapping with the keys clause, title, requirement, sources, cases; found {_kind(document.value)}"
-        )
-    header = {k: v for k, v in document.value.items() if k not in ("defaults", "cases")}
-    clause = source.validate(Clause, header, document.lines, "", unknown_ok=CaseFile)
-    defaults, entries = document.value.get("defaults") or {}, document.value.get("cases")
-    if not isinstance(defaults, dict):
-        source.fail(("defaults",), "", "defaults", f"expected a mapping; found {_kind(defaults)}")
-    if not isinstance(entries, list) or not entries:
-        source.fail(("cases",), "", "cases", f"expected a list of cases; found {_kind(entries)}")
-    cases: list[Case] = []
-    names: dict[str, int] = {}
-    for index, entry in enumerate(entries if isinstance(entries, list) else []):
-        line = document.lines[("cases", index)]
-        name = entry.get("id") if isinstance(entry, dict) else None
-        if not isinstance(name, str):
-            source.fail(
-                ("cases", index),
-                "",
-                "id",
-                f"expected a mapping with a readable id; found {_kind(entry.get('id') if isinstance(entry, dict) else entry)}",
-            )
-            continue
-        if name in names:
-            source.fail(("cases", index, "id"), name, "id", f"the id stands twice; the first is on line {names[name]}")
-            continue
-        names[name] = line
-        for label, merged, lines in source.expand(defaults, entry, index, name):
-            own = {k: merged.pop(k) for k in ("id", "why", "kills", "matrix") if k in merged}
-            meta = source.validate(_Meta, {k: v for k, v in own.items() if k != "matrix"}, lines, name)
-            question = source.validate(Question, merged, lines, name + label, unknown_ok=Entry)
-            if meta and question and clause:
-                full = f"{clause.clause}/{name}{label}"
-                cases.append(
-                    Case(
-                        id=full, clause=clause, question=question, why=meta.why, kills=meta.kills, path=path, line=line
-                    )
+    clause, defaults, cases = source.clause(), source.defaults(), []
+    for index, name, entry in source.named_entries():
+        for point in source.points(index, name, merge(defaults, entry)):
+            question, meta = source.question(point), source.meta(point)
+            if clause and question and meta:
+                full = f"{clause.clause}/{name}{point.label}"
+                case = Case(
+                    id=full,
+                    clause=clause,
+                    question=question,
+                    why=meta.why,
+                    kills=meta.kills,
+                    path=path,
+                    line=point.line,
                 )
+                cases.append(case)
         if len(cases) > MAX_CASES_PER_FILE:
-            source.fail(
-                ("cases", index), name, "matrix", f"expected at most {MAX_CASES_PER_FILE} cases a file, found more"
-            )
+            text = f"expected at most {MAX_CASES_PER_FILE} cases in a file; found more"
+            source.fail(document.line(("cases", index)), text, name, "matrix")
             break
     source.raise_if_any()
     return cases
+
+
+def check_ids(cases: Iterable[Case]) -> None:
+    """Raises CaseFileError that lists the cases whose id another case has."""
+    first: dict[str, Case] = {}
+    repeated = [case for case in cases if first.setdefault(case.id, case) is not case]
+    if repeated:
+        raise CaseFileError(
+            *(
+                Mistake(
+                    f"the id must be unique; it is already used at {first[case.id].path}:{first[case.id].line}",
+                    case.path,
+                    case.line,
+                    case.id,
+                )
+                for case in repeated
+            )
+        )
 
 
 def digest(cases: Iterable[Case]) -> str:
@@ -123,9 +113,8 @@ def digest(cases: Iterable[Case]) -> str:
                 try:
                     sha.update((case.folder / source).read_bytes())
                 except OSError as error:
-                    raise CaseFileError(
-                        f"{case.path}:{case.line}: case {case.id}: {source} cannot be read: {error.strerror}"
-                    ) from error
+                    unreadable = Mistake(f"{source} cannot be read: {error.strerror}", case.path, case.line, case.id)
+                    raise CaseFileError(unreadable) from error
     return sha.hexdigest()[:16]
 
 
@@ -152,93 +141,13 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **CaseFile.model_json_schema()}
 
 
-class _Meta(BaseModel):
-    model_config = Entry.model_config
-    id: typing.Annotated[str, Entry.model_fields["id"].metadata[0]]
-    why: str | None = None
-    kills: tuple[str, ...] = ()
-
-
-class _Source:
-    """One file being read: collects its mistakes, so that all of them are shown at once, each with the first case that it spoils."""
-
-    def __init__(self, path: Path, document: Document) -> None:
-        self.path, self.lines = path, document.lines
-        self.mistakes: dict[tuple[int, str, str], str] = {}
-
-    def fail(self, where: Location, case: str, key: str, text: str, lines: dict[Location, int] | None = None) -> None:
-        line = _line(lines or self.lines, where)
-        message = ": ".join(part for part in (f"{self.path}:{line}", case and f"case {case}", key, text) if part)
-        self.mistakes.setdefault((line, key, text), message)  # one mistake, however many points of a matrix have it
-
-    def raise_if_any(self) -> None:
-        if self.mistakes:
-            raise CaseFileError("\n".join(self.mistakes.values()))
-
-    def validate(self, model: Any, value: Any, lines: dict[Location, int], case: str, unknown_ok: Any = None) -> Any:
-        try:
-            return model.model_validate(value)
-        except ValidationError as error:
-            for where, text in _explain(error, value, unknown_ok or model):
-                self.fail(where, case, ".".join(map(str, where)), text, lines)
-            return None
-
-    def expand(
-        self, defaults: dict, entry: dict, index: int, name: str
-    ) -> Iterator[tuple[str, dict, dict[Location, int]]]:
-        """Every point of the case's matrix: the label, the merged document, and the line of each of its values."""
-        base_lines = _below(self.lines, ("defaults",)) | _below(self.lines, ("cases", index))
-        base_lines[()] = self.lines[("cases", index)]
-        plain = merge(defaults, entry)
-        axes = plain.get("matrix") or {}
-        if not isinstance(axes, dict):
-            self.fail(
-                ("cases", index, "matrix"),
-                name,
-                "matrix",
-                f"expected a mapping from keys to lists of values; found {_kind(axes)}",
-            )
-            return
-        points = []
-        for axis, choices in axes.items():
-            where = ("cases", index, "matrix", axis)
-            if isinstance(choices, list):
-                choices = {_label(c): c for c in choices} if len({_label(c) for c in choices}) == len(choices) else {}
-            if not isinstance(choices, dict) or not choices:
-                self.fail(
-                    where,
-                    name,
-                    f"matrix.{axis}",
-                    "expected a list of different values, or a mapping from labels to values",
-                )
-                return
-            points.append([(axis, str(label), choice) for label, choice in choices.items()])
-        for point in itertools.product(*points):
-            merged, lines = copy.deepcopy(plain), dict(base_lines)
-            for axis, label, choice in point:
-                if axis == "vary" and not isinstance(choice, dict):
-                    self.fail(
-                        ("cases", index, "matrix", axis),
-                        name,
-                        f"matrix.vary.{label}",
-                        f"expected a mapping with keys of a case; found {_kind(choice)}",
-                    )
-                    return
-                keys = axis.split(".")
-                override: Any = choice
-                if axis != "vary":
-                    for key in reversed(keys):
-                        override = {key: override}
-                    lines[tuple(keys)] = _line(self.lines, ("cases", index, "matrix", axis))
-                merged = merge(merged, override)
-            label = "-".join(label for _, label, _ in point)
-            yield (f"[{label}]" if label else ""), merged, lines
-
-
 def merge(base: Any, over: Any, here: Location = ()) -> Any:
-    """``over`` on top of ``base``, mapping by mapping; a key replaces the alternatives to it that the base gives."""
+    """``over`` on top of ``base``, mapping by mapping; a key replaces the alternatives to it that the base gives.
+
+    The result shares parts with both, neither of which is changed.
+    """
     if not isinstance(base, dict) or not isinstance(over, dict):
-        return copy.deepcopy(over)
+        return over
     result = dict(base)
     group = _ALTERNATIVES.get(here, set())
     for key in group & over.keys():
@@ -246,92 +155,170 @@ def merge(base: Any, over: Any, here: Location = ()) -> Any:
             if other not in over and frozenset({key, other}) not in _COMPATIBLE:
                 result.pop(other, None)
     for key, value in over.items():
-        result[key] = merge(base[key], value, (*here, key)) if key in base else copy.deepcopy(value)
+        result[key] = merge(base[key], value, (*here, key)) if key in base else value
     return result
+
+
+def _paths(folder: Path) -> list[Path]:
+    paths = sorted(
+        p for p in folder.rglob("*.yaml") if p.name not in CATALOGUES and p.relative_to(folder).parts[0] != SPEED
+    )
+    if not paths:
+        raise CaseFileError(Mistake("expected case files (*.yaml); found none", folder))
+    return paths
+
+
+class _Meta(BaseModel):
+    """What an entry says besides its question."""
+
+    model_config = Entry.model_config
+    id: Annotated[str, Entry.model_fields["id"].metadata[0]]
+    why: str | None = None
+    kills: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One combination of a matrix's values: the case that it gives as a document, and where its parts are in the file.
+
+    index: of the entry in the list of cases. axes: the keys that the matrix sets, and the name of the axis that sets each.
+    """
+
+    index: int
+    line: int
+    name: str
+    label: str
+    value: dict[str, Any]
+    axes: dict[Location, str]
+
+
+class _Source:
+    """One file being read. It collects the mistakes, so that all are shown at once, each with the first case that has it."""
+
+    def __init__(self, path: Path, document: Document) -> None:
+        self.path, self.document = path, document
+        self.mistakes: dict[tuple[int, str, str], Mistake] = {}
+        if not isinstance(document.value, dict):
+            expected = "expected a mapping with the keys clause, title, requirement, sources, cases"
+            self.fail(1, f"{expected}; found {kind(document.value)}")
+            self.raise_if_any()
+
+    def fail(self, line: int, text: str, case: str = "", key: str = "") -> None:
+        # One mistake, however many points of a matrix have it.
+        self.mistakes.setdefault((line, key, text), Mistake(text, self.path, line, case, key))
+
+    def raise_if_any(self) -> None:
+        if self.mistakes:
+            raise CaseFileError(*self.mistakes.values())
+
+    def clause(self) -> Clause | None:
+        header = {k: v for k, v in self.document.value.items() if k not in ("defaults", "cases")}
+        return self._validated(Clause, header, CaseFile)
+
+    def defaults(self) -> dict[str, Any]:
+        defaults = self.document.value.get("defaults") or {}
+        if isinstance(defaults, dict):
+            return defaults
+        self.fail(self.document.line(("defaults",)), f"expected a mapping; found {kind(defaults)}", key="defaults")
+        return {}
+
+    def named_entries(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        """Each entry of ``cases`` that can be told from the others: its index and its id."""
+        entries, lines_of_ids = self.document.value.get("cases"), {}
+        if not isinstance(entries, list) or not entries:
+            self.fail(self.document.line(("cases",)), f"expected a list of cases; found {kind(entries)}", key="cases")
+            return
+        for index, entry in enumerate(entries):
+            line = self.document.line(("cases", index))
+            name = entry.get("id") if isinstance(entry, dict) else entry
+            if not isinstance(entry, dict) or not isinstance(name, str):
+                self.fail(line, f"expected a mapping with a readable id; found {kind(name)}", key="id")
+            elif name in lines_of_ids:
+                place = self.document.line(("cases", index, "id"))
+                self.fail(place, f"must be unique; it is already used on line {lines_of_ids[name]}", name, "id")
+            else:
+                lines_of_ids[name] = line
+                yield index, name, entry
+
+    def points(self, index: int, name: str, merged: dict[str, Any]) -> Iterator[_Point]:
+        """Every combination of the values of the entry's matrix; the entry itself where it has none."""
+        axes = self._axes(index, name, merged.pop("matrix", None) or {})
+        line = self.document.line(("cases", index))
+        for combination in itertools.product(*axes) if axes is not None else ():
+            value, keys = merged, {}
+            for axis, _, choice in combination:
+                if axis == "vary":
+                    value = merge(value, choice)
+                else:
+                    keys[tuple(axis.split("."))] = axis
+                    value = merge(value, _nested(axis.split("."), choice))
+            label = "-".join(label for _, label, _ in combination)
+            yield _Point(index, line, name, f"[{label}]" if label else "", value, keys)
+
+    def _axes(self, index: int, name: str, matrix: Any) -> list[list[tuple[str, str, Any]]] | None:
+        """For each axis its choices: (axis, label, value). None where there is a mistake."""
+        before = len(self.mistakes)
+
+        def fail(text: str, *where: Any) -> None:
+            line = self.document.line(("cases", index, "matrix", *where[:1]))
+            self.fail(line, text, name, ".".join(["matrix", *where]))
+
+        if not isinstance(matrix, dict):
+            fail(f"expected a mapping from keys to lists of values; found {kind(matrix)}")
+            return None
+        axes = []
+        for axis, choices in matrix.items():
+            if isinstance(choices, list):
+                labelled = {_label(choice): choice for choice in choices}
+                choices = labelled if len(labelled) == len(choices) else {}
+            if not isinstance(choices, dict) or not choices:
+                fail("expected a list of different values, or a mapping from labels to values", axis)
+                continue
+            for label, choice in choices.items():
+                if axis == "vary" and not isinstance(choice, dict):
+                    fail(f"expected a mapping with keys of a case; found {kind(choice)}", axis, label)
+            axes.append([(axis, label, choice) for label, choice in choices.items()])
+        return axes if len(self.mistakes) == before else None
+
+    def question(self, point: _Point) -> Question | None:
+        value = {k: v for k, v in point.value.items() if k not in ("id", "why", "kills")}
+        return self._validated(Question, value, Entry, point)
+
+    def meta(self, point: _Point) -> _Meta | None:
+        return self._validated(
+            _Meta, {k: v for k, v in point.value.items() if k in ("id", "why", "kills")}, Entry, point
+        )
+
+    def _validated(self, model: type[M], value: Any, keys_of: type[BaseModel], point: _Point | None = None) -> M | None:
+        """None where the value does not fit the model. keys_of: whose keys are suggested for an unknown one."""
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            case = f"{point.name}{point.label}" if point else ""
+            for where, text in explained(error, value, keys_of):
+                line = self._line(point, where) if point else self.document.line(where)
+                self.fail(line, text, case, ".".join(map(str, where)))
+            return None
+
+    def _line(self, point: _Point, where: Location) -> int:
+        """Where the file sets the value: in the matrix, in the entry or in the defaults."""
+        for end in range(len(where), 0, -1):
+            part = where[:end]
+            if part in point.axes:
+                return self.document.line(("cases", point.index, "matrix", point.axes[part]))
+            for place in (("cases", point.index, *part), ("defaults", *part)):
+                if place in self.document.lines:
+                    return self.document.lines[place]
+        return point.line
+
+
+def _nested(keys: list[str], value: Any) -> Any:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
 
 
 def _label(value: Any) -> str:
     if isinstance(value, list):
         return "x".join(map(_label, value))
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
-
-
-def _below(lines: dict[Location, int], prefix: Location) -> dict[Location, int]:
-    return {where[len(prefix) :]: line for where, line in lines.items() if where[: len(prefix)] == prefix}
-
-
-def _line(lines: dict[Location, int], where: Location) -> int:
-    while where and where not in lines:
-        where = where[:-1]
-    return lines.get(where, 1)
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    names = {dict: "a mapping", list: "a list"}
-    return names.get(type(value)) or f"{value!r}"
-
-
-def _explain(error: ValidationError, value: Any, model: Any) -> list[tuple[Location, str]]:
-    """Pydantic's errors, one per place in the document, in words that say what was expected and what was found."""
-    grouped: dict[Location, list[Any]] = {}
-    for item in error.errors():
-        where, found = _in_document(item["loc"], value)
-        if item["type"] in ("extra_forbidden", "missing"):
-            where = (*where, item["loc"][-1]) if not where or where[-1] != item["loc"][-1] else where
-        grouped.setdefault(where, []).append((item, found))
-    explained = []
-    for where, items in grouped.items():
-        found = items[0][1]
-        texts = []
-        for item, _ in items:
-            if item["type"] == "extra_forbidden":
-                known = _fields_at(model, where[:-1])
-                text = f"unknown key{nearest(str(where[-1]), known, 1)} Expected one of: {', '.join(known)}"
-            elif item["type"] == "missing":
-                text = "expected, but not there"
-            else:
-                text = re.sub(r"^(Value error, |Input should be )", "", item["msg"])
-                text = (
-                    text
-                    if text.startswith(("expected", *_fields_at(model, ()))) or "; found" in text
-                    else f"expected {text}"
-                )
-                if "; found" not in text:
-                    text += f"; found {_kind(found)}"
-            texts.append(text)
-        unknown = [t for t in texts if t.startswith("unknown key")]
-        explained.append((where, unknown[0] if unknown else " or ".join(dict.fromkeys(texts))))
-    return explained
-
-
-def _in_document(loc: Location, value: Any) -> tuple[Location, Any]:
-    """The part of a pydantic location that exists in the document: the names of union branches are left out."""
-    where: list[Any] = []
-    for step in loc:
-        if (isinstance(value, dict) and step in value) or (
-            isinstance(value, list) and isinstance(step, int) and step < len(value)
-        ):
-            value = value[step]
-        else:
-            continue
-        where.append(step)
-    return tuple(where), value
-
-
-def _fields_at(model: Any, where: Location) -> list[str]:
-    """The keys that are allowed at a place of the document."""
-    models: list[Any] = [model]
-    for step in where:
-        if isinstance(step, int):
-            continue
-        annotations = [m.model_fields[step].annotation for m in models if step in m.model_fields]
-        models = [m for annotation in annotations for m in _models_in(annotation)]
-    return sorted({name for m in models for name in m.model_fields})
-
-
-def _models_in(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for argument in typing.get_args(annotation) for m in _models_in(argument)]

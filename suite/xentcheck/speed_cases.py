@@ -1,14 +1,14 @@
-"""The speed cases: ``cases/speed/*.yaml``, in the format of all cases, each file with the profile that it belongs to."""
+"""The speed cases: ``cases/speed/*.yaml``, in the format of all cases. Each file names the profile that it belongs to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 from xentcheck.case import Case, Expect
-from xentcheck.loader import CASES, SPEED, load
+from xentcheck.loader import CASES, SPEED, check_ids, load
+from xentcheck.mistakes import CaseFileError, Mistake
 from xentcheck.patterns import nearest
-from xentcheck.yaml_document import CaseFileError
 
 QUICK = "quick"  # part of every run
 CUDA = "cuda"  # measured on a CUDA device only
@@ -24,18 +24,18 @@ def load_profiles(names: str | None = None, folder: Path = FOLDER) -> list[Case]
         raise CaseFileError(f"--profile names no profile; expected some of {', '.join(known)}")
     for name in wanted:
         if name not in known:
-            raise CaseFileError(
-                f"--profile {name}: there is no such profile{nearest(name, known)} Known: {', '.join(known)}"
-            )
+            hint = f"{nearest(name, known)} Known: {', '.join(known)}"
+            raise CaseFileError(f"--profile {name}: there is no such profile{hint}")
     return [case for case in cases if "all" in wanted or case.clause.profile in wanted]
 
 
 def load_speed(folder: Path = FOLDER) -> list[Case]:
-    """Every speed case. Raises CaseFileError where one is none, or an id stands twice."""
+    """Every speed case. Raises CaseFileError that lists those that cannot be timed, or whose id another one has."""
     cases = [case for path in sorted(folder.glob("*.yaml")) for case in load(path)]
-    mistakes = list(_mistakes(cases))
+    mistakes = [mistake for case in cases for mistake in _mistakes(case)]
     if mistakes:
-        raise CaseFileError("\n".join(mistakes))
+        raise CaseFileError(*mistakes)
+    check_ids(cases)
     return cases
 
 
@@ -44,18 +44,17 @@ def is_for(device: str, case: Case) -> bool:
     return device == CUDA or case.clause.profile != CUDA
 
 
-def _mistakes(cases: Iterable[Case]) -> Iterable[str]:
-    seen: dict[str, Case] = {}
-    for case in cases:
-        where = f"{case.path}:{case.line}: case {case.id}"
-        if not case.clause.profile:
-            yield f"{case.path}:1: profile: expected the name that --profile takes; found none"
-        if case.question.mode not in ("eager", "compile", "no_grad") or case.question.expect != Expect():
-            yield f"{where}: expected mode eager, compile or no_grad and no expect; what is timed is a plain step"
-        if case.question.target.probabilities is not None:
-            yield f"{where}: target.probabilities: expected classes, of which large batches are; found probabilities"
-        if case.question.logits.shape is not None and len(case.question.logits.shape) < 2:
-            yield f"{where}: logits.shape: expected (N, C, ...); found {case.question.logits.shape}"
-        if case.id in seen:
-            yield f"{where}: stands a second time; the first is {seen[case.id].path}:{seen[case.id].line}"
-        seen.setdefault(case.id, case)
+def _mistakes(case: Case) -> Iterator[Mistake]:
+    """What keeps a valid case from being timed."""
+    question = case.question
+    if not case.clause.profile:
+        yield Mistake("expected the name that --profile takes; found none", case.path, 1, key="profile")
+    if question.mode not in ("eager", "compile", "no_grad") or question.expect != Expect():
+        text = "expected mode eager, compile or no_grad and no expect, since a plain step is timed"
+        yield Mistake(text, case.path, case.line, case.id)
+    if question.target.probabilities is not None:
+        text = "expected classes, which large batches have as targets; found probabilities"
+        yield Mistake(text, case.path, case.line, case.id, "target.probabilities")
+    if question.logits.shape is not None and len(question.logits.shape) < 2:
+        text = f"expected (N, C, ...); found {question.logits.shape}"
+        yield Mistake(text, case.path, case.line, case.id, "logits.shape")
