@@ -135,7 +135,7 @@ def questions():
         "answer": "Only finite\nones.",
         "evidence": evidence,
     }
-    return (common_claims.Answer.model_validate({"seed": "000", "question": "Are they?", "claims": [claim]}),)
+    return (common_claims.Topic.model_validate({"seed": "000", "question": "Are they?", "claims": [claim]}),)
 
 
 def bugs():

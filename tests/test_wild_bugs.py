@@ -81,20 +81,20 @@ def test_a_good_row_is_taken(table):
 )
 def test_lint(table, old, new, message):
     (found,) = bug_reports.lint(bug_reports.load(table(old, new)), CASES, MUTANTS)
-    assert message in found
+    assert message in str(found)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("    cases: [plain-values/classification]\n", "", "expected either cases that catch the bug or why_not"),
-        ("    mutants: [weights_applied_twice]\n", "", "expected mutants beside cases"),
+        ("    mutants: [weights_applied_twice]\n", "", "expected cases and the mutants"),
         (
             "    where: cpu\n",
             "    where: cpu\n    why_not: No.\n",
             "expected either cases that catch the bug or why_not",
         ),
-        ("    where: cpu\n", "    where: cpu\n    needs: gpu\n", "needs: says what would reach"),
+        ("    where: cpu\n", "    where: cpu\n    needs: gpu\n", "expected cases or needs, which is what would reach"),
         ("where: cpu", "where: moon", "bugs.yaml:9: "),
         ("links: [https://example.org/1]", "links: []", "bugs.yaml:7: "),
         ("id: AB-01", "id: one", "bugs.yaml:5: "),

@@ -51,6 +51,8 @@ Aspect = Literal["loss", "gradient", "shape", "rejection", "purity", Relation]
 ASPECTS: tuple[Aspect, ...] = ("loss", "gradient", "shape", "rejection", "purity", *RELATIONS)
 
 LossWord = Literal["reference", "nan", "inf", "zero", "empty-mean", "finite", "unspecified"]
+# The words that stand for one value everywhere.
+FIXED_ANSWERS: dict[str, float] = {"nan": math.nan, "inf": math.inf, "zero": 0.0}
 
 
 class Model(BaseModel):

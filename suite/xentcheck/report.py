@@ -13,7 +13,7 @@ from xentcheck import bug_reports, plot
 from xentcheck.bug_reports import Theme
 from xentcheck.capabilities import CAPABILITIES, CONVENTIONS
 from xentcheck.case import RELATIONS, Case
-from xentcheck.common_claims import Answer, evidence_table
+from xentcheck.common_claims import Topic, evidence_table
 from xentcheck.compare import ALLOWED_UNITS
 from xentcheck.judge import STATUSES, Verdict
 from xentcheck.loader import CASES
@@ -55,7 +55,7 @@ FURTHER = {
 def write(
     results: Results,
     cases: Sequence[Case],
-    answers: Sequence[Answer],
+    answers: Sequence[Topic],
     bugs: Sequence[Theme],
     script: Script,
     folder: Path,
@@ -380,7 +380,7 @@ def _conventions(results: Results) -> str:
     )
 
 
-def _answers(results: Results, answers: Sequence[Answer]) -> str:
+def _answers(results: Results, answers: Sequence[Topic]) -> str:
     sections = []
     for answer in answers:
         lines = [f"## {answer.question}"]
