@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from xentcheck.casefile import load
 from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation
+from xentcheck.loader import load
 
 HEADER = """clause: small
 title: Small cases

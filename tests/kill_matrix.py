@@ -29,12 +29,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 import xentcheck
 from kill_page import Matrix, asked, page, summary
 from xentcheck.case import RELATIONS, Case
-from xentcheck.casefile import digest, load_all
 from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation, find
 from xentcheck.judge import judge
-from xentcheck.naming import matches
+from xentcheck.loader import digest, load_all
 from xentcheck.observe import Answer, observe
+from xentcheck.patterns import matches
 from xentcheck.relations import related
 from xentcheck.wire import TOKEN, frame
 

@@ -14,9 +14,9 @@ import torch
 from rich.progress import track
 
 from kill_page import asked, table
-from xentcheck.casefile import digest, load_all
 from xentcheck.examine import Examiner
 from xentcheck.implementation import find
+from xentcheck.loader import digest, load_all
 from xentcheck.record import NAME, Results, Writer, key, load, run_header
 
 LOOKALIKES = Path(__file__).resolve().parent / "lookalikes"

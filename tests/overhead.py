@@ -7,10 +7,10 @@ import time
 
 import torch
 
-from xentcheck.casefile import load_all
 from xentcheck.examine import Examiner
 from xentcheck.implementation import find
 from xentcheck.isolate import Workers
+from xentcheck.loader import load_all
 
 ROUNDS = 8
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from xentcheck.batch import build, capabilities_needed
-from xentcheck.casefile import CaseFileError
+from xentcheck.batch import build
+from xentcheck.loader import CaseFileError
+from xentcheck.needs import capabilities_needed
 
 NAN = float("nan")
 

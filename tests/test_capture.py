@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xentcheck.batch import DTYPES, Batch, build
-from xentcheck.capture import capture
+from xentcheck.capture_batch import capture
 from xentcheck.case import Case
-from xentcheck.casefile import CASES, load, load_all
 from xentcheck.examine import Examiner
 from xentcheck.implementation import find
+from xentcheck.loader import CASES, load, load_all
 
 SHAPES = [
     ((7,), ()),

@@ -15,11 +15,11 @@ from rich.console import Console
 
 import fakes
 from test_plugin import FAKES, ROOT, SUITE, specification  # noqa: F401
-from xentcheck import cli, cost, memory, plugin_cost, profiles, record, terminal_cost, timing
-from xentcheck.casefile import load_all
+from xentcheck import cli, cost, memory, plugin_cost, record, speed_cases, terminal_cost, timing
 from xentcheck.implementation import Deviation, Implementation
+from xentcheck.loader import load_all
 from xentcheck.timing import Ratio
-from xentcheck.yamltext import CaseFileError
+from xentcheck.yaml_document import CaseFileError
 
 HEADER = """clause: tiny
 profile: quick
@@ -42,7 +42,7 @@ def quick_rounds(monkeypatch):
 
 @pytest.fixture
 def speed_case(write):
-    return lambda body=ONE: profiles.load(write(body, name="tiny.yaml", header=HEADER))[0]
+    return lambda body=ONE: speed_cases.load(write(body, name="tiny.yaml", header=HEADER))[0]
 
 
 def impl(function, **more):
@@ -53,34 +53,34 @@ def impl(function, **more):
 
 
 def test_the_shipped_speed_cases_are_in_the_profiles_asked_for():
-    ids = {case.clause.profile: case for case in profiles.load_profiles("all")}
+    ids = {case.clause.profile: case for case in speed_cases.load_profiles("all")}
     assert set(ids) == {"quick", "lm", "linear", "segmentation", "tagging", "classification", "sweeps", "cuda"}
-    assert {case.clause.profile for case in profiles.load_profiles()} == {"quick"}
-    assert {case.clause.profile for case in profiles.load_profiles("lm, sweeps")} == {"lm", "sweeps"}
+    assert {case.clause.profile for case in speed_cases.load_profiles()} == {"quick"}
+    assert {case.clause.profile for case in speed_cases.load_profiles("lm, sweeps")} == {"lm", "sweeps"}
 
 
 def test_the_shapes_that_people_have():
-    shapes = {case.question.logits.shape for case in profiles.load_speed()}
+    shapes = {case.question.logits.shape for case in speed_cases.load_speed()}
     assert {(2048, 32000), (512, 128256), (8192, 32000), (8, 21, 256, 256), (16384, 9), (4096, 1000)} <= shapes
-    classes = {c.question.logits.shape[1] for c in profiles.load_speed() if c.clause.clause == "over-classes"}
-    positions = {c.question.logits.shape[0] for c in profiles.load_speed() if c.clause.clause == "over-positions"}
+    classes = {c.question.logits.shape[1] for c in speed_cases.load_speed() if c.clause.clause == "over-classes"}
+    positions = {c.question.logits.shape[0] for c in speed_cases.load_speed() if c.clause.clause == "over-positions"}
     assert {128, 262144} <= classes
     assert {1, 65536} <= positions
 
 
 def test_every_speed_case_says_what_a_call_may_take():
-    assert all(case.question.memory_limit for case in profiles.load_speed())
+    assert all(case.question.memory_limit for case in speed_cases.load_speed())
 
 
 def test_lint_reads_them_too(tmp_path, monkeypatch, capsys):
     (tmp_path / "tiny.yaml").write_text(HEADER + f"  - {{{ONE.replace('memory_limit', 'memory_limt')}}}\n")
-    monkeypatch.setattr(profiles.load_speed, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(speed_cases.load_speed, "__defaults__", (tmp_path,))
     assert cli.main(["lint"]) == 2
     assert "memory_limt: unknown key; did you mean memory_limit?" in capsys.readouterr().err
 
 
 def test_speed_cases_are_no_part_of_the_specification():
-    assert not {c.id for c in load_all()} & {c.id for c in profiles.load_speed()}
+    assert not {c.id for c in load_all()} & {c.id for c in speed_cases.load_speed()}
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_speed_cases_are_no_part_of_the_specification():
 )
 def test_a_profile_that_is_none(names, message):
     with pytest.raises(CaseFileError, match=message):
-        profiles.load_profiles(names)
+        speed_cases.load_profiles(names)
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_a_profile_that_is_none(names, message):
 def test_what_is_no_speed_case(tmp_path, text, message):
     (tmp_path / "tiny.yaml").write_text(text)
     with pytest.raises(CaseFileError, match=message):
-        profiles.load_speed(tmp_path)
+        speed_cases.load_speed(tmp_path)
 
 
 def test_an_id_stands_once(tmp_path):
     for name in ("a.yaml", "b.yaml"):
         (tmp_path / name).write_text(HEADER + f"  - {{{ONE}}}\n")
-    with pytest.raises(CaseFileError, match="stands a second time"):
-        profiles.load_speed(tmp_path)
+    with pytest.raises(CaseFileError, match="the id must be unique"):
+        speed_cases.load_speed(tmp_path)
 
 
 def test_a_tiled_batch_has_no_two_equal_rows(speed_case):
@@ -184,7 +184,7 @@ def test_what_is_not_claimed_or_not_here(speed_case):
 
 def test_what_only_a_gpu_can_take_is_not_begun_on_a_cpu(monkeypatch):
     monkeypatch.setattr(cost, "build", lambda case: pytest.fail("a batch was made"))
-    (case, *_) = profiles.load_profiles("cuda")
+    (case, *_) = speed_cases.load_profiles("cuda")
     for device, said in (("cpu", "measured on a CUDA device only, by --device cuda"), ("cuda", "no cuda device here")):
         if device == "cpu" or not torch.cuda.is_available():
             line = cost.Costs(NATIVE, device).memory(case, NATIVE)
@@ -421,8 +421,8 @@ def test_the_table_has_a_failure_in_place_of_a_time(speed_case):
 
 @pytest.fixture
 def tiny(monkeypatch, speed_case, write):
-    cases = profiles.load(write(ONE, TWO, name="tiny.yaml", header=HEADER))
-    monkeypatch.setattr(profiles, "load_profiles", lambda names=None: cases)
+    cases = speed_cases.load(write(ONE, TWO, name="tiny.yaml", header=HEADER))
+    monkeypatch.setattr(speed_cases, "load_profiles", lambda names=None: cases)
     return cases
 
 
@@ -528,11 +528,11 @@ def test_options_that_say_nothing(run, options, message):
 def test_the_expected_time_is_said_for_people():
     assert plugin_cost.about(0.2) == "about 1 seconds"
     assert plugin_cost.about(100) == "about 2 minutes"
-    for case in profiles.load_profiles("all"):
+    for case in speed_cases.load_profiles("all"):
         for measure in cost.MEASURES:
             assert 0 < plugin_cost.expected_seconds(measure, case, "cuda") < 6000
             assert (plugin_cost.expected_seconds(measure, case) == 0) == (case.clause.profile == "cuda")
-    total = sum(plugin_cost.expected_seconds(m, c) for m in cost.MEASURES for c in profiles.load_profiles())
+    total = sum(plugin_cost.expected_seconds(m, c) for m in cost.MEASURES for c in speed_cases.load_profiles())
     assert total * 2 < 60, "the quick profile takes a minute for two implementations"
     assert math.isfinite(total)
 

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, seed, settings
 
 import fakes
 import xentcheck
-from xentcheck import casefile, explore, explore_plugin, situations
+from xentcheck import explore, explore_plugin, loader, situations
 from xentcheck.batch import build
-from xentcheck.claims import CAPABILITIES
+from xentcheck.capabilities import CAPABILITIES
 from xentcheck.cli import main as xentcheck_command
 from xentcheck.documents import documents, unclear
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation, find
@@ -66,11 +66,11 @@ def one(folder):
 @given(entry=documents())
 def test_what_is_drawn_is_what_is_read_back(tmp_path_factory, entry):
     path = tmp_path_factory.getbasetemp() / "drawn.yaml"
-    with contextlib.suppress(casefile.CaseFileError):
+    with contextlib.suppress(loader.CaseFileError):
         case = explore.to_case(entry, fake("right"), path)
         named = {"id": case.id.partition("/")[2], **entry}
         path.write_text(f"{yaml.safe_dump(explore.HEADER)}cases:\n{explore.as_yaml(named)}")
-        assert casefile.load(path) == [case.model_copy(update={"line": 7})]
+        assert loader.load(path) == [case.model_copy(update={"line": 7})]
 
 
 def drawn(capabilities=EVERYTHING):
@@ -80,7 +80,7 @@ def drawn(capabilities=EVERYTHING):
         try:
             case = explore.to_case(entry, fake("right"), Path("found.yaml"))
             seen.append((entry, case, build(case)))
-        except casefile.CaseFileError as error:
+        except loader.CaseFileError as error:
             refused.append(str(error))
 
     for number in range(50):
@@ -107,7 +107,7 @@ def test_every_key_and_most_values_of_the_format_are_drawn(everything_drawn):
     seen, _ = everything_drawn
     questions = [case.question for _, case, _ in seen]
     keys = set().union(*(entry for entry, _, _ in seen))
-    assert keys == set(casefile.Question.model_fields) - {"needs", *NOT_DRAWN}
+    assert keys == set(loader.Question.model_fields) - {"needs", *NOT_DRAWN}
     assert {q.dtype for q in questions} == {"float64", "float32", "bfloat16", "float16"}
     assert {q.mode for q in questions} >= {
         "eager",
@@ -259,7 +259,7 @@ def test_an_interrupted_search_keeps_what_it_found(folder):
     with pytest.raises(KeyboardInterrupt):
         explore.explore(fake("interrupted_while_shrinking"), 150, 0, [], folder)
     (path,) = folder.iterdir()
-    (case,) = casefile.load(path)
+    (case,) = loader.load(path)
     assert len(build(case).target) >= 5
 
 
@@ -397,8 +397,8 @@ def run(monkeypatch, tmp_path):
     shipped = tmp_path / "shipped.yaml"
     header = {**explore.HEADER, "clause": "small", "cases": [{"id": "one", **ENTRY}]}
     shipped.write_text(yaml.safe_dump(header))
-    cases = casefile.load(shipped)
-    monkeypatch.setattr(casefile, "load_all", lambda: cases)
+    cases = loader.load(shipped)
+    monkeypatch.setattr(loader, "load_all", lambda: cases)
     monkeypatch.chdir(SUITE.parent)
     monkeypatch.setenv("COLUMNS", "150")
 
@@ -488,7 +488,7 @@ def test_an_interrupt_leaves_the_find(run, tmp_path):
     )
     assert status == 2
     (path,) = (tmp_path / "found").iterdir()
-    assert casefile.load(path)
+    assert loader.load(path)
 
 
 def test_workers_say_what_they_found(run, tmp_path):

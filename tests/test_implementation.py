@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from xentcheck import implementation as module
-from xentcheck.casefile import load
 from xentcheck.examine import Examiner
 from xentcheck.implementation import (
     EVERYTHING,
@@ -22,6 +21,7 @@ from xentcheck.implementation import (
     load_file,
     names,
 )
+from xentcheck.loader import load
 from xentcheck.losses import linear_masked_cross_entropy
 
 LOGITS, TARGET = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0]]), torch.tensor([2, 0])

@@ -17,7 +17,7 @@ import torch
 import fakes
 import faults
 import xentcheck
-from xentcheck import casefile, record
+from xentcheck import loader, record
 from xentcheck.batch import build
 from xentcheck.case import RELATIONS
 from xentcheck.examine import Examiner
@@ -319,7 +319,7 @@ ALIKE = {"native": 4, "maskedce": 6} | {
         ("acceptance", "target_equal_to_the_class_count_is_accepted"),
     )
 }
-EAGER = [case for case in casefile.load_all() if case.question.mode != "compile" and not case.is_huge]
+EAGER = [case for case in loader.load_all() if case.question.mode != "compile" and not case.is_huge]
 
 
 @pytest.mark.parametrize("source", ALIKE, ids=lambda s: s.rpartition("/")[2])
@@ -376,7 +376,7 @@ def test_a_server_that_died_is_a_crash_of_one_case(five):
 def start(tmp_path, heeding_interrupts):
     """``start(option, ...)``: ``python -m pytest suite/ --isolate`` as a process, with the specification unread."""
     running = []
-    (tmp_path / "quick.py").write_text("from xentcheck import casefile\ncasefile.load_all = lambda: []\n")
+    (tmp_path / "quick.py").write_text("from xentcheck import loader\ncasefile.load_all = lambda: []\n")
 
     def popen(*options, **environment):
         command = [sys.executable, "-m", "pytest", "suite/", "-p", "quick", "-p", "no:cacheprovider", "--isolate"]
@@ -410,7 +410,7 @@ def run(start, monkeypatch):
             return process.communicate(timeout=300)[0], process.returncode
         monkeypatch.chdir(SUITE.parent)
         monkeypatch.setenv("COLUMNS", "110")
-        monkeypatch.setattr(casefile, "load_all", lambda: [])
+        monkeypatch.setattr(loader, "load_all", lambda: [])
         off = [f"no:{name}" for name in ("cacheprovider", "faulthandler", "benchmark", "unraisableexception")]
         screen = io.StringIO()
         with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
@@ -512,7 +512,7 @@ def test_a_mistake_on_the_command_line_is_explained(run, options, says):
 
 
 def test_the_limits_are_for_workers_only(capsys, monkeypatch):
-    monkeypatch.setattr(casefile, "load_all", lambda: [])
+    monkeypatch.setattr(loader, "load_all", lambda: [])
     assert (
         pytest.main([str(SUITE), "--capture=no", "-p", "no:cacheprovider", "--impl", "native", "--case-timeout", "5"])
         == 4

@@ -52,9 +52,9 @@ else:
     import torch.nn.functional as F
 
     from routes import take_route
-    from xentcheck.casefile import load_all, select
     from xentcheck.examine import Examiner
     from xentcheck.implementation import find
+    from xentcheck.loader import load_all, select
     from xentcheck.losses import masked_cross_entropy
     from xentcheck.losses.triton_kernels import UNAVAILABLE, triton_masked_cross_entropy
 

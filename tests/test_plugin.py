@@ -20,7 +20,7 @@ import torch
 
 import fakes
 import xentcheck
-from xentcheck import casefile, cli, examine, record
+from xentcheck import cli, examine, loader, record
 from xentcheck.case import ASPECTS as ASPECT_NAMES
 from xentcheck.record import NAME, load
 
@@ -44,8 +44,8 @@ def specification(monkeypatch, write):
     """``specification(entry, ...)``: these cases instead of those in cases/."""
 
     def replace(*entries):
-        cases = casefile.load(write(*entries, name="specification.yaml")) if entries else []
-        monkeypatch.setattr(casefile, "load_all", lambda: cases)
+        cases = loader.load(write(*entries, name="specification.yaml")) if entries else []
+        monkeypatch.setattr(loader, "load_all", lambda: cases)
 
     replace()
     return replace
@@ -356,7 +356,7 @@ def test_a_run_is_recorded_in_full(run, two, tmp_path):
         "counts": dict(sorted(Counter(outcome(tmp_path).values()).items())),
     }
     assert all(v.error_units is not None for v in results.verdicts if v.aspect == "loss" and v.status == "pass")
-    assert results.run["cases"] == casefile.digest(casefile.load(two))
+    assert results.run["cases"] == loader.digest(loader.load(two))
 
 
 def test_case_by_case_and_each_is_run_twice_however_many_aspects_there_are(run, two, tmp_path, monkeypatch):
@@ -487,7 +487,7 @@ def test_resuming_what_is_complete_runs_nothing_and_says_how_it_was(run, two, tm
 def start(tmp_path, heeding_interrupts):
     """``start(option, ...)``: ``python -m pytest suite/`` as a process; ``quick`` leaves the specification unread."""
     running = []
-    (tmp_path / "quick.py").write_text("from xentcheck import casefile\ncasefile.load_all = lambda: []\n")
+    (tmp_path / "quick.py").write_text("from xentcheck import loader\ncasefile.load_all = lambda: []\n")
 
     def popen(*options, quick=True, **environment):
         path = os.pathsep.join([str(SUITE), str(tmp_path)])

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from xentcheck import answers, cli, record, report, wildbugs
+from xentcheck import bug_reports, cli, common_claims, record, report
 from xentcheck.case import Case, Clause, Question
-from xentcheck.casefile import CASES
+from xentcheck.loader import CASES
 from xentcheck.verdict import Verdict
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -135,7 +135,7 @@ def questions():
         "answer": "Only finite\nones.",
         "evidence": evidence,
     }
-    return (answers.Answer.model_validate({"seed": "000", "question": "Are they?", "claims": [claim]}),)
+    return (common_claims.Topic.model_validate({"seed": "000", "question": "Are they?", "claims": [claim]}),)
 
 
 def bugs():
@@ -147,7 +147,7 @@ def bugs():
     ]
     common = {"project": "Some", "links": ["https://github.com/a/b/issues/1", "https://d.example/2"]}
     rows = [{**common, "symptom": f"Wrong as {row['id']}.", **row} for row in rows]
-    return (wildbugs.Theme.model_validate({"prefix": "AB", "title": "Things and more", "reports": rows}),)
+    return (bug_reports.Theme.model_validate({"prefix": "AB", "title": "Things and more", "reports": rows}),)
 
 
 def pages(folder, shown):
@@ -241,32 +241,32 @@ def test_a_page_without_marks_is_refused(tmp_path):
 
 
 def test_evidence_that_the_run_does_not_bear_out_is_named():
-    assert answers.unverified(questions(), results()) == []
+    assert common_claims.unverified(questions(), results()) == []
     better = replace(
         results(),
         verdicts=tuple(replace(v, status="pass") if v.status == "deviates" else v for v in results().verdicts),
     )
-    assert answers.unverified(questions(), better) == [
+    assert common_claims.unverified(questions(), better) == [
         "answers.yaml: seed 000: known ignored/nan: expected deviates, found pass"
     ]
     without = replace(results(), verdicts=tuple(v for v in results().verdicts if v.case != "plain/mean"))
-    assert answers.unverified(questions(), without) == [
+    assert common_claims.unverified(questions(), without) == [
         "answers.yaml: seed 000: right plain/mean: expected pass, found not run"
     ]
 
 
 def test_the_shipped_answers_name_cases_that_exist():
-    from xentcheck.casefile import load_all
+    from xentcheck.loader import load_all
 
     known = {case.id for case in load_all()}
-    assert {e.case for a in answers.load() for c in a.claims for e in c.evidence} <= known
+    assert {e.case for a in common_claims.load() for c in a.claims for e in c.evidence} <= known
 
 
 # --- the command line
 
 
 def test_reports_from_a_folder_of_results(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(answers, "load", lambda: ())
+    monkeypatch.setattr(common_claims, "load", lambda: ())
     run = replace(
         results(),
         verdicts=tuple(replace(v, case="ignored-positions/seed-001-unlabelled") for v in results().verdicts[4:6]),

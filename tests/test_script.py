@@ -19,9 +19,9 @@ import pytest
 import fakes
 from xentcheck import definition, modes
 from xentcheck.batch import build
-from xentcheck.casefile import load
 from xentcheck.examine import Examiner
 from xentcheck.implementation import find
+from xentcheck.loader import load
 from xentcheck.script import script
 
 FAKES = Path(fakes.__file__)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from xentcheck.batch import build
-from xentcheck.casefile import load_all
 from xentcheck.implementation import Deviation, find
+from xentcheck.loader import load_all
 from xentcheck.observe import Answer, Failure, Observation, Raised, observe
 from xentcheck.wire import TOKEN, GarbledError, frame, reading, rest
 

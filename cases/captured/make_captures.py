@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from xentcheck.capture import capture
+from xentcheck.capture_batch import capture
 
 MODULES = [
     "base64",

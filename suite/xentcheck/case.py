@@ -1,58 +1,21 @@
 """A ``Case`` is one question put to an implementation: shapes, dtype, patterns, ignore values, options, what is expected.
 
 The models below are the one definition of the case format; ``cases/schema.json`` is generated from them (``xentcheck schema``).
-Reading files, merging defaults and expanding matrices is ``casefile``'s work.
+Reading files, merging defaults and expanding matrices is ``loader``'s work.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 
-from xentcheck.claims import CAPABILITIES
+from xentcheck.capabilities import CAPABILITIES
+from xentcheck.fields import Bytes, Dtype, Layout, Nested, Number, TargetDtype
+from xentcheck.mistakes import Unexpected
 
-WORDS = {"inf": math.inf, "+inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-
-
-def _number(value: Any) -> Any:
-    """The words for the values that plain YAML has no number for; everything else is left to pydantic."""
-    if isinstance(value, str) and value.lower() in WORDS:
-        return WORDS[value.lower()]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"expected a number, inf, -inf or nan; found {value!r}")
-    return float(value)
-
-
-def _bytes(value: Any) -> Any:
-    """``6 GiB`` or a number of bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i)?B", value) if isinstance(value, str) else None
-    if match:
-        return int(float(match[1]) * {None: 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}[match[2]])
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ValueError(f"expected a size such as 6 GiB; found {value!r}")
-    return value
-
-
-def _nested(value: Any) -> Any:
-    return tuple(_nested(v) for v in value) if isinstance(value, (list, tuple)) else _number(value)
-
-
-NUMBER_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "number"}, {"enum": [*WORDS]}]}
-Number = Annotated[float, BeforeValidator(_number), WithJsonSchema(NUMBER_SCHEMA)]
-# A number, or lists of lists of numbers: literal logits, targets and answers.
-Nested = Annotated[
-    Any, BeforeValidator(_nested), WithJsonSchema({"anyOf": [*NUMBER_SCHEMA["anyOf"], {"type": "array"}]})
-]
-
-Bytes = Annotated[int, BeforeValidator(_bytes), WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}]})]
-
-Dtype = Literal["float64", "float32", "bfloat16", "float16"]
-TargetDtype = Literal["int64", "uint8", "int32", "int16", "int8", "bool", "float32", "float64"]
-Layout = Literal["contiguous", "transposed", "strided", "expanded", "offset", "channels_last"]
 Mode = Literal[
     "eager",
     "compile",
@@ -88,6 +51,8 @@ Aspect = Literal["loss", "gradient", "shape", "rejection", "purity", Relation]
 ASPECTS: tuple[Aspect, ...] = ("loss", "gradient", "shape", "rejection", "purity", *RELATIONS)
 
 LossWord = Literal["reference", "nan", "inf", "zero", "empty-mean", "finite", "unspecified"]
+# The words that stand for one value everywhere.
+FIXED_ANSWERS: dict[str, float] = {"nan": math.nan, "inf": math.inf, "zero": 0.0}
 
 
 class Model(BaseModel):
@@ -97,7 +62,7 @@ class Model(BaseModel):
 def _exactly_one(model: Model, names: tuple[str, ...]) -> None:
     given = [name for name in names if getattr(model, name) is not None]
     if len(given) != 1:
-        raise ValueError(f"expected exactly one of {', '.join(names)}; found {', '.join(given) or 'none of them'}")
+        raise Unexpected(f"exactly one of {', '.join(names)}", ", ".join(given) or "none of them")
 
 
 class Pattern(Model):
@@ -173,15 +138,13 @@ class Target(Model):
 
     @model_validator(mode="after")
     def _literal_or_drawn(self) -> Target:
+        given = self.model_fields_set
         if (self.values is not None or self.file is not None) and (self.classes is not None or self.ignore is not None):
-            raise ValueError(
-                "expected either values or file, or else classes and ignore: literal targets say themselves which they ignore"
-            )
-        others = {"values", "file", "classes", "ignore", "shape", "dtype"} & self.model_fields_set
+            found = ", ".join(sorted(given & {"values", "file", "classes", "ignore"}))
+            raise Unexpected("either values or file, which show what is ignored, or else classes and ignore", found)
+        others = given & {"values", "file", "classes", "ignore", "shape", "dtype"}
         if self.probabilities is not None and others:
-            raise ValueError(
-                f"expected probabilities alone, since no position of them is ignored; found {', '.join(sorted(others))}"
-            )
+            raise Unexpected("probabilities alone, since no position of them is ignored", ", ".join(sorted(others)))
         return self
 
 
@@ -293,33 +256,43 @@ class Question(Model):
     @model_validator(mode="after")
     def _consistent(self) -> Question:
         if self.expect.error is None:
-            if self.reduction not in (None, "mean", "sum", "none"):
-                raise ValueError(f"reduction: expected mean, sum or none, or expect.error; found {self.reduction!r}")
-            if not 0 <= (self.label_smoothing or 0) <= 1:
-                raise ValueError(
-                    f"label_smoothing: expected a number in [0, 1], or expect.error; found {self.label_smoothing}"
-                )
-        if self.target.ignore is not None and self.target.ignore.rows != "none" and not self.ignore_values:
-            raise ValueError("target.ignore: there is no ignore value; ignore_index is an empty list")
-        if self.mode == "vmap" and (self.reduction != "none" or self.upstream != Upstream(scalar=1.0)):
-            raise ValueError("mode: vmap calls the loss once per position, so it needs reduction: none and no upstream")
-        if self.mode == "accumulated" and self.reduction == "none":
-            raise ValueError(
-                "mode: accumulated adds up the losses of micro-batches, so it needs reduction: mean or sum"
-            )
-        if self.normalizer is not None and self.reduction not in (None, "mean") and self.expect.error is None:
-            raise ValueError(f"normalizer: is the denominator of a mean; found reduction: {self.reduction}")
-        if self.padded_to is not None and (self.mode != "eager" or self.expect.error is not None):
-            raise ValueError("padded_to: is asked in mode: eager, and where an answer is expected")
+            self._check_options()
+        self._check_mode()
         if self.linear is not None:
-            extra = self.logits.model_dump(exclude_defaults=True).keys() - {"shape", "scale"}
-            if extra or len(self.logits.shape or ()) != 2:
-                raise ValueError(
-                    "linear: expected logits with nothing but a shape (N, C) and a scale; found more or less"
-                )
-            if self.mode not in ("eager", "no_grad", "inference_mode", "twice"):
-                raise ValueError(f"linear: expected mode eager, no_grad, inference_mode or twice; found {self.mode}")
+            self._check_linear()
         return self
+
+    def _check_options(self) -> None:
+        """What is out of range may be asked only where an error is expected."""
+        if self.reduction not in (None, "mean", "sum", "none"):
+            raise Unexpected("mean, sum or none, or expect.error", repr(self.reduction), key="reduction")
+        if not 0 <= (self.label_smoothing or 0) <= 1:
+            raise Unexpected("a number in [0, 1], or expect.error", f"{self.label_smoothing}", key="label_smoothing")
+        if self.normalizer is not None and self.reduction not in (None, "mean"):
+            found = f"reduction: {self.reduction}"
+            raise Unexpected("reduction: mean, whose denominator it is", found, key="normalizer")
+
+    def _check_mode(self) -> None:
+        if self.target.ignore is not None and self.target.ignore.rows != "none" and not self.ignore_values:
+            raise Unexpected("an ignore value", "an empty list as ignore_index", key="target.ignore")
+        if self.mode == "vmap" and (self.reduction != "none" or self.upstream != Upstream(scalar=1.0)):
+            expected = "reduction: none and no upstream with vmap, which calls the loss once per position"
+            found = "an upstream" if self.reduction == "none" else f"reduction: {self.reduction or 'mean'}"
+            raise Unexpected(expected, found, key="mode")
+        if self.mode == "accumulated" and self.reduction == "none":
+            expected = "reduction: mean or sum with accumulated, which adds up the losses of micro-batches"
+            raise Unexpected(expected, "reduction: none", key="mode")
+        if self.padded_to is not None and (self.mode != "eager" or self.expect.error is not None):
+            found = f"mode: {self.mode}" if self.mode != "eager" else "expect.error"
+            raise Unexpected("mode: eager and an answer beside it", found, key="padded_to")
+
+    def _check_linear(self) -> None:
+        given = self.logits.model_dump(exclude_defaults=True).keys()
+        if given - {"shape", "scale"} or len(self.logits.shape or ()) != 2:
+            found = f"logits with {', '.join(given)}" if given - {"shape", "scale"} else f"{self.logits.shape}"
+            raise Unexpected("logits with a shape (N, C), and a scale at most", found, key="linear")
+        if self.mode not in ("eager", "no_grad", "inference_mode", "twice"):
+            raise Unexpected("mode: eager, no_grad, inference_mode or twice", f"mode: {self.mode}", key="linear")
 
     @property
     def ignore_values(self) -> tuple[int, ...]:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from xentcheck import answers, casefile, gate, profiles, record, report, report_cost, wildbugs
+from xentcheck import bug_reports, common_claims, gate, loader, record, report, report_cost, speed_cases
 from xentcheck.batch import build
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation, ImplementationError, find
-from xentcheck.naming import nearest
+from xentcheck.patterns import nearest
 from xentcheck.script import script
 from xentcheck.script_literals import WRITTEN_OUT
 from xentcheck.second_process import measure_again
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (casefile.CaseFileError, ImplementationError, record.RecordError, gate.GateError) as error:
+    except (loader.CaseFileError, ImplementationError, record.RecordError, gate.GateError) as error:
         print(f"xentcheck: {error}", file=sys.stderr)
         return 2
 
@@ -82,7 +82,7 @@ def _report(options: argparse.Namespace) -> int:
         print(f"wrote {', '.join(str(path) for path in pages)}")
         if not results.verdicts:
             return 0 if results.complete else 1
-    cases = casefile.load_all()
+    cases = loader.load_all()
     by_id = {case.id: case for case in cases}
     implementations: dict[str, Implementation] = {}
 
@@ -99,10 +99,10 @@ def _report(options: argparse.Namespace) -> int:
         batch = build(by_id[case_id])
         return script(by_id[case_id], implementations[name], batch) if batch.input.numel() <= WRITTEN_OUT else ""
 
-    questions = answers.load()
+    questions = common_claims.load()
     target = Path(tempfile.mkdtemp()) if options.check else options.to
-    written = report.write(results, cases, questions, wildbugs.load(), short_script, target, beside=options.to)
-    problems = answers.unverified(questions, results)
+    written = report.write(results, cases, questions, bug_reports.load(), short_script, target, beside=options.to)
+    problems = common_claims.unverified(questions, results)
     excerpt = report.with_excerpt(results, options.excerpt) if options.excerpt else None
     if options.check:
         problems += report.differences(target, options.to)
@@ -128,14 +128,14 @@ def _repro(options: argparse.Namespace) -> int:
 
 
 def _case(case_id: str, path: Path | None) -> Case:
-    cases = {case.id: case for case in (casefile.load(path) if path else casefile.load_all())}
+    cases = {case.id: case for case in (loader.load(path) if path else loader.load_all())}
     if case_id not in cases:
-        raise casefile.CaseFileError(f"there is no case {case_id}{nearest(case_id, cases)} `xentcheck cases` lists all")
+        raise loader.CaseFileError(f"there is no case {case_id}{nearest(case_id, cases)} `xentcheck cases` lists all")
     return cases[case_id]
 
 
 def _cases(options: argparse.Namespace) -> int:
-    chosen = casefile.select([*casefile.load_all(), *profiles.load_speed()], options.pattern)
+    chosen = loader.select([*loader.load_all(), *speed_cases.load_speed()], options.pattern)
     for case in chosen:
         print(case.id)
     print(f"{len(chosen)} cases", file=sys.stderr)
@@ -152,11 +152,11 @@ def _merge(options: argparse.Namespace) -> int:
 def _lint(options: argparse.Namespace) -> int:
     from xentcheck.lint import lint
 
-    cases = [case for path in options.files for case in casefile.load(path)] if options.files else casefile.load_all()
+    cases = [case for path in options.files for case in loader.load(path)] if options.files else loader.load_all()
     messages = lint(cases)
     if not options.files:
-        messages += wildbugs.lint(wildbugs.load(), cases)
-        cases += profiles.load_speed()  # only read: their batches are too large to be looked at here
+        messages += bug_reports.lint(bug_reports.load(), cases)
+        cases += speed_cases.load_speed()  # only read: their batches are too large to be looked at here
     for message in messages:
         print(message)
     print(f"{len(cases)} cases, {len(messages)} to mend", file=sys.stderr)
@@ -188,7 +188,7 @@ def _gate(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    print(json.dumps(casefile.json_schema(), indent=1))
+    print(json.dumps(loader.json_schema(), indent=1))
     return 0
 
 

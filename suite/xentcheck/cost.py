@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xentcheck import blockwise, cost_check, memory, profiles, timing
-from xentcheck.batch import Batch, build, capabilities_needed
+from xentcheck import blockwise, cost_check, memory, speed_cases, timing
+from xentcheck.batch import Batch, build
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation
 from xentcheck.judge import held_to
+from xentcheck.needs import capabilities_needed
 from xentcheck.status import of_case
 from xentcheck.verdict import describe
 
@@ -121,7 +122,7 @@ class Costs:
     def _checked_now(self, case: Case, implementation: Implementation) -> tuple[str, str]:
         if implementation.unavailable:
             return "unavailable", implementation.unavailable
-        if not profiles.is_for(self.device, case):
+        if not speed_cases.is_for(self.device, case):
             return "unavailable", "measured on a CUDA device only, by --device cuda"
         try:
             timing.require(self.device)  # before a batch is made

@@ -19,8 +19,8 @@ import torch
 from hypothesis import strategies as st
 
 from xentcheck.batch import Batch
+from xentcheck.capabilities import CAPABILITIES, OPTIONS
 from xentcheck.case import WITHOUT_GRADIENT, Case, Question
-from xentcheck.claims import CAPABILITIES, OPTIONS
 
 ABSENT: Any = object()
 Draw = Callable[[st.SearchStrategy[Any]], Any]

@@ -6,10 +6,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from xentcheck.batch import Batch, build, capabilities_needed
+from xentcheck.batch import Batch, build
 from xentcheck.case import Aspect, Case, Relation
 from xentcheck.implementation import Implementation
 from xentcheck.judge import Exam, judge
+from xentcheck.needs import capabilities_needed
 from xentcheck.observe import Answer, Failure, Observation, Observe, ObserveAll, observe
 from xentcheck.relations import NEEDS, Check, applying, related
 from xentcheck.truth import Truth, relevant_conventions, truth

@@ -16,7 +16,7 @@ import hypothesis
 import yaml
 from hypothesis import HealthCheck, Phase, Verbosity
 
-from xentcheck import casefile
+from xentcheck import loader
 from xentcheck.batch import Batch
 from xentcheck.case import Case
 from xentcheck.documents import documents, unclear
@@ -24,7 +24,7 @@ from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation
 from xentcheck.situations import Entry, Situation, failures, features, first_new, kind, simplified
 from xentcheck.verdict import Verdict
-from xentcheck.yamltext import CaseFileError, Document
+from xentcheck.yaml_document import CaseFileError, Document
 
 HEADER = {
     "clause": "found",
@@ -84,7 +84,7 @@ def explore(
     search.known += known
     for path in stored(implementation, folder):
         try:
-            search.learn(casefile.load(path)[0])
+            search.learn(loader.load(path)[0])
         except CaseFileError:
             continue  # gone, as its replay says
     return search.run(examples)
@@ -103,7 +103,7 @@ class Replay:
 def replay(path: Path, implementation: Implementation, known: Iterable[Situation]) -> Replay:
     """Puts a stored find to the implementation again."""
     try:
-        case = casefile.load(path)[0]
+        case = loader.load(path)[0]
         examiner = Examiner()
         wrong = failures(case, implementation, examiner)
     except CaseFileError as error:
@@ -136,7 +136,7 @@ def to_case(entry: Entry, implementation: Implementation, path: Path) -> Case:
     question = {key: value for key, value in entry.items() if key not in ("id", "why")}
     digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:8]
     named = {**entry, "id": f"{_slug(implementation)}-{digest}"}
-    return casefile.expanded(Document({**HEADER, "cases": [named]}, {("cases", 0): 1}), path)[0]
+    return loader.expanded(Document({**HEADER, "cases": [named]}, {("cases", 0): 1}), path)[0]
 
 
 def _slug(implementation: Implementation) -> str:
@@ -154,7 +154,7 @@ def _store(find: Find, implementation: Implementation, folder: Path) -> Find:
         f"{yaml.safe_dump(HEADER, sort_keys=False, width=120)}cases:\n{as_yaml(entry)}", encoding="utf-8"
     )
     temporary.replace(path)
-    return replace(find, case=casefile.load(path)[0])
+    return replace(find, case=loader.load(path)[0])
 
 
 # --- the search

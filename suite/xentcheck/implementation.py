@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from packaging.specifiers import SpecifierSet
 
-from xentcheck.claims import CAPABILITIES, CONVENTIONS
+from xentcheck.capabilities import CAPABILITIES, CONVENTIONS
 from xentcheck.global_state import GlobalState
-from xentcheck.naming import matches, nearest
+from xentcheck.patterns import matches, nearest
+from xentcheck.resources import implementations_folder
 
-FOLDER = Path(__file__).resolve().parents[2] / "implementations"
+FOLDER = implementations_folder()
 EVERYTHING = frozenset(CAPABILITIES)
 # What a signature does not tell. A bare callable is asked; a refusal is then no failure, a wrong number is.
 _UNTOLD = frozenset({"k_dim", "unbatched", "uint8_target", "ignore_index_in_range", "autocast", "class_probabilities"})

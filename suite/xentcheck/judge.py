@@ -16,8 +16,8 @@ import numpy as np
 
 from xentcheck import relations
 from xentcheck.batch import Batch
+from xentcheck.capabilities import CONVENTIONS, OPTIONS
 from xentcheck.case import RELATIONS, Aspect, Case, Relation
-from xentcheck.claims import CONVENTIONS, OPTIONS
 from xentcheck.implementation import Deviation, Implementation
 from xentcheck.observe import Answer, Failure, Observation
 from xentcheck.status import Status

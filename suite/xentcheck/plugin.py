@@ -11,12 +11,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from xentcheck import casefile, profiles, record, terminal
+from xentcheck import loader, record, speed_cases, terminal
 from xentcheck.case import ASPECTS, Aspect, Case
 from xentcheck.examine import Examiner
 from xentcheck.implementation import ImplementationError, find
 from xentcheck.isolate import Workers
-from xentcheck.naming import nearest
+from xentcheck.patterns import nearest
 from xentcheck.status import Status
 from xentcheck.verdict import Verdict, from_json, to_json
 
@@ -69,15 +69,15 @@ class Session:
         try:
             self.workers = _workers(config)
             self.implementations = (self.workers.find if self.workers else find)(config.getoption("impl"))
-            self.specification = casefile.telling_first(casefile.load_all())
+            self.specification = loader.telling_first(loader.load_all())
             self.cases = self._selected(config.getoption("cases"))
             workers = self.workers
             self.examiner = Examiner(workers.observe, workers.observe_all) if workers else Examiner()
             self.aspects = {
                 (i.name, case.id): self.examiner.aspects(case, i) for case in self.cases for i in self.implementations
             }
-            speed = profiles.load_speed()
-        except (ImplementationError, casefile.CaseFileError) as error:
+            speed = speed_cases.load_speed()
+        except (ImplementationError, loader.CaseFileError) as error:
             self.close()
             raise pytest.UsageError(str(error)) from error
         if "OMP_NUM_THREADS" not in os.environ:
@@ -109,22 +109,22 @@ class Session:
             if not pattern:
                 continue
             own = pattern.endswith((".yaml", ".yml"))
-            cases = casefile.load(Path(pattern).expanduser().resolve()) if own else casefile.select(asked, pattern)
-            if not cases and casefile.select(self.specification, pattern):
-                raise casefile.CaseFileError(f"--cases {pattern}: these are cases of more than 2^31 logits; add --huge")
+            cases = loader.load(Path(pattern).expanduser().resolve()) if own else loader.select(asked, pattern)
+            if not cases and loader.select(self.specification, pattern):
+                raise loader.CaseFileError(f"--cases {pattern}: these are cases of more than 2^31 logits; add --huge")
             if not cases:
                 known = {c.id for c in self.specification} | {c.clause.clause for c in self.specification}
-                raise casefile.CaseFileError(
+                raise loader.CaseFileError(
                     f"--cases {pattern}: no case matches{nearest(pattern, known)} `xentcheck cases` lists all"
                 )
             for case in cases:
                 other = chosen.setdefault(case.id, case)
                 if other.path.resolve() != case.path.resolve():
-                    raise casefile.CaseFileError(
+                    raise loader.CaseFileError(
                         f"{case.path}:{case.line}: case {case.id} stands a second time; the first is {other.path}:{other.line}; ids must be unique"
                     )
         if not chosen:
-            raise casefile.CaseFileError("--cases names no case; expected a pattern such as 'ignored-*' or a case file")
+            raise loader.CaseFileError("--cases names no case; expected a pattern such as 'ignored-*' or a case file")
         return list(chosen.values())
 
     def open_results(self) -> None:
@@ -134,10 +134,10 @@ class Session:
         everything = {case.id: case for case in (*self.specification, *self.cases)}.values()
         try:
             header = record.run_header(
-                self.implementations, casefile.digest(everything), self.config.getoption("cases") or "all"
+                self.implementations, loader.digest(everything), self.config.getoption("cases") or "all"
             )
             self.writer = record.Writer(folder, header, self.config.getoption("resume"))
-        except (record.RecordError, casefile.CaseFileError) as error:
+        except (record.RecordError, loader.CaseFileError) as error:
             raise pytest.UsageError(str(error)) from error
         self.verdicts = dict(self.writer.already)
         self.resumed = set(self.writer.already)

@@ -15,13 +15,13 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from xentcheck import cost, profiles, terminal_cost, timing
+from xentcheck import cost, speed_cases, terminal_cost, timing
 from xentcheck.case import Bytes, Case
 from xentcheck.implementation import Implementation, find
 from xentcheck.plugin import NOTHING_TO_TEST, SESSION, Session
 from xentcheck.record import RecordError
 from xentcheck.status import Status
-from xentcheck.yamltext import CaseFileError
+from xentcheck.yaml_document import CaseFileError
 
 SUITE = Path(__file__).resolve().parents[1]
 MEASURING = ("test_memory.py", "test_speed.py")
@@ -50,7 +50,7 @@ class Measuring:
         self.session: Session = config.stash[SESSION]
         self.config = config
         try:
-            self.cases = profiles.load_profiles(config.getoption("profile"))
+            self.cases = speed_cases.load_profiles(config.getoption("profile"))
         except CaseFileError as error:
             raise pytest.UsageError(str(error)) from error
         named = {i.name: i for i in self.session.implementations}
@@ -143,12 +143,14 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     mine = config.stash[MINE]
     expected = sum(expected_seconds(m, c, mine.costs.device) for c in mine.cases for m in cost.MEASURES)
     seconds = expected * len(mine.session.implementations)
-    return f"cost: profile {config.getoption('profile') or profiles.QUICK}, {len(mine.cases)} cases, {about(seconds)}"
+    return (
+        f"cost: profile {config.getoption('profile') or speed_cases.QUICK}, {len(mine.cases)} cases, {about(seconds)}"
+    )
 
 
 def expected_seconds(measure: str, case: Case, device: str = "cpu") -> float:
     """How long measuring takes, roughly, on one slow core; for the progress bar."""
-    if not profiles.is_for(device, case):
+    if not speed_cases.is_for(device, case):
         return 0.0
     count = math.prod(case.question.logits.shape or (10**6,))
     features = 0 if case.question.linear is None else case.question.linear.features

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from xentcheck import casefile, gate, record
+from xentcheck import gate, loader, record
 from xentcheck.plugin import SESSION, Session
 from xentcheck.second_process import measure_again
 
@@ -79,5 +79,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
 
 def _results(mine: Session, config: pytest.Config, complete: bool) -> record.Results:
     everything = {case.id: case for case in (*mine.specification, *mine.cases)}.values()
-    header = record.run_header(mine.implementations, casefile.digest(everything), config.getoption("cases") or "all")
+    header = record.run_header(mine.implementations, loader.digest(everything), config.getoption("cases") or "all")
     return record.Results(header, tuple(mine.verdicts.values()), tuple(mine.costs.values()), complete)

@@ -9,19 +9,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from xentcheck import plot, wildbugs
-from xentcheck.answers import Answer, evidence_table
+from xentcheck import bug_reports, plot
+from xentcheck.bug_reports import Theme
+from xentcheck.capabilities import CAPABILITIES, CONVENTIONS
 from xentcheck.case import RELATIONS, Case
-from xentcheck.casefile import CASES
-from xentcheck.claims import CAPABILITIES, CONVENTIONS
+from xentcheck.common_claims import Topic, evidence_table
+from xentcheck.loader import CASES
 from xentcheck.markdown import table as _table
-from xentcheck.naming import matches
+from xentcheck.patterns import matches
 from xentcheck.record import RecordError, Results
 from xentcheck.status import Status
 from xentcheck.terminal import by_case, counts, left_out, status_of, worst_units
 from xentcheck.units import ALLOWED_UNITS
 from xentcheck.verdict import Verdict
-from xentcheck.wildbugs import Theme
 
 Script = Callable[
     [str, str], str
@@ -46,7 +46,7 @@ FURTHER = {
 def write(
     results: Results,
     cases: Sequence[Case],
-    answers: Sequence[Answer],
+    answers: Sequence[Topic],
     bugs: Sequence[Theme],
     script: Script,
     folder: Path,
@@ -371,7 +371,7 @@ def _conventions(results: Results) -> str:
     )
 
 
-def _answers(results: Results, answers: Sequence[Answer]) -> str:
+def _answers(results: Results, answers: Sequence[Topic]) -> str:
     sections = []
     for answer in answers:
         lines = [f"## {answer.question}"]
@@ -398,10 +398,10 @@ def _wild_bugs(results: Results, themes: Sequence[Theme]) -> str:
     reports = [report for theme in themes for report in theme.reports]
     anchors = [re.sub(r"[^a-z0-9 -]", "", theme.title.lower()).replace(" ", "-") for theme in themes]
     overview = [
-        {"theme": f"[{theme.title}](#{anchor})"} | wildbugs.counts(theme.reports)
+        {"theme": f"[{theme.title}](#{anchor})"} | bug_reports.counts(theme.reports)
         for theme, anchor in zip(themes, anchors, strict=True)
     ]
-    missed = wildbugs.missed(reports)
+    missed = bug_reports.missed(reports)
     return _page(
         "Reported bugs",
         results,
@@ -410,10 +410,10 @@ def _wild_bugs(results: Results, themes: Sequence[Theme]) -> str:
         "**where**: where the bug was reported. What happened on a GPU or between ranks is reproduced here as the same wrong scheme on a CPU, "
         "and the same cases ask the original where it runs. A case `clause/name` stands in `cases/clause.yaml`. The data is "
         "[cases/wild-bugs.yaml](../cases/wild-bugs.yaml).",
-        _table([*overview, {"theme": "**all**"} | wildbugs.counts(reports)]),
+        _table([*overview, {"theme": "**all**"} | bug_reports.counts(reports)]),
         f"What it would take to reach those that no case catches: {missed}." if missed else "",
         *(
-            f"## {theme.title}\n\n{_table({k: _escape(v) for k, v in wildbugs.row(r).items()} for r in theme.reports)}"
+            f"## {theme.title}\n\n{_table({k: _escape(v) for k, v in bug_reports.row(r).items()} for r in theme.reports)}"
             for theme in themes
         ),
     )

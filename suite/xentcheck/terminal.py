@@ -13,8 +13,8 @@ from rich.table import Table
 
 from xentcheck import status as statuses
 from xentcheck.case import RELATIONS, Case
-from xentcheck.casefile import CASES
 from xentcheck.implementation import Implementation
+from xentcheck.loader import CASES
 from xentcheck.verdict import Verdict
 
 

@@ -8,14 +8,15 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from xentcheck.case import Case, Model
-from xentcheck.casefile import CASES
-from xentcheck.naming import matches, nearest
-from xentcheck.yamltext import CaseFileError, read
+from xentcheck.mistakes import Mistake, Unexpected
+from xentcheck.patterns import matches, nearest
+from xentcheck.resources import cases_folder
+from xentcheck.validation import parsed
 
-PATH = CASES / "wild-bugs.yaml"
+PATH = cases_folder() / "wild-bugs.yaml"
 # Where the bug was reported. On a CPU, the cases catch the same wrong scheme.
 WHERE: dict[str, str] = {
     "cpu": "CPU",
@@ -33,10 +34,10 @@ NEEDS: dict[str, str] = {
 }
 
 
-class Report(Model):
+class BugReport(Model):
     """One reported bug: either ``cases`` (patterns of case ids) that catch it, as ``mutants`` that reproduce it show, or ``why_not``.
 
-    ``needs``: what would reach a bug that no case catches. ``note``: in how far the mutants are the bug.
+    ``needs``: what would reach a bug that no case catches. ``note``: how closely the mutants reproduce the bug.
     """
 
     id: Annotated[str, Field(pattern=r"^[A-Z]{2,3}-\d\d$")]
@@ -51,20 +52,21 @@ class Report(Model):
     note: str | None = None
 
     @model_validator(mode="after")
-    def _caught_or_not(self) -> Report:
+    def _caught_or_not(self) -> BugReport:
         if bool(self.cases) == (self.why_not is not None):
-            raise ValueError("expected either cases that catch the bug or why_not; found both or neither")
+            raise Unexpected("either cases that catch the bug or why_not", "both" if self.cases else "neither")
         if bool(self.cases) != bool(self.mutants):
-            raise ValueError("expected mutants beside cases, and none without: they prove that the bug is caught")
+            found = "cases alone" if self.cases else "mutants alone"
+            raise Unexpected("cases and the mutants that prove that these catch the bug, or neither", found)
         if self.needs and not self.why_not:
-            raise ValueError("needs: says what would reach a bug that no case catches; found cases")
+            raise Unexpected("cases or needs, which is what would reach a bug that no case catches", "both")
         return self
 
 
 class Theme(Model):
     prefix: Annotated[str, Field(pattern=r"^[A-Z]{2,3}$")]
     title: str
-    reports: Annotated[tuple[Report, ...], Field(min_length=1)]
+    reports: Annotated[tuple[BugReport, ...], Field(min_length=1)]
 
 
 class _File(Model):
@@ -72,51 +74,53 @@ class _File(Model):
 
 
 def load(path: Path = PATH) -> tuple[Theme, ...]:
-    """Raises CaseFileError that names the first mistake and its line."""
-    document = read(path)
-    try:
-        return _File.model_validate(document.value).themes
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = tuple(first["loc"])
-        while where and where not in document.lines:
-            where = where[:-1]
-        raise CaseFileError(
-            f"{path}:{document.lines.get(where, 1)}: {'.'.join(map(str, first['loc']))}: {first['msg']}; found {first['input']!r:.80}"
-        ) from error
+    """The reported bugs by theme. Raises CaseFileError that lists every mistake with its line."""
+    return parsed(_File, path).themes
 
 
 def lint(
     themes: Sequence[Theme], cases: Sequence[Case], mutants: Collection[str] | None = None, path: Path = PATH
-) -> list[str]:
-    """What is wrong with the table, as ``file: id: found and expected``. mutants: the names of the known wrong losses, if known."""
-    return [f"{path}: {text}" for text in _mistakes(themes, [case.id for case in cases], mutants)]
+) -> list[Mistake]:
+    """What should be improved in the table; an empty list if nothing should.
+
+    Args:
+        themes: as loaded from ``path``.
+        cases: those that the table may name.
+        mutants: the names of the known wrong losses; with them, each of a report must be one of these.
+    """
+    found = [*_about_the_ids(themes), *_about_the_reports(themes, [case.id for case in cases], mutants)]
+    return [Mistake(text, path, key=key) for key, text in found]
 
 
-def _mistakes(themes: Sequence[Theme], ids: Sequence[str], mutants: Collection[str] | None) -> Iterator[str]:
+def _about_the_ids(themes: Sequence[Theme]) -> Iterator[tuple[str, str]]:
     for theme in themes:
-        expected = [f"{theme.prefix}-{number:02}" for number in range(1, len(theme.reports) + 1)]
-        found = [report.id for report in theme.reports]
-        if found != expected:
-            wrong = next((f, e) for f, e in zip(found, expected, strict=True) if f != e)
-            yield f"{wrong[0]}: expected the ids of {theme.prefix} in order and without gaps; found it in place of {wrong[1]}"
-    prefixes = [theme.prefix for theme in themes]
-    for prefix in sorted({p for p in prefixes if prefixes.count(p) > 1}):
-        yield f"{prefix}: expected each theme once; found it {prefixes.count(prefix)} times"
+        for number, report in enumerate(theme.reports, 1):
+            if report.id != (expected := f"{theme.prefix}-{number:02}"):
+                yield report.id, f"expected the ids of {theme.prefix} in order and without gaps, here {expected}"
+                break
+    for prefix, times in Counter(theme.prefix for theme in themes).items():
+        if times > 1:
+            yield prefix, f"expected each theme once; found it {times} times"
+
+
+def _about_the_reports(
+    themes: Sequence[Theme], ids: Sequence[str], mutants: Collection[str] | None
+) -> Iterator[tuple[str, str]]:
     for report in (report for theme in themes for report in theme.reports):
         for pattern in report.cases:
             if not any(matches(pattern, case_id) for case_id in ids):
-                yield f"{report.id}: cases: no case matches {pattern!r}{nearest(pattern, {i.partition('[')[0] for i in ids})}"
+                hint = nearest(pattern, {case_id.partition("[")[0] for case_id in ids})
+                yield f"{report.id}.cases", f"no case matches {pattern!r}{hint}"
         for name in report.mutants if mutants is not None else ():
             if name not in mutants:
-                yield f"{report.id}: mutants: there is no wrong loss {name!r}{nearest(name, mutants or ())}"
+                yield f"{report.id}.mutants", f"there is no wrong loss {name!r}{nearest(name, mutants or ())}"
         for name in ("symptom", "why_not", "note"):
             text = getattr(report, name)
             if text is not None and not text.endswith("."):
-                yield f"{report.id}: {name}: expected a sentence that ends with a full stop; found {text!r:.60}"
+                yield f"{report.id}.{name}", f"expected a sentence that ends with a full stop; found {text!r:.60}"
 
 
-def counts(reports: Sequence[Report]) -> dict[str, str]:
+def counts(reports: Sequence[BugReport]) -> dict[str, str]:
     """How many reports there are, and how many of them are caught: in all, and by where they were reported."""
     caught = [report for report in reports if report.cases]
     by_place = {
@@ -126,14 +130,14 @@ def counts(reports: Sequence[Report]) -> dict[str, str]:
     return {"reports": str(len(reports)), "caught": str(len(caught)), **by_place}
 
 
-def missed(reports: Sequence[Report]) -> str:
+def missed(reports: Sequence[BugReport]) -> str:
     """What would reach the reports that no case catches, each with their number."""
     tally = Counter(report.needs for report in reports if report.why_not)
     needs = {**NEEDS, None: "a smaller tolerance"}
     return ", ".join(f"{text} ({tally[need]})" for need, text in needs.items() if tally[need])
 
 
-def row(report: Report) -> dict[str, str]:
+def row(report: BugReport) -> dict[str, str]:
     """The report as a row of the published page."""
     proof = ", ".join(f"`{name}`" for name in report.mutants)
     cases = ", ".join(f"`{pattern}`" for pattern in report.cases)

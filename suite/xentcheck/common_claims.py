@@ -1,6 +1,6 @@
-"""Questions and claims about ``ignore_index``, and the cases that answer them: ``cases/answers.yaml``.
+"""Common claims about ``ignore_index``, and the cases that confirm or refute them: ``cases/answers.yaml``.
 
-A verdict on a claim is not taken on trust: each names what the run must show, and ``unverified`` lists where it does not.
+No verdict on a claim is taken on trust: each names what a run must show, and ``unverified`` lists what it does not.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from xentcheck.case import Model
-from xentcheck.casefile import CASES
 from xentcheck.record import Results
+from xentcheck.resources import cases_folder
 from xentcheck.terminal import by_case, status_of
-from xentcheck.yamltext import CaseFileError, read
+from xentcheck.validation import parsed
+
+PATH = cases_folder() / "answers.yaml"
 
 
 class Evidence(Model):
@@ -28,54 +30,53 @@ class Evidence(Model):
 
 
 class Claim(Model):
+    """What people say, whether it is right, and the evidence for this."""
+
     claim: str
     verdict: Literal["confirmed", "refuted", "half true"]
     answer: str
     evidence: Annotated[tuple[Evidence, ...], Field(min_length=1)]
 
 
-class Answer(Model):
+class Topic(Model):
+    """A question that people ask, and what is claimed in widely read answers to it. seed: its number in the page."""
+
     seed: str
     question: str
     claims: tuple[Claim, ...]
 
 
 class _File(Model):
-    answers: tuple[Answer, ...]
+    answers: tuple[Topic, ...]
 
 
-def load(path: Path = CASES / "answers.yaml") -> tuple[Answer, ...]:
-    try:
-        return _File.model_validate(read(path).value).answers
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise CaseFileError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; found {first['input']!r:.80}"
-        ) from error
+def load(path: Path = PATH) -> tuple[Topic, ...]:
+    """The questions with their claims. Raises CaseFileError that lists every mistake with its line."""
+    return parsed(_File, path).answers
 
 
-def unverified(answers: Sequence[Answer], results: Results) -> list[str]:
-    """The evidence that these results do not bear out, or do not hold."""
+def unverified(topics: Sequence[Topic], results: Results) -> list[str]:
+    """The evidence that these results contradict or lack, as messages."""
     grouped, problems = by_case(results.verdicts), []
-    for answer in answers:
-        for evidence in (e for claim in answer.claims for e in claim.evidence):
+    for topic in topics:
+        for evidence in (e for claim in topic.claims for e in claim.evidence):
             if evidence.implementation not in results.run["implementations"]:
                 continue
             verdicts = grouped.get((evidence.implementation, evidence.case))
             status = status_of(verdicts) if verdicts else "not run"
             if status != evidence.status:
                 problems.append(
-                    f"answers.yaml: seed {answer.seed}: {evidence.implementation} {evidence.case}: expected {evidence.status}, found {status}"
+                    f"answers.yaml: seed {topic.seed}: {evidence.implementation} {evidence.case}: expected {evidence.status}, found {status}"
                 )
     return problems
 
 
 def evidence_table(
-    answer: Answer, results: Results, names: Sequence[str], symbols: dict[str, str]
+    topic: Topic, results: Results, names: Sequence[str], symbols: dict[str, str]
 ) -> list[dict[str, str]]:
-    """A row for each case that is evidence, and how every implementation fared in it."""
+    """A row for each case that is evidence, with the status of every implementation in it."""
     grouped, rows = by_case(results.verdicts), {}
-    for evidence in (e for claim in answer.claims for e in claim.evidence):
+    for evidence in (e for claim in topic.claims for e in claim.evidence):
         row = rows.setdefault(evidence.case, {"case": f"`{evidence.case}`", "what it shows": evidence.shows})
         for name in names:
             verdicts = grouped.get((name, evidence.case))

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -10,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+import xentcheck
+from xentcheck import yaml_document
 from xentcheck.case import Case, Upstream
-from xentcheck.casefile import (
+from xentcheck.loader import (
     CASES,
     CATALOGUES,
     CaseFileError,
@@ -23,8 +28,9 @@ from xentcheck.casefile import (
     select,
     telling_first,
 )
-from xentcheck.yamltext import MAX_ALIASES, MAX_BYTES, read
+from xentcheck.yaml_document import MAX_ALIASES, MAX_BYTES, read
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(xentcheck.__file__).parents[1])}
 TOP = (
     "clause: small\ntitle: Small\nrequirement: It holds.\nsources: [here]\ncases:\n"  # the first case stands on line 6
 )
@@ -313,6 +319,16 @@ def test_lines_of_every_value(tmp_path):
     }
 
 
+@pytest.mark.skipif(not yaml_document._FastLoader, reason="PyYAML is built without libyaml")
+def test_libyaml_reads_what_pyyaml_reads():
+    for path in CASES.rglob("*.yaml"):
+        fast, plain = (
+            yaml_document._document(path, path.read_text(), kind)
+            for kind in (yaml_document._FastLoader, yaml_document._PlainLoader)
+        )
+        assert fast == plain
+
+
 def test_aliases_are_values(loaded):
     cases = loaded(
         TOP.replace("cases:", "defaults: {weight: &w [1, 2]}\ncases:")
@@ -331,21 +347,21 @@ MISTAKES = {
     "a tab": (TOP + "\t- x\n", [":6: not valid YAML: found character '\\t'"]),
     "an open quote": (TOP + "  - {id: 'one}\n", [":7: not valid YAML"]),
     "a control character": (TOP + "  - {id: one\x07}\n", ["not valid YAML: unacceptable character"]),
-    "empty": ("", [":1: expected a case file, found an empty document"]),
-    "only a comment": ("# nothing\n", [":1: expected a case file, found an empty document"]),
+    "empty": ("", [":1: expected a case file; found an empty document"]),
+    "only a comment": ("# nothing\n", [":1: expected a case file; found an empty document"]),
     "two documents": (TOP + ONE + "---\n" + TOP + ONE, [":7: not valid YAML: but found another document"]),
     "not UTF-8": (TOP.encode() + b"  - {id: one, why: \xff}\n", ["expected UTF-8 text"]),
     "UTF-16": ((TOP + ONE).encode("utf-16"), ["expected UTF-8 text"]),
-    "too big": (TOP + ONE + "#" * MAX_BYTES, [f"expected at most 1,000,000 bytes, found {len(TOP + ONE) + MAX_BYTES:,}", "safetensors"]),
-    "too deep": (logits(f"values: {DEEP}"), [":6: expected at most 24 levels of nesting, found more"]),
-    "far too deep": ("[" * 60_000, [":1: expected at most 24 levels of nesting, found more"]),
-    "too many aliases": (TOP.replace("cases:", "x: &x 1\ncases:") + "".join(f"  - {{id: c{i}, why: *x}}\n" for i in range(MAX_ALIASES + 1)), [f":{7 + MAX_ALIASES}: expected at most 64 aliases, found more"]),
+    "too big": (TOP + ONE + "#" * MAX_BYTES, [f"expected at most 1,000,000 bytes; found {len(TOP + ONE) + MAX_BYTES:,}", "safetensors"]),
+    "too deep": (logits(f"values: {DEEP}"), [":6: expected at most 24 levels of nesting; found more"]),
+    "far too deep": ("[" * 60_000, [":1: expected at most 24 levels of nesting; found more"]),
+    "too many aliases": (TOP.replace("cases:", "x: &x 1\ncases:") + "".join(f"  - {{id: c{i}, why: *x}}\n" for i in range(MAX_ALIASES + 1)), [f":{7 + MAX_ALIASES}: expected at most 64 aliases; found more"]),
     "nested aliases": (logits("values: &a [1, 2], x: &b [*a, *a]"), [":6: alias *a inside an anchored value; aliases may not nest"]),
     "an alias of itself": (TOP + "  - &a {id: one, logits: *a}\n", [":6: alias *a inside an anchored value"]),
     "an unknown alias": (TOP + "  - {id: one, logits: *nowhere}\n", [":6: not valid YAML: found undefined alias 'nowhere'"]),
-    "a repeated key": (TOP + "  - id: one\n    logits: {shape: [3, 4]}\n    dtype: float32\n    logits: {shape: [1, 2]}\n", [":9: key 'logits' stands twice; the first is on line 7"]),
-    "a repeated key at the top": (TOP.replace("title: Small\n", "title: Small\ntitle: Other\n") + ONE, [":3: key 'title' stands twice; the first is on line 2"]),
-    "a list as key": (TOP + "  - {[1, 2]: 3}\n", [":6: expected a plain word as key, found a sequence"]),
+    "a repeated key": (TOP + "  - id: one\n    logits: {shape: [3, 4]}\n    dtype: float32\n    logits: {shape: [1, 2]}\n", [":9: key 'logits' is given twice; the first is on line 7"]),
+    "a repeated key at the top": (TOP.replace("title: Small\n", "title: Small\ntitle: Other\n") + ONE, [":3: key 'title' is given twice; the first is on line 2"]),
+    "a list as key": (TOP + "  - {[1, 2]: 3}\n", [":6: expected a plain word as key; found a sequence"]),
     "a tag for code": (entry("why: !!python/object/apply:os.system [echo]"), [":6: ", "python/object/apply:os.system"]),
     "a tag for an object": (TOP + "  - {id: one, logits: !!python/object:os.path {shape: [3, 4]}}\n", [":6: ", "python/object:os.path"]),
     "a tag for a name": (entry("why: !!python/name:os.system ''"), [":6: ", "python/name:os.system"]),
@@ -360,11 +376,11 @@ MISTAKES = {
     # the top level
     "a list at the top": ("- a\n", [":1: expected a mapping with the keys clause, title, requirement, sources, cases; found a list"]),
     "a word at the top": ("hello\n", [":1: expected a mapping", "found 'hello'"]),
-    "a key missing at the top": (TOP.replace("requirement: It holds.\n", "") + ONE, [":1: requirement: expected, but not there"]),
+    "a key missing at the top": (TOP.replace("requirement: It holds.\n", "") + ONE, [":1: requirement: required, but missing"]),
     "a misspelt key at the top": (TOP.replace("requirement", "requirment") + ONE, [":3: requirment: unknown key; did you mean requirement? Expected one of: cases, clause, defaults, profile, requirement, sources, title"]),
     "a clause with spaces": (TOP.replace("clause: small", "clause: Small one") + ONE, [":1: clause: expected ", "found 'Small one'"]),
-    "a title that is a number": (TOP.replace("title: Small", "title: 3") + ONE, [":2: title: expected a valid string; found 3"]),
-    "no source": (TOP.replace("[here]", "[]") + ONE, [":4: sources: expected ", "at least 1 item"]),
+    "a title that is a number": (TOP.replace("title: Small", "title: 3") + ONE, [":2: title: expected a string; found 3"]),
+    "no source": (TOP.replace("[here]", "[]") + ONE, [":4: sources: expected ", "expected a list of 1 or more; found an empty list"]),
     "sources that are no list": (TOP.replace("[here]", "here") + ONE, [":4: sources: expected ", "found 'here'"]),
     "no cases": (TOP.replace("cases:\n", ""), [":1: cases: expected a list of cases; found nothing"]),
     "cases without a case": (TOP, [":5: cases: expected a list of cases; found nothing"]),
@@ -377,14 +393,14 @@ MISTAKES = {
     "a case without id": (TOP + "  - {logits: {shape: [3]}}\n", [":6: id: expected a mapping with a readable id"]),
     "an id that is a number": (TOP + "  - {id: 3, logits: {shape: [3]}}\n", [":6: ", "id: expected", "found 3"]),
     "a bad id": (TOP + "  - {id: One_case, logits: {shape: [3]}}\n", [":6: case One_case: id: expected ", "found 'One_case'"]),
-    "a repeated id": (TOP + ONE + ONE.replace("one", "two") + ONE, [":8: case one: id: the id stands twice; the first is on line 6"]),
-    "no logits": (TOP + "  - {id: one}\n", [":6: case one: logits: expected, but not there"]),
+    "a repeated id": (TOP + ONE + ONE.replace("one", "two") + ONE, [":8: case one: id: must be unique; it is already used on line 6"]),
+    "no logits": (TOP + "  - {id: one}\n", [":6: case one: logits: required, but missing"]),
     "no source of logits": (logits(""), [":6: case one: logits: expected exactly one of shape, values, file; found none of them"]),
     "two sources of logits": (logits("shape: [3, 4], values: [[1, 2]]"), [":6: case one: logits: expected exactly one of shape, values, file; found shape, values"]),
     "a misspelt key": (entry("labelsmoothing: 0.1"), [f":6: case one: labelsmoothing: unknown key; did you mean label_smoothing? {KEYS}"]),
     "a key like no other": (entry("zzzz: 1"), [f":6: case one: zzzz: unknown key. {KEYS}"]),
     "a misspelt key of the logits": (TOP + "  - id: one\n    logits:\n      shpae: [3, 4]\n", [":8: case one: logits.shpae: unknown key; did you mean shape? Expected one of: dtype, file, fill, layout, scale, set, shape, shift, values"]),
-    "a misspelt key of a pattern": (logits("shape: [3, 4], set: [{value: 1}, {valeu: 1}]"), [":6: case one: logits.set.1.value: expected, but not there", "logits.set.1.valeu: unknown key; did you mean value? Expected one of: classes, rows, value"]),
+    "a misspelt key of a pattern": (logits("shape: [3, 4], set: [{value: 1}, {valeu: 1}]"), [":6: case one: logits.set.1.value: required, but missing", "logits.set.1.valeu: unknown key; did you mean value? Expected one of: classes, rows, value"]),
     "a misspelt key of the target": (entry("target: {igonre: all}"), ["case one: target.igonre: unknown key; did you mean ignore?"]),
     "a misspelt key of ignore": (entry("target: {ignore: {row: [1]}}"), ["case one: target.ignore.row: unknown key; did you mean rows? Expected one of: every, fraction, prefix, rows, suffix, value"]),
     "a misspelt key of the upstream": (entry("upstream: {scaler: 2}"), ["case one: upstream.scaler: unknown key; did you mean scalar?"]),
@@ -404,13 +420,13 @@ MISTAKES = {
     "an unknown convention": (entry("expect: {convention: int16_target}"), ["expect.convention: expected 'int32_target'; found 'int16_target'"]),
     "an unknown upstream": (entry("upstream: units"), ["case one: upstream: expected ", "found 'units'"]),
     "a shape that is a word": (logits("shape: big"), ["logits.shape: expected ", "found 'big'"]),
-    "a negative shape": (logits("shape: [3, -4]"), ["logits.shape.1: expected greater than or equal to 0; found -4"]),
-    "half a class": (logits("shape: [3, 4.5]"), ["logits.shape.1: expected a valid integer", "found 4.5"]),
+    "a negative shape": (logits("shape: [3, -4]"), ["logits.shape.1: expected at least 0; found -4"]),
+    "half a class": (logits("shape: [3, 4.5]"), ["logits.shape.1: expected an integer", "found 4.5"]),
     "a word among the values": (logits("values: [[1, two]]"), ["logits.values: expected a number, inf, -inf or nan; found 'two'"]),
     "a truth value among numbers": (logits("shape: [3, 4], scale: true"), ["logits.scale: expected a number, inf, -inf or nan; found True"]),
-    "an ignore value that is a word": (entry("ignore_index: first"), ["case one: ignore_index: expected a valid integer", "found 'first'"]),
-    "an ignore value that is no int": (entry("ignore_index: 1.5"), ["case one: ignore_index: expected a valid integer", "found 1.5"]),
-    "an ignore value of a list that is no int": (entry("ignore_index: [1, x]"), ["case one: ignore_index.1: expected a valid integer", "found 'x'"]),
+    "an ignore value that is a word": (entry("ignore_index: first"), ["case one: ignore_index: expected an integer", "found 'first'"]),
+    "an ignore value that is no int": (entry("ignore_index: 1.5"), ["case one: ignore_index: expected an integer", "found 1.5"]),
+    "an ignore value of a list that is no int": (entry("ignore_index: [1, x]"), ["case one: ignore_index.1: expected an integer", "found 'x'"]),
     "a weight that is a word": (entry("weight: heavy"), ["case one: weight: expected ", "'random'", "found 'heavy'"]),
     "a weight of words": (entry("weight: [1, x]"), ["case one: weight.1: expected a number, inf, -inf or nan; found 'x'"]),
     "smoothing above 1": (entry("label_smoothing: 1.5"), [":6: case one: label_smoothing: expected a number in [0, 1], or expect.error; found 1.5"]),
@@ -418,16 +434,16 @@ MISTAKES = {
     "smoothing that is NaN": (entry("label_smoothing: nan"), ["label_smoothing: expected a number in [0, 1], or expect.error; found nan"]),
     "smoothing that is a word": (entry("label_smoothing: lots"), ["label_smoothing: expected a number", "found 'lots'"]),
     "an unknown reduction": (entry("reduction: average"), [":6: case one: reduction: expected mean, sum or none, or expect.error; found 'average'"]),
-    "ignoring without a value": (entry("ignore_index: [], target: {ignore: all}"), [":6: case one: target.ignore: there is no ignore value; ignore_index is an empty list"]),
+    "ignoring without a value": (entry("ignore_index: [], target: {ignore: all}"), [":6: case one: target.ignore: expected an ignore value; found an empty list as ignore_index"]),
     "two choices of what is ignored": (entry("target: {ignore: {prefix: 1, suffix: 1}}"), ["target.ignore: expected exactly one of rows, prefix, suffix, every, fraction; found prefix, suffix"]),
     "no choice of what is ignored": (entry("target: {ignore: {}}"), ["target.ignore: expected exactly one of rows, prefix, suffix, every, fraction; found none of them"]),
-    "more than everything": (entry("target: {ignore: {fraction: 1.5}}"), ["target.ignore.fraction: expected less than or equal to 1; found 1.5"]),
-    "every zeroth": (entry("target: {ignore: {every: 0}}"), ["target.ignore.every: expected greater than or equal to 1; found 0"]),
-    "literal targets that ignore": (entry("target: {values: [1, 2, 3], ignore: all}"), ["case one: target: expected either values or file, or else classes and ignore"]),
+    "more than everything": (entry("target: {ignore: {fraction: 1.5}}"), ["target.ignore.fraction: expected at most 1; found 1.5"]),
+    "every zeroth": (entry("target: {ignore: {every: 0}}"), ["target.ignore.every: expected at least 1; found 0"]),
+    "literal targets that ignore": (entry("target: {values: [1, 2, 3], ignore: all}"), ["case one: target: expected either values or file, which show what is ignored, or else classes and ignore; found ignore, values"]),
     "two sources of the upstream": (entry("upstream: {scalar: 1, per_position: true}"), ["upstream: expected exactly one of scalar, per_position, values; found scalar, per_position"]),
-    "vmap with a mean": (entry("mode: vmap"), [":6: case one: mode: vmap calls the loss once per position, so it needs reduction: none and no upstream"]),
-    "vmap with an upstream": (entry("mode: vmap, reduction: none, upstream: 2"), ["case one: mode: vmap calls the loss once per position"]),
-    "a reason that is a number": (entry("why: 3"), ["case one: why: expected a valid string; found 3"]),
+    "vmap with a mean": (entry("mode: vmap"), [":6: case one: mode: expected reduction: none and no upstream with vmap, which calls the loss once per position; found reduction: mean"]),
+    "vmap with an upstream": (entry("mode: vmap, reduction: none, upstream: 2"), ["case one: mode: expected reduction: none and no upstream with vmap, which calls the loss once per position; found an upstream"]),
+    "a reason that is a number": (entry("why: 3"), ["case one: why: expected a string; found 3"]),
     "kills that are no list": (entry("kills: one"), ["case one: kills: expected ", "found 'one'"]),
     # matrices
     "a matrix that is a list": (entry("matrix: [1, 2]"), [":6: case one: matrix: expected a mapping from keys to lists of values; found a list"]),
@@ -439,7 +455,7 @@ MISTAKES = {
     "a dotted axis of a misspelt key": (entry("matrix: {logits.shpe: [[3]]}"), ["case one[3]: logits.shpe: unknown key; did you mean shape?"]),
     "vary that is no mapping": (entry("matrix: {vary: {a: 1}}"), ["case one: matrix.vary.a: expected a mapping with keys of a case; found 1"]),
     "vary of a misspelt key": (entry("matrix: {vary: {a: {dtyp: float64}}}"), ["case one[a]: dtyp: unknown key; did you mean dtype?"]),
-    "too large a matrix": (entry(f"matrix: {{ignore_index: {list(range(50))}, logits.scale: {list(range(41))}}}"), [":6: case one: matrix: expected at most 2000 cases a file, found more"]),
+    "too large a matrix": (entry(f"matrix: {{ignore_index: {list(range(50))}, logits.scale: {list(range(41))}}}"), [":6: case one: matrix: expected at most 2000 cases in a file; found more"]),
 }  # fmt: skip
 
 
@@ -460,11 +476,22 @@ def test_every_mistake_of_a_file_is_named_at_once(loaded):
             TOP.replace("title: Small\n", "")
             + "  - {id: one, logits: {shape: [3, 4]}, dtype: x}\n  - {id: two, logits: {shape: [3, 4]}, mode: y}\n"
         )
-    assert [line.split("small.yaml")[1].split(": expected")[0] for line in str(error.value).splitlines()] == [
-        ":1: title",
-        ":5: case one: dtype",
-        ":6: case two: mode",
-    ]
+    found = [(mistake.line, mistake.case, mistake.key) for mistake in error.value.mistakes]
+    assert found == [(1, "", "title"), (5, "one", "dtype"), (6, "two", "mode")]
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_a_union_complains_where_the_value_came_furthest(loaded):
+    with pytest.raises(CaseFileError) as error:
+        loaded(entry("weight: [1, x]"))
+    assert [mistake.key for mistake in error.value.mistakes] == ["weight.1"]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_every_mistake_is_put_into_our_words(loaded, mistake):
+    with pytest.raises(CaseFileError) as error:
+        loaded(MISTAKES[mistake][0])
+    assert "Input should" not in str(error.value)
 
 
 def test_a_mistake_in_the_defaults_is_named_on_its_own_line(loaded):
@@ -487,9 +514,18 @@ def test_no_file_is_read_twice_as_the_same_case(tmp_path):
     (tmp_path / "b.yaml").write_text(TOP + "  - {id: zero, logits: {shape: [3]}}\n" + ONE)
     with pytest.raises(
         CaseFileError,
-        match=r"b.yaml:7: case small/one stands a second time; the first is .*a.yaml:6; ids must be unique",
+        match=r"b.yaml:7: case small/one: the id must be unique; it is already used at .*a.yaml:6",
     ):
         load_all(tmp_path)
+
+
+def test_the_cases_of_several_folders(tmp_path):
+    for name, text in (("a", ONE), ("b", ONE.replace("one", "two"))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "small.yaml").write_text(TOP + text)
+    assert ids(load_all(tmp_path / "b", tmp_path / "a")) == ["two", "one"]
+    with pytest.raises(CaseFileError, match="case small/one: the id must be unique"):
+        load_all(tmp_path / "a", tmp_path / "a")
 
 
 def test_a_folder_without_cases(tmp_path):
@@ -676,6 +712,22 @@ def test_the_schema_takes_every_short_form(tmp_path):
         path.write_text(entry(body))
         assert load(path)
         assert [e.message for e in validator.iter_errors(read(path).value)] == [], body
+
+
+# --- start-up
+
+
+def test_reading_cases_imports_neither_torch_nor_numpy():
+    modules = "loader, speed_cases, bug_reports, patterns, case, yaml_document"
+    code = f"import sys; from xentcheck import {modules}; loader.load_all(); print({{'torch', 'numpy'}} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert found.stdout == "set()\n"
+
+
+def test_capture_is_imported_when_it_is_asked_for():
+    code = "import sys; from xentcheck import capture; print(callable(capture), 'torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert found.stdout == "True True\n"
 
 
 def test_small_and_telling_cases_are_asked_first():
