@@ -1,7 +1,7 @@
 """linear_maskedce, the fused linear loss of this project: every clause, no known deviation."""
 
+from maskedce import linear_masked_cross_entropy
 from xentcheck.implementation import EVERYTHING, Implementation
-from xentcheck.losses import linear_masked_cross_entropy
 
 implementation = Implementation(
     name="linear_maskedce",

@@ -1,7 +1,7 @@
 """maskedce, the loss of this project: every clause, no known deviation."""
 
+from maskedce import masked_cross_entropy
 from xentcheck.implementation import EVERYTHING, Implementation
-from xentcheck.losses import masked_cross_entropy
 
 implementation = Implementation(
     name="maskedce",

@@ -2,8 +2,8 @@
 
 from importlib import metadata
 
+from maskedce import masked_cross_entropy
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation
-from xentcheck.losses import masked_cross_entropy
 
 
 def cross_entropy(input, target, **options):

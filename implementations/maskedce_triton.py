@@ -1,7 +1,7 @@
 """maskedce on a CUDA device: two Triton kernels; with TRITON_INTERPRET=1, the same kernels on the CPU."""
 
+from maskedce.triton_kernels import UNAVAILABLE, triton_masked_cross_entropy
 from xentcheck.implementation import EVERYTHING, Implementation
-from xentcheck.losses.triton_kernels import UNAVAILABLE, triton_masked_cross_entropy
 
 implementation = Implementation(
     name="maskedce_triton",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xentcheck.losses import cross_entropy, guarded, sweep
+from maskedce import cross_entropy, guarded, sweep
 
 ROUTES = ("guarded", "turned", "blocks", "small blocks", "blocks of short rows", "composed")
 HALF = (torch.bfloat16, torch.float16)

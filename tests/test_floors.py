@@ -9,7 +9,6 @@ import xentcheck
 
 LIBRARY = Path(xentcheck.__file__).parent
 FLOORS = [
-    {"losses"},
     {"claims", "naming", "yamltext", "global_state", "markdown", "wire"},
     {"case"},
     {"casefile", "implementation"},
@@ -46,4 +45,4 @@ def test_a_module_imports_only_from_below(path):
 
 @pytest.mark.parametrize("path", sorted((LIBRARY.parents[1] / "implementations").glob("*.py")), ids=lambda p: p.stem)
 def test_an_implementation_needs_no_more_of_the_suite_than_a_users_own_file(path):
-    assert set(imported(path)) <= {"implementation", "losses"}
+    assert set(imported(path)) <= {"implementation"}

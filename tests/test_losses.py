@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+import maskedce as losses
+from maskedce import MaskedCrossEntropyLoss, masked_cross_entropy, sweep
 from routes import DTYPES, HALF, ROUTES, assert_same, batch, run, take_route
-from xentcheck import losses
-from xentcheck.losses import MaskedCrossEntropyLoss, masked_cross_entropy, sweep
 
 BAD = (math.nan, math.inf, -math.inf, 1e30)
 

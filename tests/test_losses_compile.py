@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskedce import buffers, masked_cross_entropy
 from routes import DTYPES, assert_same, batch, run
-from xentcheck.losses import buffers, masked_cross_entropy
 
 BACKEND = "aot_eager"  # traces all that inductor would compile, forward and backward
 

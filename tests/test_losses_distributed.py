@@ -11,7 +11,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from xentcheck.losses import masked_cross_entropy
+from maskedce import masked_cross_entropy
 
 WRAPPERS = {"ddp": DistributedDataParallel, "fsdp": fully_shard}
 TARGETS = {"unequal counts": [3, -100, -100, 5, 39, -100], "a process without any": [3, -100, 7, -100, -100, -100]}

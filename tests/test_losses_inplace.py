@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from maskedce import masked_cross_entropy
 from routes import DTYPES, HALF, batch, run
-from xentcheck.losses import masked_cross_entropy
 
 
 @pytest.fixture(autouse=True)

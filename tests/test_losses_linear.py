@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from maskedce import linear_masked_cross_entropy, linear_sweep, products
 from xentcheck import large
 from xentcheck.batch import Batch
-from xentcheck.losses import linear_masked_cross_entropy, linear_sweep, products
 
 N, C, H = 13, 11, 7
 OPTIONS = [

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from maskedce import linear, linear_masked_cross_entropy, linear_sweep
 from test_losses_linear import OPTIONS, Largest, batch
-from xentcheck.losses import linear, linear_masked_cross_entropy, linear_sweep
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from xentcheck.losses import masked_cross_entropy
+from maskedce import masked_cross_entropy
 
 PROGRAM = """
 import sys, torch
-from xentcheck.losses import masked_cross_entropy
+from maskedce import masked_cross_entropy
 torch.set_num_threads(1)
 dtype, mode, reduction = getattr(torch, sys.argv[1]), sys.argv[2], sys.argv[3]
 

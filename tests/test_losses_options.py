@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskedce import masked_cross_entropy
 from routes import DTYPES, HALF, ROUTES, assert_same, batch, run, take_route
-from xentcheck.losses import masked_cross_entropy
 
 
 @pytest.fixture(params=ROUTES)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xentcheck.losses import linear_masked_cross_entropy, linear_sweep, products
+from maskedce import linear_masked_cross_entropy, linear_sweep, products
 
 C, H = 11, 7
 LAYOUTS = {

@@ -38,7 +38,7 @@ if not INTERPRETED:
     def test_without_a_device_it_says_why():
         import torch
 
-        from xentcheck.losses import triton_kernels
+        from maskedce import triton_kernels
 
         if torch.cuda.is_available() and triton_kernels.triton is not None:
             assert triton_kernels.UNAVAILABLE == ""
@@ -51,13 +51,13 @@ else:
     import torch
     import torch.nn.functional as F
 
+    from maskedce import masked_cross_entropy
+    from maskedce.triton_kernels import UNAVAILABLE, triton_masked_cross_entropy
     from routes import take_route
     from xentcheck.casefile import load_all, select
     from xentcheck.examine import Examiner
     from xentcheck.implementation import find
     from xentcheck.judge import GOOD
-    from xentcheck.losses import masked_cross_entropy
-    from xentcheck.losses.triton_kernels import UNAVAILABLE, triton_masked_cross_entropy
 
     # Every clause; of those whose cases are many or large for an interpreter, the part that the kernels could break.
     CLAUSES = (
@@ -181,7 +181,7 @@ else:
 
     def test_the_function_for_users_comes_here(monkeypatch):
         """As it does on a CUDA device, but for what the kernels cannot do."""
-        from xentcheck.losses import cross_entropy, triton_kernels
+        from maskedce import cross_entropy, triton_kernels
 
         monkeypatch.setattr(cross_entropy, "_is_for_kernels", lambda input: True)
         take_route("composed", monkeypatch)
