@@ -8,18 +8,15 @@ of ``torch.nn.CrossEntropyLoss`` and, for the smoothing, Szegedy et al. 2016 (ar
 where q is 1 for the target class and 0 for the others, or what is given as class probabilities. Its gradient is
 A p_j - w_j q'_j with p = softmax(x) and A = sum_c w_c q'_c. The mean is the sum of the losses over the sum of w_t over the
 positions that are not ignored, over the number of rows of class probabilities, or over a normaliser that is given.
-``masked_cross_entropy`` computes this in one of five ways:
-
-- ``guarded``: few logits on the CPU; torch's own loss, kept from what it gets wrong and from rows it is slow with;
-- ``blockwise``: many logits on the CPU; one ``sweep``, into one buffer of the logits' size, or in their place;
-- ``compiled``: the CPU under torch.compile; the sweep as an operator, and for few logits what the compiler fuses well;
-- ``triton_kernels``: logits on a CUDA device, where Triton is installed;
-- ``composed``: plain torch operations that never branch on a value: other devices, torch.func, second derivatives.
 
 ``linear_masked_cross_entropy`` does so for the output of a linear layer, and never holds the logits.
+
+``routes.ROUTES`` and ``linear_routes.LINEAR_ROUTES`` are the ways to compute these, each in a file of its own; ``thresholds``
+has the numbers by which they are chosen. Nothing but torch is imported, and Triton where logits lie on a CUDA device.
 """
 
 from .cross_entropy import MaskedCrossEntropyLoss, masked_cross_entropy
-from .linear import linear_masked_cross_entropy
+from .linear_cross_entropy import linear_masked_cross_entropy
 
+__version__ = "2026.11"
 __all__ = ["MaskedCrossEntropyLoss", "linear_masked_cross_entropy", "masked_cross_entropy"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 _LARGEST = torch.finfo(torch.float64).max
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_INTEGER = (torch.int64, torch.int32, torch.uint8)
 
 
 def ignore_values(ignore_index: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -93,7 +94,7 @@ def check_tensors(
             raise ValueError(
                 expected("ignore_index", "none beside class probabilities, which it cannot mark", repr(ignore_index))
             )
-    elif target.dtype not in (torch.int64, torch.int32, torch.uint8):
+    elif target.dtype not in _INTEGER:
         wanted = f"class indices in int64, int32 or uint8 of shape {tuple(positions)}, or class probabilities"
         raise TypeError(
             expected(
@@ -131,3 +132,37 @@ def check_range(target: Tensor, classes: int, values: tuple[int, ...]) -> None:
         position = tuple(((target < 0) | (target >= classes)).nonzero()[0].tolist())
         wanted = f"a class from 0 to {classes - 1}, or {' or '.join(map(str, values)) or 'nothing'} to be ignored"
         raise IndexError(expected("target", wanted, f"{int(target[position])} at position {position}"))
+
+
+def check_linear_tensors(
+    hidden: Tensor, matrix: Tensor, target: Tensor, bias: Tensor | None, weight: Tensor | None
+) -> None:
+    if hidden.dtype not in _FLOATING:
+        raise TypeError(expected("dtype of hidden", "float64, float32, bfloat16 or float16", hidden.dtype))
+    if target.dtype not in _INTEGER:
+        hint = " (class probabilities are not supported)" if target.is_floating_point() else ""
+        raise TypeError(expected("dtype of target", "class indices in int64, int32 or uint8", f"{target.dtype}{hint}"))
+    if not hidden.dim():
+        raise ValueError(expected("shape of hidden", "(H) or (N, ..., H)", "()"))
+    if matrix.dim() != 2 or not len(matrix) or matrix.shape[1] != hidden.shape[-1]:
+        wanted = f"(C, {hidden.shape[-1]}) with C > 0 for hidden states of shape {tuple(hidden.shape)}"
+        raise ValueError(expected("shape of linear_weight", wanted, tuple(matrix.shape)))
+    if target.shape != hidden.shape[:-1]:
+        wanted = f"{tuple(hidden.shape[:-1])} for hidden states of shape {tuple(hidden.shape)}"
+        raise ValueError(expected("shape of target", wanted, tuple(target.shape)))
+    for name, tensor in (("linear_bias", bias), ("weight", weight)):
+        if tensor is not None and tensor.shape != matrix.shape[:1]:
+            raise ValueError(
+                expected(f"shape of {name}", f"({len(matrix)},), one number per class", tuple(tensor.shape))
+            )
+    for name, tensor in (("linear_weight", matrix), ("linear_bias", bias)):
+        if tensor is not None and tensor.dtype != hidden.dtype:
+            raise ValueError(expected(f"dtype of {name}", f"{hidden.dtype} as of hidden", tensor.dtype))
+    named = (("linear_weight", matrix), ("target", target), ("linear_bias", bias), ("weight", weight))
+    for name, tensor in named:
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(expected(f"device of {name}", f"{hidden.device} as of hidden", tensor.device))
+    if weight is not None and not weight.is_floating_point():
+        raise TypeError(expected("dtype of weight", "floating point", weight.dtype))
+    if weight is not None and weight.requires_grad and torch.is_grad_enabled():
+        raise ValueError(expected("requires_grad of weight", "False, for it gets no gradient (detach it)", "True"))

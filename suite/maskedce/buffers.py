@@ -9,8 +9,8 @@ import mmap
 import torch
 from torch import Tensor
 
-HUGE_PAGE = 2**21  # bytes
-_WORTH_IT = 2**25  # bytes; what is smaller, malloc keeps for the next who asks, with its pages
+from . import thresholds
+
 _CAN = all(hasattr(mmap, name) for name in ("MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_HUGEPAGE"))  # on Linux
 
 
@@ -35,22 +35,22 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, *, sparse: bool = False) -
 
 
 def is_large(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    return _CAN and math.prod(shape) * dtype.itemsize >= _WORTH_IT
+    return _CAN and math.prod(shape) * dtype.itemsize >= thresholds.MAPPED_BYTES
 
 
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype, in_huge_pages: bool = True) -> Tensor:
     count = math.prod(shape)
     try:
-        room = mmap.mmap(-1, count * dtype.itemsize + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        room = mmap.mmap(-1, count * dtype.itemsize + thresholds.HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:
-        return torch.zeros(shape, dtype=dtype, device="cpu")  # or torch's own words for too little memory
+        return torch.zeros(shape, dtype=dtype, device="cpu")  # or torch's own message about too little memory
     with contextlib.suppress(OSError):  # a kernel without huge pages
         room.madvise(mmap.MADV_HUGEPAGE if in_huge_pages else mmap.MADV_NOHUGEPAGE)
-    offset = -torch.frombuffer(room, dtype=torch.uint8, count=1).data_ptr() % HUGE_PAGE
+    offset = -torch.frombuffer(room, dtype=torch.uint8, count=1).data_ptr() % thresholds.HUGE_PAGE
     return torch.frombuffer(room, dtype=dtype, count=count, offset=offset).view(shape)
 
 
-class Box:
+class Scratch:
     """Room for one block at a time, made when it is asked for."""
 
     def __init__(self, dtype: torch.dtype) -> None:

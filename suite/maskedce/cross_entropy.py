@@ -1,22 +1,17 @@
-"""The loss as a function and as a module, and which way to compute it."""
+"""The loss of logits, as a function and as a module. How it is computed, ``routes`` decides."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling, is_exporting
+from torch.compiler import is_compiling
 
-from . import buffers
-from .arguments import as_torch_takes_it, check_options, check_range, check_tensors, ignore_values
-from .blockwise import Blockwise
-from .compiled import can_be_fused, loss_of_few_logits, loss_of_many_logits
-from .composed import composed
-from .guarded import adds_up_few, can_be_looked_at, guarded, is_few, plainly, torch_is_right
-from .sweep import sweep
-from .terms import Question, dtype_of_loss, reduced
+from .arguments import as_torch_takes_it, check_options, check_tensors, ignore_values
+from .call import Call
+from .route_small import torch_loss_if_right, values_are_readable
+from .routes import ROUTES, first_that_applies
 
 
 def masked_cross_entropy(
@@ -84,47 +79,20 @@ def masked_cross_entropy(
     has_options = weight is not None or label_smoothing != 0 or normalizer is not None or inplace
     value = -100 if ignore_index is None else ignore_index
     if not has_options and type(value) is int and not is_compiling():
-        loss = plainly(input, target, value, reduction)
+        loss = torch_loss_if_right(input, target, value, reduction)
         if loss is not None:
             return loss
-    may_look = not is_compiling() and can_be_looked_at(input)
+    values_readable = not is_compiling() and values_are_readable(input)
     check_options(reduction, label_smoothing, normalizer)
     label_smoothing, normalizer = float(label_smoothing), as_torch_takes_it(normalizer)
     values = ignore_values(ignore_index)
-    check_tensors(input, target, weight, ignore_index, inplace and may_look)
-    if input.dim() == 1:
-        options: dict[str, Any] = {"reduction": reduction, "label_smoothing": label_smoothing, "normalizer": normalizer}
-        if not target.is_floating_point():
-            options["ignore_index"] = values
-        loss = masked_cross_entropy(input.unsqueeze(0), target.unsqueeze(0), weight=weight, inplace=inplace, **options)
-        return loss.squeeze(0) if reduction == "none" else loss
-    wants_gradient = torch.is_grad_enabled() and input.requires_grad
-    overwrites = inplace and wants_gradient and may_look and _has_own_places(input)
-    small = may_look and is_few(input) and not overwrites
-    if small and values and torch_is_right(input, target, weight, label_smoothing):
-        loss = guarded(input, target, values, weight, label_smoothing, reduction, normalizer)
-        return loss.to(dtype_of_loss(input))
-    learns_target = torch.is_grad_enabled() and target.requires_grad
-    compiles = _is_compiled_on_cpu(input) and not learns_target
-    is_for_sweep = (wants_gradient and buffers.is_large(input.shape, input.dtype)) or not adds_up_few(input)
-    if compiles and is_for_sweep and not is_exporting():
-        dtype = dtype_of_loss(input)
-        return loss_of_many_logits(input, target, values, weight, label_smoothing, reduction, normalizer, dtype)
-    question = Question.ask(input, target, values, weight, label_smoothing, reduction, normalizer, may_look)
-    if compiles and can_be_fused(question):
-        return loss_of_few_logits(input, target, values, question)
-    if _is_for_kernels(input) and not learns_target:
-        from . import triton_kernels  # imports triton, which takes a second
-
-        if triton_kernels.can_be_put(input, question):
-            return triton_kernels.kernel_loss(input, question)
-    if may_look and question.is_about_classes:
-        check_range(question.target.squeeze(1), input.shape[1], values)
-    if not may_look or small or learns_target:
-        return composed(input, question)
-    if wants_gradient:
-        return Blockwise.apply(input, question, overwrites)
-    return reduced(sweep(input, question, None)[0], question).to(question.dtype)
+    check_tensors(input, target, weight, ignore_index, inplace and values_readable)
+    is_unbatched = input.dim() == 1
+    if is_unbatched:
+        input, target = input.unsqueeze(0), target.unsqueeze(0)
+    call = Call.of(input, target, values, weight, label_smoothing, reduction, normalizer, values_readable, inplace)
+    loss = first_that_applies(ROUTES, call).compute(call)
+    return loss.squeeze(0) if is_unbatched and reduction == "none" else loss
 
 
 class MaskedCrossEntropyLoss(nn.Module):
@@ -157,21 +125,3 @@ class MaskedCrossEntropyLoss(nn.Module):
 
     def _options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("ignore_index", "reduction", "label_smoothing", "inplace")}
-
-
-def _has_own_places(input: Tensor) -> bool:
-    """Whether there is something to overwrite, and no two logits can stand in one place."""
-    reach = 0
-    for stride, size in sorted((s, n) for s, n in zip(input.stride(), input.shape, strict=True) if n > 1):
-        if stride <= reach:
-            return False
-        reach += stride * (size - 1)
-    return bool(input.numel())
-
-
-def _is_for_kernels(input: Tensor) -> bool:
-    return input.is_cuda
-
-
-def _is_compiled_on_cpu(input: Tensor) -> bool:
-    return is_compiling() and input.is_cpu and not torch._C._are_functorch_transforms_active()

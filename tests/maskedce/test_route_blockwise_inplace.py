@@ -8,15 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from forced_routes import DTYPES, HALF, batch, run
 from torch import Tensor
 
 from maskedce import masked_cross_entropy
-from routes import DTYPES, HALF, batch, run
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
 
 
 def overwriting(input: Tensor, target: Tensor, **options: Any) -> Tensor:

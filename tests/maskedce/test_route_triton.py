@@ -11,6 +11,9 @@ HERE = Path(__file__).parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if not INTERPRETED:
+    import torch
+
+    from maskedce import route_triton
 
     def test_under_the_interpreter():
         """This file once more, interpreted. Triton comes with the dev extra where it exists (Linux); elsewhere there is nothing to test."""
@@ -30,30 +33,30 @@ if not INTERPRETED:
             "no:xdist",
             str(Path(__file__)),
         ]
-        done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
         assert " passed" in done.stdout
         assert "skipped" not in done.stdout
 
+    CAN_RUN = torch.cuda.is_available() and route_triton.triton is not None
+
+    @pytest.mark.skipif(CAN_RUN, reason="a CUDA device is here")
     def test_without_a_device_it_says_why():
-        import torch
-
-        from maskedce import triton_kernels
-
-        if torch.cuda.is_available() and triton_kernels.triton is not None:
-            assert triton_kernels.UNAVAILABLE == ""
-            return
-        assert "triton" in triton_kernels.UNAVAILABLE or "CUDA" in triton_kernels.UNAVAILABLE
+        assert "triton" in route_triton.UNAVAILABLE or "CUDA" in route_triton.UNAVAILABLE
         with pytest.raises(RuntimeError, match=r"CUDA|triton"):
-            triton_kernels.triton_masked_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]))
+            route_triton.triton_masked_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]))
+
+    @pytest.mark.skipif(not CAN_RUN, reason="no CUDA device here")
+    def test_with_a_device_it_is_available():
+        assert route_triton.UNAVAILABLE == ""
 
 else:
     import torch
     import torch.nn.functional as F
+    from forced_routes import take_route
 
     from maskedce import masked_cross_entropy
-    from maskedce.triton_kernels import UNAVAILABLE, triton_masked_cross_entropy
-    from routes import take_route
+    from maskedce.route_triton import UNAVAILABLE, triton_masked_cross_entropy
     from xentcheck.casefile import load_all, select
     from xentcheck.examine import Examiner
     from xentcheck.implementation import find
@@ -181,13 +184,13 @@ else:
 
     def test_the_function_for_users_comes_here(monkeypatch):
         """As it does on a CUDA device, but for what the kernels cannot do."""
-        from maskedce import cross_entropy, triton_kernels
+        from maskedce import route_triton, routes
 
-        monkeypatch.setattr(cross_entropy, "_is_for_kernels", lambda input: True)
+        monkeypatch.setattr(routes, "_is_on_cuda", lambda input: True)
         take_route("composed", monkeypatch)
         asked = []
-        kernel_loss = triton_kernels.kernel_loss
-        monkeypatch.setattr(triton_kernels, "kernel_loss", lambda *a: asked.append(a) or kernel_loss(*a))
+        kernel_loss = route_triton.kernel_loss
+        monkeypatch.setattr(route_triton, "kernel_loss", lambda *a: asked.append(a) or kernel_loss(*a))
         x, target = torch.randn(4, 5, requires_grad=True), torch.tensor([1, -100, 4, 0])
         for options in ({}, {"weight": torch.rand(5), "reduction": "sum"}, {"normalizer": torch.tensor(3.0)}):
             before = len(asked)

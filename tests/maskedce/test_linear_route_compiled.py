@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from linear_definition import OPTIONS, Largest, batch
 from torch import Tensor
 
-from maskedce import linear, linear_masked_cross_entropy, linear_sweep
-from test_losses_linear import OPTIONS, Largest, batch
+from maskedce import linear_chunks, linear_masked_cross_entropy, thresholds
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -18,14 +18,14 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 @pytest.fixture(autouse=True)
 def as_if_many(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
-    monkeypatch.setattr(linear, "_FEW_LOGITS", 1)
+    monkeypatch.setattr(thresholds, "ALL_LOGITS", 1)
 
 
 def compiled(**options: Any) -> Any:
     """Compiled as one graph, forward and backward, in which the operator is seen."""
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        assert any("xentcheck.linear" in str(node.target) for node in graph.graph.nodes)
+        assert any("maskedce.linear" in str(node.target) for node in graph.graph.nodes)
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     return torch.compile(functools.partial(linear_masked_cross_entropy, **options), backend=backend, fullgraph=True)
@@ -49,7 +49,7 @@ def compare(tensors: list[Tensor | None], target: Tensor, tolerance: float, **op
 @pytest.mark.parametrize("few", [1, 2**20], ids=["operator", "all logits"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_autocast(few: int, reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_FEW_LOGITS", few)
+    monkeypatch.setattr(thresholds, "ALL_LOGITS", few)
     tensors, target, _ = batch(torch.bfloat16)
     loss = functools.partial(linear_masked_cross_entropy, reduction=reduction)
 
@@ -103,14 +103,14 @@ def test_a_bad_target_is_told_in_the_same_words() -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_logits_are_never_held(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_sweep, "_SMALLEST_CHUNK", 1)
-    sweep, largest = linear_sweep.sweep, Largest()
+    monkeypatch.setattr(thresholds, "SMALLEST_CHUNK", 1)
+    sweep, largest = linear_chunks.chunked_pass, Largest()
 
     def watched(*arguments: Any) -> Any:
         with largest:  # what is inside an operator is seen from there only
             return sweep(*arguments)
 
-    monkeypatch.setattr(linear_sweep, "sweep", watched)
+    monkeypatch.setattr(linear_chunks, "chunked_pass", watched)
     hidden, matrix = torch.randn(400, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
     seen: list[torch.Size] = []
 
@@ -134,7 +134,7 @@ def test_opcheck(dtype: torch.dtype, reduction: str) -> None:
         wanted = [True, True, bias is not None]
         options = (target, weight, [-100], reduction, 0.1, widened, None, wanted)
         done = torch.library.opcheck(
-            torch.ops.xentcheck.linear_masked_cross_entropy, (tensors[0], tensors[1], bias, *options)
+            torch.ops.maskedce.linear_masked_cross_entropy, (tensors[0], tensors[1], bias, *options)
         )
         assert set(done.values()) == {"SUCCESS"}
         assert len(done) == 4
@@ -152,7 +152,7 @@ def test_a_transposed_matrix(dtype: torch.dtype, ignored: bool) -> None:
 
 def test_a_large_matrix_is_not_widened_for_few_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """float16 and bfloat16: a copy in float32 would take twice the matrix' memory, also between the passes."""
-    monkeypatch.setattr(linear, "_FEW_LOGITS", 2**21)
+    monkeypatch.setattr(thresholds, "ALL_LOGITS", 2**21)
     hidden, matrix = torch.randn(3, 64).bfloat16(), torch.randn(2**15, 64).bfloat16().requires_grad_()
     seen: list[Any] = []
 
@@ -168,7 +168,7 @@ def test_a_large_matrix_is_not_widened_for_few_logits(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("few", [1, 2**21], ids=["operator", "few"])
 def test_the_normalizer_of_each_step_is_no_new_program(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_FEW_LOGITS", few)
+    monkeypatch.setattr(thresholds, "ALL_LOGITS", few)
     tensors, target, _ = batch()
     programs = []
 
@@ -191,7 +191,7 @@ def test_the_normalizer_of_each_step_is_no_new_program(few: int, monkeypatch: py
 
 
 def test_second_derivatives_are_refused_by_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_FEW_LOGITS", 1)
+    monkeypatch.setattr(thresholds, "ALL_LOGITS", 1)
     tensors, target, _ = batch()
     loss = torch.compile(linear_masked_cross_entropy, backend="eager")(tensors[0], tensors[1], target)
     with pytest.raises(RuntimeError, match="no second derivatives"):

@@ -13,15 +13,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import buffers
-from .terms import working_dtype
+from . import buffers, thresholds
+from .formula import working_dtype
 
 _CPU = Path("/proc/cpuinfo")
-_WORTH_IT = 2**27  # multiplications in a product: oneDNN makes code for each new shape, in up to a millisecond
 
 
 def product_for(matrix: Tensor, chunk: int, chunks: int) -> Plain | Split | Widened:
-    has_faster = matrix.is_cpu and chunk * matrix.numel() >= _WORTH_IT and onednn_is_faster()
+    has_faster = matrix.is_cpu and chunk * matrix.numel() >= thresholds.ONEDNN_MULTIPLICATIONS and onednn_is_faster()
     if has_faster and matrix.dtype == torch.float32 and (matrix.is_contiguous() or matrix.T.is_contiguous()):
         return InBlocks(matrix, chunk)
     if matrix.dtype == working_dtype(matrix):
@@ -73,7 +72,7 @@ class InBlocks(Plain):
     """float32 by oneDNN, which makes a tensor for each product: some classes at a time, so that these stay in the cache."""
 
     def fill(self, hidden: Tensor) -> None:
-        for some in _blocks_of_classes(self.matrix, 2**20, len(hidden)):
+        for some in _blocks_of_classes(self.matrix, thresholds.ONEDNN_BLOCK, len(hidden)):
             self.room[: len(hidden), some] = OneDNN.product(hidden, self.matrix[some])
 
     def times_matrix(self, count: int) -> Tensor:
@@ -82,7 +81,7 @@ class InBlocks(Plain):
     def add_outer(self, hidden: Tensor) -> None:
         is_first, d = self.sum is None, self.room[: len(hidden)]
         self.sum = self.matrix.new_empty(self.matrix.shape) if self.sum is None else self.sum
-        for some in _blocks_of_classes(self.matrix, 2**19, len(hidden)):
+        for some in _blocks_of_classes(self.matrix, thresholds.OUTER_BLOCK, len(hidden)):
             if is_first:
                 self.sum[some] = OneDNN.product(d[:, some].T, hidden.T)
             else:
@@ -126,7 +125,7 @@ class Split:
             self.sum = torch.mm(d.T, hidden)
             return
         self.sum = _zeros(self.matrix, torch.float32) if self.sum is None else self.sum
-        for some in _blocks_of_classes(self.matrix, 2**19, len(hidden)):
+        for some in _blocks_of_classes(self.matrix, thresholds.OUTER_BLOCK, len(hidden)):
             rounded = torch.mm(d[:, some].T, hidden)
             rest = torch.addmm(rounded, d[:, some].T, hidden, beta=-1)
             self.sum[some].add_(rounded).add_(rest)
@@ -170,7 +169,7 @@ class Widened:
         return _zeros(self.matrix) if self.sum is None else self.sum.to(self.matrix.dtype)
 
     def _blocks(self, count: int) -> list[slice]:
-        return _blocks_of_classes(self.matrix, 2**22, count)
+        return _blocks_of_classes(self.matrix, thresholds.WIDENED_BLOCK, count)
 
 
 class Library(Protocol):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maskedce import linear_masked_cross_entropy, linear_sweep, products
+from maskedce import linear_masked_cross_entropy, linear_products, thresholds
 
 C, H = 11, 7
 LAYOUTS = {
@@ -20,10 +20,10 @@ LAYOUTS = {
 def library(request, monkeypatch):
     if request.param == "oneDNN" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("a torch without oneDNN")
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: request.param == "oneDNN")
-    monkeypatch.setattr(products, "_WORTH_IT", 1)
+    monkeypatch.setattr(linear_products, "onednn_is_faster", lambda: request.param == "oneDNN")
+    monkeypatch.setattr(thresholds, "ONEDNN_MULTIPLICATIONS", 1)
     monkeypatch.setattr(
-        products, "_blocks_of_classes", lambda matrix, *_: [slice(c, c + 4) for c in range(0, len(matrix), 4)]
+        linear_products, "_blocks_of_classes", lambda matrix, *_: [slice(c, c + 4) for c in range(0, len(matrix), 4)]
     )
     return request.param
 
@@ -33,8 +33,8 @@ def asked(monkeypatch):
     """How often oneDNN was asked."""
     count = []
 
-    original = products.OneDNN.product
-    monkeypatch.setattr(products.OneDNN, "product", staticmethod(lambda *a: [count.append(1), original(*a)][1]))
+    original = linear_products.OneDNN.product
+    monkeypatch.setattr(linear_products.OneDNN, "product", staticmethod(lambda *a: [count.append(1), original(*a)][1]))
     return count
 
 
@@ -44,7 +44,7 @@ def asked(monkeypatch):
 def test_each_product(library, asked, layout, counts, dtype):
     torch.manual_seed(0)
     matrix = LAYOUTS[layout](torch.randn(C, H).to(dtype))
-    product = products.product_for(matrix, max(counts), len(counts))
+    product = linear_products.product_for(matrix, max(counts), len(counts))
     outer = torch.zeros(C, H, dtype=torch.float64)
     eps = torch.finfo(dtype).eps
     for count in counts:
@@ -68,10 +68,10 @@ def test_each_product(library, asked, layout, counts, dtype):
 
 
 def test_few_multiplications_are_not_worth_another_library(library, asked, monkeypatch):
-    monkeypatch.setattr(products, "_WORTH_IT", 5 * C * H + 1)
+    monkeypatch.setattr(thresholds, "ONEDNN_MULTIPLICATIONS", 5 * C * H + 1)
     for dtype in (torch.float32, torch.float16):
         for chunk, expected in ((5, 0), (6, 1)):
-            product = products.product_for(torch.ones(C, H, dtype=dtype), chunk, 1)
+            product = linear_products.product_for(torch.ones(C, H, dtype=dtype), chunk, 1)
             product.fill(torch.ones(chunk, H, dtype=dtype))
             assert bool(asked) == (expected and library == "oneDNN")
             asked.clear()
@@ -91,7 +91,7 @@ def test_next_to_nothing(library, shape, dtype):
 def test_what_is_not_finite_stays_where_it_is(library):
     hidden, matrix = torch.ones(2, H), torch.ones(C, H)
     hidden[0, 0], matrix[1, 1] = torch.inf, -torch.inf
-    product = products.product_for(matrix, 2, 1)
+    product = linear_products.product_for(matrix, 2, 1)
     product.fill(hidden)
     assert torch.equal(product.logits(slice(0, 2)).isnan().nonzero(), torch.tensor([[0, 1]]))
     assert product.logits(slice(1, 2)).isneginf().sum() == 1
@@ -100,45 +100,45 @@ def test_what_is_not_finite_stays_where_it_is(library):
 @pytest.mark.parametrize("cpu", ["vendor_id : AuthenticAMD", "vendor_id : GenuineIntel", None])
 def test_which_library(cpu, monkeypatch, tmp_path):
     """MKL's products are as fast as any on Intel's CPUs; what is unknown stays with torch.mm."""
-    monkeypatch.setattr(products, "_CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr(linear_products, "_CPU", tmp_path / "cpuinfo")
     if cpu:
         (tmp_path / "cpuinfo").write_text(cpu)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    found = products._mkl_is_slow.__wrapped__()
+    found = linear_products._mkl_is_slow.__wrapped__()
     assert found == (cpu == "vendor_id : AuthenticAMD" and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert not products._mkl_is_slow.__wrapped__()
+    assert not linear_products._mkl_is_slow.__wrapped__()
 
 
 def test_another_torch_may_have_other_operators(monkeypatch):
-    assert products._onednn_works() == hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    assert linear_products._onednn_works() == hasattr(torch.ops.mkldnn, "_linear_pointwise")
     for other in (lambda a, b: a, lambda: None, lambda a, b: torch.ops.mkldnn.no_such_operator(a, b)):
-        monkeypatch.setattr(products.OneDNN, "product", staticmethod(other))
-        assert not products._onednn_works()
+        monkeypatch.setattr(linear_products.OneDNN, "product", staticmethod(other))
+        assert not linear_products._onednn_works()
 
 
 @pytest.mark.filterwarnings("ignore:.*TF32")
 def test_onednn_can_be_switched_off(monkeypatch):
-    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
-    assert products.onednn_is_faster()
+    monkeypatch.setattr(linear_products, "_mkl_is_slow", lambda: True)
+    assert linear_products.onednn_is_faster()
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not products.onednn_is_faster()
+        assert not linear_products.onednn_is_faster()
 
 
 def test_there_are_few_sizes_and_each_is_little_more_than_what_was_asked_for():
-    sizes = [products.rounded(count) for count in range(1, 4097)]
+    sizes = [linear_products.rounded(count) for count in range(1, 4097)]
     assert all(count <= size <= count + count / 16 for count, size in enumerate(sizes, 1))
     assert sizes == sorted(sizes)
-    assert [products.rounded(size) for size in sizes] == sizes
+    assert [linear_products.rounded(size) for size in sizes] == sizes
     assert len(set(sizes)) == 32 + 16 * 7
 
 
 def test_positions_that_fill_a_size_up_count_for_nothing(library, monkeypatch):
     """Their hidden states are 0, and 0 * inf is NaN."""
-    monkeypatch.setattr(linear_sweep, "_SMALLEST_CHUNK", 1)
+    monkeypatch.setattr(thresholds, "SMALLEST_CHUNK", 1)
     count = 5 * 34 + 33  # the last of six chunks is filled up
-    assert products.rounded(33) == 34
+    assert linear_products.rounded(33) == 34
     torch.manual_seed(0)
     hidden, matrix = torch.rand(count, H).requires_grad_(), torch.randn(C, H)
     matrix[2] = -torch.inf  # so no position can be of this class

@@ -1,6 +1,6 @@
-"""The sweep over a linear layer's output that never holds the logits: hidden states and weight matrix to loss and gradients.
+"""Hidden states and weight matrix to loss and gradients, a chunk of positions at a time: the logits are never held at once.
 
-With hidden states h (M, H), matrix V (C, H) and bias b (C), the logits are x = h V^T + b, the loss is that of ``losses``, and
+With hidden states h (M, H), matrix V (C, H) and bias b (C), the logits are x = h V^T + b, the loss is that of ``maskedce``, and
 
     gradient of h = d V,    of V = d^T h,    of b = the sum of d over the positions,    d = u / D (A p - w q)
 
@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from . import thresholds
 from .arguments import expected, is_ignored
-from .products import product_for, rounded
-from .terms import nll_of, parted, weighed, working_dtype
-
-_SMALLEST_CHUNK, _LARGEST_CHUNK = 2**23, 2**24  # logits or features
-_ENOUGH = 512  # positions: more make a matrix product hardly any faster
-_CACHED = 2**20  # logits worked on together; fewer are nearer in the cache, but each operation wakes all threads
+from .formula import nll_of, parted, weighed, working_dtype
+from .linear_products import product_for, rounded
 
 
 class Options(NamedTuple):
@@ -32,6 +30,17 @@ class Options(NamedTuple):
     smoothing: float
     normalizer: int | float | Tensor | None
     dtype: torch.dtype  # of the loss
+
+
+class LinearCall(NamedTuple):
+    """A call of the linear loss with positions in one dimension, its arguments checked."""
+
+    hidden: Tensor  # (M, H)
+    matrix: Tensor  # (C, H)
+    bias: Tensor | None  # (C)
+    target: Tensor  # (M), int64
+    weight: Tensor | None  # (C)
+    options: Options
 
 
 class Positions(NamedTuple):
@@ -72,7 +81,7 @@ def positions_of(
 
 
 def wanted_gradients(*tensors: Tensor | None) -> list[bool]:
-    """Which gradients may be asked for; what a function of autograd is told does not know of no_grad."""
+    """Which gradients may be asked for; ``ctx.needs_input_grad`` does not know of no_grad."""
     return [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
 
 
@@ -88,7 +97,7 @@ def loss_and_gradients(
     where nobody knows yet what it will be."""
     at_once = any(wanted) and options.reduction != "none"
     scale = torch.ones_like(positions.denominator) / positions.denominator if at_once else None
-    losses, gradients = sweep(hidden, matrix, bias, positions, scale, wanted)
+    losses, gradients = chunked_pass(hidden, matrix, bias, positions, scale, wanted)
     loss = losses if options.reduction == "none" else losses.sum() / positions.denominator
     return loss.to(options.dtype), gradients
 
@@ -109,10 +118,10 @@ def gradients_anew(
     scale = upstream.to(positions.denominator.dtype) / positions.denominator
     if scale.dim() and positions.rows is not None:
         scale = scale[positions.rows]
-    return sweep(hidden, matrix, bias, positions, scale, wanted)[1]
+    return chunked_pass(hidden, matrix, bias, positions, scale, wanted)[1]
 
 
-def sweep(
+def chunked_pass(
     hidden: Tensor,
     matrix: Tensor,
     bias: Tensor | None,
@@ -133,7 +142,7 @@ def sweep(
     scale = None if scale is None else scale.expand(count)
     shift = None if bias is None else bias.to(dtype)
 
-    step = max(1, min(_CACHED // classes, chunk))
+    step = max(1, min(thresholds.CACHED_LOGITS // classes, chunk))
     room = torch.empty(min(step, count), classes, dtype=dtype, device=hidden.device)
     for at in chunks:
         rows = None if positions.rows is None else positions.rows[at]
@@ -148,9 +157,11 @@ def sweep(
             x = product.logits(few)
             if shift is not None:
                 x += shift
-            mine = _part(positions, slice(at.start + few.start, at.start + few.stop))
-            found, d = _losses_and_difference(x, mine, room[: len(x)])
-            losses[slice(at.start + few.start, at.start + few.stop) if mine.rows is None else mine.rows] = found
+            few_positions = _part(positions, slice(at.start + few.start, at.start + few.stop))
+            found, d = _losses_and_difference(x, few_positions, room[: len(x)])
+            losses[
+                slice(at.start + few.start, at.start + few.stop) if few_positions.rows is None else few_positions.rows
+            ] = found
             if scale is not None:
                 u = scale[at][few]
                 if of_bias is None:
@@ -166,24 +177,24 @@ def sweep(
     return losses, [of_hidden, of_matrix, None if of_bias is None else of_bias.to(matrix.dtype)]
 
 
-def _losses_and_difference(x: Tensor, mine: Positions, room: Tensor) -> tuple[Tensor, Tensor]:
+def _losses_and_difference(x: Tensor, few_positions: Positions, room: Tensor) -> tuple[Tensor, Tensor]:
     """The losses of the positions with logits x (R, C), and, in the room of x's shape, A p - w q."""
-    t = mine.target.unsqueeze(1)
-    if mine.of_classes is None:
+    t = few_positions.target.unsqueeze(1)
+    if few_positions.of_classes is None:
         p = torch.softmax(x, 1, out=room)
         p_target, p_others = parted(p, t)
-        losses = weighed(nll_of(p, p_target, p_others, lambda: x, t).squeeze(1), mine.of_target)
-        share = mine.of_target.unsqueeze(1) / (p_target + p_others)
+        losses = weighed(nll_of(p, p_target, p_others, lambda: x, t).squeeze(1), few_positions.of_target)
+        share = few_positions.of_target.unsqueeze(1) / (p_target + p_others)
         return losses, p.mul_(share).scatter_(1, t, -p_others * share)
     log_p = torch.log_softmax(x, 1, out=room)
     log_p -= log_p.exp().sum(1, keepdim=True).log_()  # not quite 0, see parted
-    losses = weighed(-log_p.gather(1, t).squeeze(1), mine.of_target)
-    losses += weighed(-log_p, mine.of_classes).sum(1)
+    losses = weighed(-log_p.gather(1, t).squeeze(1), few_positions.of_target)
+    losses += weighed(-log_p, few_positions.of_classes).sum(1)
     p = log_p.exp_()
-    if mine.total is not None:
-        p *= mine.total.unsqueeze(1)
-    p.scatter_add_(1, t, -mine.of_target.unsqueeze(1))
-    p -= mine.of_classes
+    if few_positions.total is not None:
+        p *= few_positions.total.unsqueeze(1)
+    p.scatter_add_(1, t, -few_positions.of_target.unsqueeze(1))
+    p -= few_positions.of_classes
     return losses, p
 
 
@@ -205,7 +216,12 @@ def _positions_at_once(count: int, width: int) -> int:
     Each chunk reads and packs the whole matrix for each product, which few positions do not pay for. width: how many logits or
     features a position has, whichever are more, for its hidden state and the gradient of that take room as well.
     """
-    most = max(_ENOUGH, _LARGEST_CHUNK // width)
-    size = min(max(count / 7, _SMALLEST_CHUNK / width), most)
+    most = max(thresholds.ENOUGH_POSITIONS, thresholds.LARGEST_CHUNK // width)
+    size = min(max(count / thresholds.CHUNKS, thresholds.SMALLEST_CHUNK / width), most)
     chunks = math.ceil(count / max(size, 1))
     return rounded(math.ceil(count / chunks)) if chunks else 1
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Dtypes are those written here, and not what autocast makes of them, where the device has it."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)

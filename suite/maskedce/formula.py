@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import thresholds
 from .arguments import is_ignored
 
 
-class Question(NamedTuple):
-    """All that a loss depends on beside the logits."""
+class Objective(NamedTuple):
+    """All that a loss depends on beside the logits, in the shapes and dtypes that the routes compute with."""
 
     target: Tensor  # classes, int64, (N, 1, d1, ..., dk), 0 where ignored; or class probabilities, (N, C, d1, ..., dk)
     ignored: Tensor | None  # None where it is known that nothing is
@@ -21,10 +22,10 @@ class Question(NamedTuple):
     smoothing: float
     reduction: str
     dtype: torch.dtype  # of the loss
-    is_about_classes: bool  # not about class probabilities
+    has_class_indices: bool  # not about class probabilities
 
     @staticmethod
-    def ask(
+    def of(
         input: Tensor,
         target: Tensor,
         values: tuple[int, ...],
@@ -32,25 +33,25 @@ class Question(NamedTuple):
         smoothing: float,
         reduction: str,
         normalizer: Tensor | float | None,
-        may_look: bool,
-    ) -> Question:
-        """values: those to ignore, where the target holds classes. may_look: whether to branch on values of tensors."""
+        values_readable: bool,
+    ) -> Objective:
+        """values: those to ignore, where the target holds classes. values_readable: whether to branch on values of tensors."""
         dtype, ignored = working_dtype(input), None
         if not target.is_floating_point():
             target = target.long()  # before any comparison: as uint8, -100 would be 156
             ignored = is_ignored(target, values).unsqueeze(1)
             target = target.unsqueeze(1)
-            if may_look and not ignored.any():
+            if values_readable and not ignored.any():
                 ignored = None
         if ignored is not None:
             target = target.masked_fill(ignored, 0)
         weight = None if weight is None else weight.to(dtype)
         denominator: Tensor | float = 1.0
         if reduction == "mean" and target.numel():
-            denominator = _denominator(target, ignored, weight, normalizer, dtype, may_look)
-        is_about_classes = not target.is_floating_point()
-        return Question(
-            target, ignored, weight, denominator, smoothing, reduction, dtype_of_loss(input), is_about_classes
+            denominator = _denominator(target, ignored, weight, normalizer, dtype, values_readable)
+        has_class_indices = not target.is_floating_point()
+        return Objective(
+            target, ignored, weight, denominator, smoothing, reduction, dtype_of_loss(input), has_class_indices
         )
 
 
@@ -62,8 +63,8 @@ class Shares(NamedTuple):
     total: Tensor  # A of each position
 
 
-def shares_of(x: Tensor, target: Tensor, question: Question) -> Shares:
-    weight, s = question.weight, question.smoothing
+def shares_of(x: Tensor, target: Tensor, objective: Objective) -> Shares:
+    weight, s = objective.weight, objective.smoothing
     if weight is None:
         one = torch.ones((), dtype=working_dtype(x), device=x.device)
         of_target = one * (1 - s) if s < 1 else one.new_zeros(target.shape)  # a 0 has to be seen by weighed
@@ -73,9 +74,9 @@ def shares_of(x: Tensor, target: Tensor, question: Question) -> Shares:
     return Shares(of_target, of_classes, of_target + (weight.mean() * s if s else 0))
 
 
-def smoothed(probabilities: Tensor, question: Question, dtype: torch.dtype) -> Tensor:
+def smoothed(probabilities: Tensor, objective: Objective, dtype: torch.dtype) -> Tensor:
     """w q' of every position and class, for class probabilities (N, C, ...); the very tensor where that is all."""
-    weight, s = question.weight, question.smoothing
+    weight, s = objective.weight, objective.smoothing
     share = probabilities.to(dtype)
     if s:
         share = share * (1 - s) + s / share.shape[1]
@@ -134,20 +135,29 @@ def as_tensor(number: Tensor | float, device: torch.device) -> Tensor:
     return number if isinstance(number, Tensor) else torch.ones((), dtype=torch.float64, device=device) * number
 
 
-def reduced(losses: Tensor, question: Question) -> Tensor:
-    if question.reduction == "none":
+def reduced(losses: Tensor, objective: Objective) -> Tensor:
+    if objective.reduction == "none":
         return losses.squeeze(1)
-    return losses.sum() / question.denominator
+    return losses.sum() / objective.denominator
 
 
-def scale_of(upstream: Tensor, question: Question, dtype: torch.dtype) -> Tensor:
+def scale_of(upstream: Tensor, objective: Objective, dtype: torch.dtype) -> Tensor:
     """What the gradients of the positions' losses are multiplied with; of shape () where it is the same for all."""
     upstream = upstream.unsqueeze(1) if upstream.dim() else upstream
-    return upstream.to(dtype) / question.denominator
+    return upstream.to(dtype) / objective.denominator
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def rows_are_short(input: Tensor) -> bool:
+    """Whether a row of classes does not fill a vector register, which is where torch's softmax over the last dimension is slow.
+
+    With AVX-512 it takes ten times as long for a logit in float32 with 15 classes as with 16. Over another dimension it takes as
+    many positions together as a register holds.
+    """
+    return input.shape[1] * working_dtype(input).itemsize < thresholds.SHORT_ROW_BYTES
 
 
 def dtype_of_loss(input: Tensor) -> torch.dtype:
@@ -162,14 +172,14 @@ def _denominator(
     weight: Tensor | None,
     normalizer: Tensor | float | None,
     dtype: torch.dtype,
-    may_look: bool,
+    values_readable: bool,
 ) -> Tensor | float:
     """The sum of w_t over the valid positions, or the number of rows of probabilities, or the normaliser instead.
 
     1 where there is no valid position: the sum of the losses is 0, and so is the mean.
     """
     nothing_is_left = False if ignored is None else ignored.all()
-    if may_look and nothing_is_left:
+    if values_readable and nothing_is_left:
         return 1.0
     counted: Tensor | float
     if normalizer is not None:
@@ -180,7 +190,7 @@ def _denominator(
         counted = (weight[target] if ignored is None else weight[target].masked_fill(ignored, 0)).sum()
     else:
         counted = target.numel() if ignored is None else target.numel() - ignored.count_nonzero()
-    if may_look:
+    if values_readable:
         return float(counted)
     counted = as_tensor(counted, target.device)
     return (

@@ -1,85 +1,26 @@
-"""The fused linear loss against the definition in float64, in one chunk and in many."""
+"""The linear loss against the definition in float64, in one chunk and in many."""
 
 import itertools
-from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
+from linear_definition import OPTIONS, C, H, Largest, N, batch, check, definition
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskedce import linear_masked_cross_entropy, linear_sweep, products
+from maskedce import linear_chunks, linear_masked_cross_entropy, linear_products, thresholds
 from xentcheck import large
 from xentcheck.batch import Batch
-
-N, C, H = 13, 11, 7
-OPTIONS = [
-    {},
-    {"reduction": "sum"},
-    {"reduction": "none"},
-    {"label_smoothing": 0.1},
-    {"label_smoothing": 1.0, "reduction": "none"},
-    {"normalizer": 5},
-    {"normalizer": torch.tensor(2.5), "label_smoothing": 0.3},
-    {"ignore_index": [3, -1]},
-]
 
 
 @pytest.fixture(params=["one chunk", "many chunks"])
 def chunks(request, monkeypatch):
     """So few positions at a time that every chunk but the last is full, and chunks consist of several parts."""
     if request.param == "many chunks":
-        monkeypatch.setattr(linear_sweep, "_SMALLEST_CHUNK", 3 * C)
-        monkeypatch.setattr(linear_sweep, "_LARGEST_CHUNK", 3 * C)
-        monkeypatch.setattr(linear_sweep, "_CACHED", 2 * C)
+        monkeypatch.setattr(thresholds, "SMALLEST_CHUNK", 3 * C)
+        monkeypatch.setattr(thresholds, "LARGEST_CHUNK", 3 * C)
+        monkeypatch.setattr(thresholds, "CACHED_LOGITS", 2 * C)
     return request.param
-
-
-def batch(dtype=torch.float64, bias=True, ignore=(0, 5, 6, 12), value=-100, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-
-    target = torch.randint(C, (N,), generator=generator)
-    target[list(ignore)] = value
-    weight = torch.rand(C, generator=generator, dtype=torch.float64).to(dtype) + 0.5
-    return [draw(N, H), draw(C, H), draw(C) if bias else None], target, weight
-
-
-def definition(
-    tensors, target, upstream, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, normalizer=None
-):
-    """Loss and gradients in float64: the ignored positions deleted, then matrix product and log-sum-exp as they are written."""
-    values = [ignore_index] if isinstance(ignore_index, int) else ignore_index
-    valid = ~torch.isin(target, torch.tensor(values))
-    hidden, matrix, bias = (None if t is None else t.detach().double() for t in tensors)
-    w = torch.ones(len(matrix), dtype=torch.float64) if weight is None else weight.double()
-    h, t = hidden[valid], target[valid]
-    x = h @ matrix.T + (0 if bias is None else bias)
-    lse = x.logsumexp(1, keepdim=True)
-    wq = w * (F.one_hot(t, len(matrix)).double() * (1 - label_smoothing) + label_smoothing / len(matrix))
-    losses = torch.zeros(len(target), dtype=torch.float64)
-    losses[valid] = (wq * (lse - x)).sum(1)
-    divisor = 1 if reduction != "mean" else w[t].sum() if normalizer is None else normalizer
-    above = torch.as_tensor(upstream, dtype=torch.float64).expand(len(target))[valid, None] / divisor
-    d = above * (wq.sum(1, keepdim=True) * (x - lse).exp() - wq)
-    of_hidden = torch.zeros_like(hidden)
-    of_hidden[valid] = d @ matrix
-    loss = losses if reduction == "none" else losses.sum() / divisor
-    return loss, [of_hidden, d.T @ h, None if bias is None else d.sum(0)]
-
-
-def check(tensors, target, upstream=1.0, tolerance=1e-12, **options):
-    loss = linear_masked_cross_entropy(tensors[0], tensors[1], target, linear_bias=tensors[2], **options)
-    given = [t for t in tensors if t is not None]
-    gradients = torch.autograd.grad(loss, given, torch.as_tensor(upstream, dtype=loss.dtype).expand(loss.shape))
-    expected, truths = definition(tensors, target, upstream, **options)
-    torch.testing.assert_close(loss.double(), expected, rtol=tolerance, atol=tolerance)
-    for found, truth, given_as in zip(gradients, [t for t in truths if t is not None], given, strict=True):
-        assert (found.dtype, found.shape) == (given_as.dtype, given_as.shape)
-        torch.testing.assert_close(found.double(), truth, rtol=tolerance, atol=tolerance * float(truth.abs().max()))
-    return loss, gradients
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -270,23 +211,10 @@ def test_autocast_takes_the_dtype_of_the_hidden_states_and_widens_the_loss():
     assert torch.equal(full, linear_masked_cross_entropy(tensors[0], tensors[1], target))
 
 
-class Largest(TorchDispatchMode):
-    """The most elements that a tensor made by any operation has."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(value, torch.Tensor):
-                self.count = max(self.count, value.untyped_storage().nbytes() // value.element_size())
-        return result
-
-
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_logits_are_never_held(chunks, reduction, dtype, monkeypatch):
-    monkeypatch.setattr(linear_sweep, "_SMALLEST_CHUNK", 1)
+    monkeypatch.setattr(thresholds, "SMALLEST_CHUNK", 1)
     count = 400
     hidden = torch.randn(count, 8).to(dtype).requires_grad_()
     matrix = torch.randn(1000, 8).to(dtype).requires_grad_()
@@ -295,16 +223,16 @@ def test_the_logits_are_never_held(chunks, reduction, dtype, monkeypatch):
         loss = linear_masked_cross_entropy(hidden, matrix, target, reduction=reduction)
         loss.sum().backward()
     assert matrix.grad is not None
-    assert 8000 <= largest.count <= 2 * products.rounded(-(-count // 6)) * 1000
+    assert 8000 <= largest.count <= 2 * linear_products.rounded(-(-count // 6)) * 1000
 
 
 @pytest.mark.parametrize("ignored", [0, 0.1])
 @pytest.mark.parametrize("wants_gradient", [True, False])
 def test_hidden_states_wider_than_the_logits_are_not_held_either(wants_gradient, ignored, monkeypatch):
     """Beside their gradient."""
-    monkeypatch.setattr(linear_sweep, "_SMALLEST_CHUNK", 1)
-    monkeypatch.setattr(linear_sweep, "_LARGEST_CHUNK", 4000 * 3)
-    monkeypatch.setattr(linear_sweep, "_ENOUGH", 1)
+    monkeypatch.setattr(thresholds, "SMALLEST_CHUNK", 1)
+    monkeypatch.setattr(thresholds, "LARGEST_CHUNK", 4000 * 3)
+    monkeypatch.setattr(thresholds, "ENOUGH_POSITIONS", 1)
     made = []
 
     class Made(TorchDispatchMode):
@@ -331,55 +259,10 @@ def test_hidden_states_wider_than_the_logits_are_not_held_either(wants_gradient,
     assert large == ([4000 * 200] if wants_gradient else [])
 
 
-def test_meta_tensors():
-    hidden, matrix = (torch.randn(shape, device="meta", requires_grad=True) for shape in ((4, 3), (5, 3)))
-    target = torch.zeros(4, dtype=torch.int64, device="meta")
-    for reduction, shape in (("mean", ()), ("none", (4,))):
-        loss = linear_masked_cross_entropy(hidden, matrix, target, reduction=reduction)
-        assert (loss.shape, loss.device.type) == (shape, "meta")
-        assert torch.autograd.grad(loss.sum(), matrix)[0].shape == matrix.shape
-
-
-BAD = [
-    (lambda a: a.update(reduction="avg"), ValueError, "reduction: expected"),
-    (lambda a: a.update(label_smoothing=1.5), ValueError, "label_smoothing: expected a number from 0 to 1, found 1.5"),
-    (lambda a: a.update(ignore_index="x"), TypeError, "ignore_index: expected"),
-    (lambda a: a.update(normalizer=3, reduction="sum"), ValueError, "normalizer: expected reduction='mean'"),
-    (
-        lambda a: a.update(normalizer=torch.ones(1)),
-        ValueError,
-        "normalizer: expected a number, or a real tensor of shape",
-    ),
-    (lambda a: a.update(normalizer="3"), TypeError, "normalizer: expected a number"),
-    (lambda a: a.update(target=a["target"][:-1]), ValueError, r"shape of target: expected \(13,\)"),
-    (lambda a: a.update(target=a["target"].double()), TypeError, "class probabilities are not supported"),
-    (lambda a: a["target"].__setitem__(4, C), IndexError, f"found {C} at position 4"),
-    (lambda a: a.update(hidden=a["hidden"].long()), TypeError, "dtype of hidden"),
-    (lambda a: a.update(hidden=torch.tensor(1.0)), ValueError, "shape of hidden"),
-    (lambda a: a.update(linear_weight=a["linear_weight"].T), ValueError, r"shape of linear_weight: expected \(C, 7\)"),
-    (lambda a: a.update(linear_weight=torch.empty(0, H)), ValueError, "with C > 0"),
-    (lambda a: a.update(linear_weight=a["linear_weight"].float()), ValueError, "dtype of linear_weight"),
-    (lambda a: a.update(linear_bias=torch.zeros(3)), ValueError, r"shape of linear_bias: expected \(11,\)"),
-    (lambda a: a.update(weight=torch.ones(C, dtype=torch.int64)), TypeError, "dtype of weight"),
-    (lambda a: a.update(weight=torch.ones(C, requires_grad=True)), ValueError, "requires_grad of weight"),
-]
-
-
-@pytest.mark.parametrize(("spoil", "error", "text"), BAD)
-def test_bad_arguments(spoil, error, text):
-    tensors, target, _ = batch(bias=False)
-    arguments = {"hidden": tensors[0].detach(), "linear_weight": tensors[1].detach(), "target": target}
-    with nullcontext():
-        linear_masked_cross_entropy(**arguments)
-    spoil(arguments)
-    with pytest.raises(error, match=text):
-        linear_masked_cross_entropy(**arguments)
-
-
 def test_what_many_chunks_add_to_the_gradient_of_a_bfloat16_matrix_is_rounded_once(monkeypatch):
     """Added up in bfloat16 it is off by more than rounding the gradient of the logits can explain, and by more with each chunk."""
-    monkeypatch.setattr(linear_sweep, "_SMALLEST_CHUNK", 32 * 1000)
-    monkeypatch.setattr(linear_sweep, "_LARGEST_CHUNK", 32 * 1000)
+    monkeypatch.setattr(thresholds, "SMALLEST_CHUNK", 32 * 1000)
+    monkeypatch.setattr(thresholds, "LARGEST_CHUNK", 32 * 1000)
     generator = torch.Generator().manual_seed(0)
     hidden, matrix = (torch.randn(n, 64, generator=generator).bfloat16() for n in (256, 1000))
     target = torch.randint(0, 1000, (256,), generator=generator)
@@ -445,7 +328,9 @@ def test_an_infinite_upstream_gradient_does_not_reach_ignored_states(upstream):
 
 def test_without_a_gradient_none_is_computed(monkeypatch):
     asked = []
-    monkeypatch.setattr(linear_sweep, "sweep", lambda *a, f=linear_sweep.sweep: asked.append(a[-1]) or f(*a))
+    monkeypatch.setattr(
+        linear_chunks, "chunked_pass", lambda *a, f=linear_chunks.chunked_pass: asked.append(a[-1]) or f(*a)
+    )
     hidden, matrix = torch.randn(3, 4), torch.randn(5, 4, requires_grad=True)
     with torch.no_grad():
         linear_masked_cross_entropy(hidden, matrix, torch.tensor([1, 2, -100]))

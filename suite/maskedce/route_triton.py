@@ -1,4 +1,4 @@
-"""The loss of logits on a CUDA device, by two Triton kernels: one pass that gives loss and log-sum-exp, one more for the gradient.
+"""Route of logits on a CUDA device, by two Triton kernels: one pass that gives loss and log-sum-exp, one more for the gradient.
 
 Together they read the logits twice and write the gradient once; nothing else of the logits' size is made or read. Logits of ignored
 positions are not read at all. Sums are in float32 (float64 for float64), addresses in 64 bits, strides whatever they are.
@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import thresholds
 from .arguments import check_options, check_range, check_tensors, expected, ignore_values
-from .composed import composed, composed_gradient
-from .terms import Question, reduced, working_dtype
+from .call import Call
+from .formula import Objective, reduced, working_dtype
+from .route_composed import composed, composed_gradient
 
 try:
     import triton
@@ -67,18 +69,26 @@ def triton_masked_cross_entropy(
     unbatched = input.dim() == 1
     if unbatched:
         input, target = input.unsqueeze(0), target.unsqueeze(0)
-    question = Question.ask(input, target, values, weight, label_smoothing, reduction, normalizer, may_look=False)
-    if not input.is_cuda and can_be_put(input, question):
-        check_range(question.target.squeeze(1), input.shape[1], values)
-    loss = kernel_loss(input, question) if can_be_put(input, question) else composed(input, question)
-    return loss.squeeze(0) if unbatched and reduction == "none" else loss
+    objective = Objective.of(
+        input, target, values, weight, label_smoothing, reduction, normalizer, values_readable=False
+    )
+    if kernels_can_compute(input, target):
+        if not input.is_cuda:
+            check_range(objective.target.squeeze(1), input.shape[1], values)
+        value = kernel_loss(input, objective)
+    else:
+        value = composed(input, objective)
+    return value.squeeze(0) if unbatched and reduction == "none" else value
 
 
-def can_be_put(input: Tensor, question: Question) -> bool:
-    """Whether this is a question for the kernels."""
+def loss(call: Call) -> Tensor:
+    return kernel_loss(call.input, call.objective())
+
+
+def kernels_can_compute(input: Tensor, target: Tensor) -> bool:
     return (
         not UNAVAILABLE
-        and question.is_about_classes
+        and not target.is_floating_point()
         and input.numel() > 0
         and type(input) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
@@ -87,33 +97,33 @@ def can_be_put(input: Tensor, question: Question) -> bool:
     )
 
 
-def kernel_loss(input: Tensor, question: Question) -> Tensor:
+def kernel_loss(input: Tensor, objective: Objective) -> Tensor:
     """The loss. No value is waited for: on a device a target out of range is an assertion there, as in torch's own loss."""
     if input.is_cuda:
-        torch._assert_async(((question.target >= 0) & (question.target < input.shape[1])).all())
-    return reduced(_Kernels.apply(input, question), question).to(question.dtype)
+        torch._assert_async(((objective.target >= 0) & (objective.target < input.shape[1])).all())
+    return reduced(_Kernels.apply(input, objective), objective).to(objective.dtype)
 
 
 class _Kernels(torch.autograd.Function):
     """The losses of all positions, (N, 1, d1, ..., dk) in the working dtype, 0 where ignored."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, question: Question) -> Tensor:
-        work = _Work(input, question)
-        losses = torch.zeros(question.target.shape, dtype=work.dtype, device=input.device)
+    def forward(ctx: Any, input: Tensor, objective: Objective) -> Tensor:
+        work = _Work(input, objective)
+        losses = torch.zeros(objective.target.shape, dtype=work.dtype, device=input.device)
         top, log_sum = torch.empty(2, losses.numel(), dtype=work.dtype, device=input.device)
         work.launch(_losses_kernel, losses.view(-1), top, log_sum)
-        ctx.save_for_backward(input, top, log_sum, *question[:3])
-        ctx.smoothing = question.smoothing
+        ctx.save_for_backward(input, top, log_sum, *objective[:3])
+        ctx.smoothing = objective.smoothing
         return losses
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         input, top, log_sum, target, ignored, weight = ctx.saved_tensors
-        question = Question(target, ignored, weight, 1.0, ctx.smoothing, "none", working_dtype(input), True)
+        objective = Objective(target, ignored, weight, 1.0, ctx.smoothing, "none", working_dtype(input), True)
         if torch.is_grad_enabled() or not torch._C._has_storage(upstream):  # create_graph; a wrapper of vmap
-            return composed_gradient(input, upstream.squeeze(1), question), None
-        work = _Work(input, question)
+            return composed_gradient(input, upstream.squeeze(1), objective), None
+        work = _Work(input, objective)
         gradient = torch.empty_like(work.x)
         upstream = upstream.reshape(-1)  # its stride may be 0
         work.launch(_gradient_kernel, gradient, *gradient.stride(), top, log_sum, upstream, upstream.stride(0))
@@ -123,14 +133,14 @@ class _Kernels(torch.autograd.Function):
 class _Work:
     """Logits as (N, C, S), S being all positions of a sample, and what the kernels share."""
 
-    def __init__(self, input: Tensor, question: Question) -> None:
+    def __init__(self, input: Tensor, objective: Objective) -> None:
         self.dtype = working_dtype(input)
         self.x = input.unsqueeze(2) if input.dim() == 2 else input.flatten(2)
-        valid = question.target if question.ignored is None else question.target.masked_fill(question.ignored, -1)
+        valid = objective.target if objective.ignored is None else objective.target.masked_fill(objective.ignored, -1)
         self.valid = valid.reshape(-1)
-        weight = question.weight
+        weight = objective.weight
         self.weight = None if weight is None else weight.contiguous()
-        self.smoothing = s = question.smoothing
+        self.smoothing = s = objective.smoothing
         mean = torch.ones((), dtype=self.dtype, device=input.device) if weight is None else weight.mean()
         # As a tensor, for a number would reach the kernel in float32: 1 - s, s / C, and what smoothing adds to A.
         of_all = mean * s if s else torch.zeros_like(mean)  # not inf * 0
@@ -140,8 +150,8 @@ class _Work:
         """The kernel, with its own arguments behind those of both."""
         x, classes = self.x, self.x.shape[1]
         along_classes = x.stride(1) == 1 or x.shape[2] == 1
-        block = min(triton.next_power_of_2(classes), 4096 if along_classes else 64)
-        together = max(1, 4096 // block)
+        block = min(triton.next_power_of_2(classes), thresholds.TILE if along_classes else thresholds.TILE_ACROSS)
+        together = max(1, thresholds.TILE // block)
         kernel[(triton.cdiv(self.valid.numel(), together),)](
             x,
             *x.stride(),

@@ -1,4 +1,5 @@
-"""The sweep of ``linear_sweep`` as an operator that torch.compile takes as it is, without a look inside or a break of the graph."""
+"""Route of many logits under torch.compile: the chunked pass as an operator that it takes as it is, without a look inside or a break
+of the graph."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .arguments import is_ignored
-from .compiled import refuse_second_derivatives
-from .linear_sweep import (
+from .formula import as_tensor, working_dtype
+from .linear_chunks import (
+    LinearCall,
     Options,
     Positions,
     can_be_scaled,
@@ -18,29 +20,28 @@ from .linear_sweep import (
     positions_of,
     wanted_gradients,
 )
-from .terms import as_tensor, working_dtype
+from .route_compiled_operator import refuse_second_derivatives
 
 _ARGUMENTS = "Tensor hidden, Tensor matrix, Tensor? bias, Tensor target, Tensor? weight, int[] ignored, str reduction, float smoothing, bool widened, Tensor? normalizer, bool[] wanted"
 
 
-def linear_loss_of_many_logits(
-    hidden: Tensor, matrix: Tensor, bias: Tensor | None, target: Tensor, weight: Tensor | None, options: Options
-) -> Tensor:
+def loss(call: LinearCall) -> Tensor:
+    hidden, matrix, bias, target, weight, options = call
     ignored, reduction, smoothing, normalizer, dtype = options
     normalizer = None if normalizer is None else as_tensor(normalizer, hidden.device)
     wanted = wanted_gradients(hidden, matrix, bias)
     given = (list(ignored), reduction, smoothing, dtype != hidden.dtype, normalizer, wanted)
-    return torch.ops.xentcheck.linear_masked_cross_entropy(hidden, matrix, bias, target, weight, *given)[0]
+    return torch.ops.maskedce.linear_masked_cross_entropy(hidden, matrix, bias, target, weight, *given)[0]
 
 
 @torch.library.custom_op(
-    "xentcheck::linear_masked_cross_entropy",
+    "maskedce::linear_masked_cross_entropy",
     mutates_args=(),
     schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _loss(hidden: Tensor, matrix: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
     """The loss, and the gradients for an upstream gradient of 1, each empty where it is not wanted or not known yet."""
-    positions, options, wanted = _asked(hidden, matrix, *others)
+    positions, options, wanted = _positions_and_options(hidden, matrix, *others)
     loss, gradients = loss_and_gradients(hidden, matrix, bias, positions, options, wanted)
     return loss, *_filled(gradients, hidden)
 
@@ -66,14 +67,14 @@ def _(
 
 
 @torch.library.custom_op(
-    "xentcheck::linear_masked_cross_entropy_backward",
+    "maskedce::linear_masked_cross_entropy_backward",
     mutates_args=(),
     schema=f"(Tensor upstream, Tensor[] gradients, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
 )
 def _gradients(
     upstream: Tensor, gradients: list[Tensor], hidden: Tensor, matrix: Tensor, bias: Tensor | None, *others: Any
 ) -> tuple[Tensor, ...]:
-    positions, options, wanted = _asked(hidden, matrix, *others)
+    positions, options, wanted = _positions_and_options(hidden, matrix, *others)
     if options.reduction != "none" and upstream == 1:
         return tuple(g.clone() for g in gradients)
     return tuple(_filled(gradients_anew(upstream, hidden, matrix, bias, positions, wanted), hidden))
@@ -105,14 +106,14 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | Non
             found[0] = found[0].masked_fill(is_ignored(target, tuple(ctx.options[0])).unsqueeze(1), 0)
     else:
         arguments = (hidden, matrix, bias, target, weight, *ctx.options, normalizer, ctx.wanted)
-        found = torch.ops.xentcheck.linear_masked_cross_entropy_backward(upstream, gradients, *arguments)
+        found = torch.ops.maskedce.linear_masked_cross_entropy_backward(upstream, gradients, *arguments)
     return *(g if w else None for g, w in zip(found, ctx.wanted, strict=True)), *nothing
 
 
 _loss.register_autograd(_backward, setup_context=_remember)
 
 
-def _asked(
+def _positions_and_options(
     hidden: Tensor,
     matrix: Tensor,
     target: Tensor,
