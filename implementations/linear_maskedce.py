@@ -1,14 +1,13 @@
 """linear_maskedce, the fused linear loss of this project: every clause, no known deviation."""
 
+from _maskedce import CONVENTIONS, UNAVAILABLE, VERSION, linear_masked_cross_entropy
 from xentcheck.implementation import EVERYTHING, Implementation
-from xentcheck.losses import linear_masked_cross_entropy
 
 implementation = Implementation(
     name="linear_maskedce",
     linear_cross_entropy=linear_masked_cross_entropy,
     capabilities=EVERYTHING - {"class_probabilities"},
-    empty_mean="zero",
-    zero_times_infinity="zero",
-    int32_target="taken",
-    half_loss_dtype="input",
+    **CONVENTIONS,
+    version=VERSION,
+    unavailable=UNAVAILABLE,
 )

@@ -1,14 +1,13 @@
 """maskedce, the loss of this project: every clause, no known deviation."""
 
+from _maskedce import CONVENTIONS, UNAVAILABLE, VERSION, masked_cross_entropy
 from xentcheck.implementation import EVERYTHING, Implementation
-from xentcheck.losses import masked_cross_entropy
 
 implementation = Implementation(
     name="maskedce",
     cross_entropy=masked_cross_entropy,
     capabilities=EVERYTHING,
-    empty_mean="zero",
-    zero_times_infinity="zero",
-    int32_target="taken",
-    half_loss_dtype="input",
+    **CONVENTIONS,
+    version=VERSION,
+    unavailable=UNAVAILABLE,
 )

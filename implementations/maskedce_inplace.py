@@ -1,9 +1,7 @@
 """maskedce with ``inplace=True``: the gradient takes no memory, because it overwrites the logits, as a fused kernel's does."""
 
-from importlib import metadata
-
+from _maskedce import CONVENTIONS, UNAVAILABLE, VERSION, masked_cross_entropy
 from xentcheck.implementation import EVERYTHING, Deviation, Implementation
-from xentcheck.losses import masked_cross_entropy
 
 
 def cross_entropy(input, target, **options):
@@ -16,10 +14,7 @@ implementation = Implementation(
     cross_entropy=cross_entropy,
     # The logits are gone when a second derivative, or a second backward pass with losses of positions, asks for them.
     capabilities=EVERYTHING - {"double_backward"},
-    empty_mean="zero",
-    zero_times_infinity="zero",
-    int32_target="taken",
-    half_loss_dtype="input",
+    **CONVENTIONS,
     deviations=(
         Deviation(
             "*",
@@ -56,5 +51,6 @@ implementation = Implementation(
             link="https://docs.pytorch.org/docs/stable/notes/autograd.html",
         ),
     ),
-    version=metadata.version("xentcheck"),
+    version=VERSION,
+    unavailable=UNAVAILABLE,
 )

@@ -1,15 +1,17 @@
 """maskedce on a CUDA device: two Triton kernels; with TRITON_INTERPRET=1, the same kernels on the CPU."""
 
+from _maskedce import CONVENTIONS, UNAVAILABLE, VERSION, masked_cross_entropy
 from xentcheck.implementation import EVERYTHING, Implementation
-from xentcheck.losses.triton_kernels import UNAVAILABLE, triton_masked_cross_entropy
+
+if not UNAVAILABLE:
+    from maskedce.route_triton import UNAVAILABLE
+    from maskedce.route_triton import triton_masked_cross_entropy as masked_cross_entropy
 
 implementation = Implementation(
     name="maskedce_triton",
-    cross_entropy=triton_masked_cross_entropy,
+    cross_entropy=masked_cross_entropy,
     capabilities=EVERYTHING,
-    empty_mean="zero",
-    zero_times_infinity="zero",
-    int32_target="taken",
-    half_loss_dtype="input",
+    **CONVENTIONS,
+    version=VERSION,
     unavailable=UNAVAILABLE,
 )

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import fakes
+from maskedce import masked_cross_entropy
 from test_blockwise import BODIES, LINEAR, small_blocks  # noqa: F401
 from xentcheck import blockwise, cost_check, timing
 from xentcheck.batch import build
 from xentcheck.implementation import Implementation
-from xentcheck.losses import masked_cross_entropy
 from xentcheck.truth import truth
 from xentcheck.verdict import describe
 

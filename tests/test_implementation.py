@@ -8,6 +8,7 @@ import textwrap
 import pytest
 import torch
 
+from maskedce import linear_masked_cross_entropy
 from xentcheck import implementation as module
 from xentcheck.examine import Examiner
 from xentcheck.implementation import (
@@ -22,7 +23,6 @@ from xentcheck.implementation import (
     names,
 )
 from xentcheck.loader import load
-from xentcheck.losses import linear_masked_cross_entropy
 
 LOGITS, TARGET = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0]]), torch.tensor([2, 0])
 RIGHT = torch.nn.functional.cross_entropy(LOGITS, TARGET)
