@@ -1,12 +1,12 @@
 """linear_maskedce, the fused linear loss of this project: every clause, no known deviation."""
 
-from xentcheck.implementation import EVERYTHING, Implementation
+from xentcheck.implementation import LINEAR_CAPABILITIES, Implementation
 from xentcheck.losses import linear_masked_cross_entropy
 
 implementation = Implementation(
     name="linear_maskedce",
     linear_cross_entropy=linear_masked_cross_entropy,
-    capabilities=EVERYTHING - {"class_probabilities"},
+    capabilities=LINEAR_CAPABILITIES - {"class_probabilities"},
     empty_mean="zero",
     zero_times_infinity="zero",
     int32_target="taken",

@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-from xentcheck.implementation import EVERYTHING, Deviation, Implementation
+from xentcheck.implementation import LOGITS_CAPABILITIES, Deviation, Implementation
 from xentcheck.losses import masked_cross_entropy
 
 
@@ -15,7 +15,7 @@ implementation = Implementation(
     name="maskedce_inplace",
     cross_entropy=cross_entropy,
     # The logits are gone when a second derivative, or a second backward pass with losses of positions, asks for them.
-    capabilities=EVERYTHING - {"double_backward"},
+    capabilities=LOGITS_CAPABILITIES - {"double_backward"},
     empty_mean="zero",
     zero_times_infinity="zero",
     int32_target="taken",

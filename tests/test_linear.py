@@ -13,7 +13,7 @@ import fakes
 from xentcheck import repro
 from xentcheck.batch import build, capabilities_needed
 from xentcheck.casefile import CaseFileError, load
-from xentcheck.implementation import EVERYTHING, Deviation, Implementation, find
+from xentcheck.implementation import LINEAR_CAPABILITIES, Deviation, Implementation, find
 from xentcheck.linear import Parts, Sums
 from xentcheck.lint import lint
 from xentcheck.reference import truth
@@ -97,7 +97,7 @@ def test_what_is_needed(case, verdicts):
     assert not {"linear", "linear_bias"} & of_logits.capabilities
     assert {v.status for v in verdicts(biased, of_logits).values()} == {"unsupported"}
     without_bias = Implementation(
-        name="without", linear_cross_entropy=fakes.fused, capabilities=EVERYTHING - {"linear_bias"}
+        name="without", linear_cross_entropy=fakes.fused, capabilities=LINEAR_CAPABILITIES - {"linear_bias"}
     )
     assert {v.status for v in verdicts(biased, without_bias).values()} == {"unsupported"}
     assert {v.status for v in verdicts(plain, without_bias).values()} == {"pass"}

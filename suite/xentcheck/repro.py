@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import inspect
 import math
 import sys
 import zlib
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from xentcheck.batch import Batch
 from xentcheck.case import Case
+from xentcheck.declare import ModuleCall
 from xentcheck.implementation import FOLDER, Implementation
 
 LITERAL = 400  # up to so many values are written out; more are packed
@@ -341,9 +341,8 @@ def _function(implementation: Implementation, is_linear: bool) -> tuple[str, str
 
 
 def _defined(function: Any, form: str, source: str) -> tuple[str, str]:
-    closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
-    if "module_class" in closure:  # an nn.Module class, taken as cls(**options)(input, target)
-        expression, definition = _defined(closure["module_class"], form, source)
+    if isinstance(function, ModuleCall):
+        expression, definition = _defined(function.module_class, form, source)
         return "call_module", _wrapper(definition, "call_module", f"{expression}(**options)(input, target)")
     module, name = getattr(function, "__module__", None) or "", getattr(function, "__qualname__", "")
     if not module.startswith("xentcheck_loaded_") and _attribute(sys.modules.get(module), name) is function:
@@ -386,7 +385,7 @@ def _in_its_own_namespace(path: Path, attribute: str, form: str) -> tuple[str, s
         "",
         "def load(name, text):",
         "    sys.modules[name] = module = types.ModuleType(name)",
-        "    module.__dict__.update(Implementation=stand_in, Deviation=stand_in, EVERYTHING=frozenset())",
+        "    module.__dict__.update(Implementation=stand_in, Deviation=stand_in, LOGITS_CAPABILITIES=frozenset(), LINEAR_CAPABILITIES=frozenset())",
         "    exec(compile(text, name, 'exec'), module.__dict__)",
         "    return module",
         "",
