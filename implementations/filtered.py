@@ -12,7 +12,7 @@ from _torch import (
     HALF_RELATIONS,
     IMPOSSIBLE_CLASS,
 )
-from xentcheck.implementation import EVERYTHING, Deviation, Implementation
+from xentcheck.implementation import LOGITS_CAPABILITIES, Deviation, Implementation
 
 
 def cross_entropy(input, target, *, ignore_index=-100, reduction="mean"):
@@ -26,7 +26,7 @@ def cross_entropy(input, target, *, ignore_index=-100, reduction="mean"):
 implementation = Implementation(
     name="filtered",
     cross_entropy=cross_entropy,
-    capabilities=EVERYTHING
+    capabilities=LOGITS_CAPABILITIES
     - {
         "normalizer",
         "reduction_none",

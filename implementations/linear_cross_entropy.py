@@ -15,7 +15,7 @@ from _torch import (
     UINT8_VMAP,
     uint8_refused,
 )
-from xentcheck.implementation import EVERYTHING, Implementation
+from xentcheck.implementation import LINEAR_CAPABILITIES, Implementation
 
 MISSING = (
     "" if hasattr(F, "linear_cross_entropy") else f"torch {torch.__version__} has no linear_cross_entropy; 2.13 does"
@@ -30,7 +30,7 @@ implementation = Implementation(
     name="linear_cross_entropy",
     linear_cross_entropy=linear_cross_entropy,
     # Under autocast the product is rounded to bfloat16, and so are the logits: what it does to linear layers, no matter of the loss.
-    capabilities=EVERYTHING - {"ignore_index_list", "normalizer", "autocast"},
+    capabilities=LINEAR_CAPABILITIES - {"ignore_index_list", "normalizer", "autocast"},
     empty_mean="nan",
     deviations=(
         *HALF_LOSS,

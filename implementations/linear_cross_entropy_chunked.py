@@ -5,7 +5,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 
-from xentcheck.implementation import EVERYTHING, Deviation, Implementation
+from xentcheck.implementation import LINEAR_CAPABILITIES, Deviation, Implementation
 
 MISSING = (
     "" if hasattr(F, "linear_cross_entropy") else f"torch {torch.__version__} has no linear_cross_entropy; 2.13 does"
@@ -26,7 +26,7 @@ def linear_cross_entropy(hidden, linear_weight, target, *, label_smoothing=0.0, 
 implementation = Implementation(
     name="linear_cross_entropy_chunked",
     linear_cross_entropy=linear_cross_entropy,
-    capabilities=EVERYTHING
+    capabilities=LINEAR_CAPABILITIES
     - {
         "class_probabilities",
         "ignore_index_list",

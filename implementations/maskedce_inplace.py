@@ -1,7 +1,7 @@
 """maskedce with ``inplace=True``: the gradient takes no memory, because it overwrites the logits, as a fused kernel's does."""
 
 from _maskedce import CONVENTIONS, UNAVAILABLE, VERSION, masked_cross_entropy
-from xentcheck.implementation import EVERYTHING, Deviation, Implementation
+from xentcheck.implementation import LOGITS_CAPABILITIES, Deviation, Implementation
 
 
 def cross_entropy(input, target, **options):
@@ -13,7 +13,7 @@ implementation = Implementation(
     name="maskedce_inplace",
     cross_entropy=cross_entropy,
     # The logits are gone when a second derivative, or a second backward pass with losses of positions, asks for them.
-    capabilities=EVERYTHING - {"double_backward"},
+    capabilities=LOGITS_CAPABILITIES - {"double_backward"},
     **CONVENTIONS,
     deviations=(
         Deviation(

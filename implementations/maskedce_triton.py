@@ -1,7 +1,7 @@
 """maskedce on a CUDA device: two Triton kernels; with TRITON_INTERPRET=1, the same kernels on the CPU."""
 
 from _maskedce import CONVENTIONS, UNAVAILABLE, VERSION, masked_cross_entropy
-from xentcheck.implementation import EVERYTHING, Implementation
+from xentcheck.implementation import Implementation
 
 if not UNAVAILABLE:
     from maskedce.route_triton import UNAVAILABLE
@@ -10,7 +10,6 @@ if not UNAVAILABLE:
 implementation = Implementation(
     name="maskedce_triton",
     cross_entropy=masked_cross_entropy,
-    capabilities=EVERYTHING,
     **CONVENTIONS,
     version=VERSION,
     unavailable=UNAVAILABLE,

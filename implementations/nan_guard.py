@@ -19,7 +19,7 @@ from _torch import (
     nan_in_ignored_rows,
     uint8_refused,
 )
-from xentcheck.implementation import EVERYTHING, Deviation, Implementation
+from xentcheck.implementation import LOGITS_CAPABILITIES, Deviation, Implementation
 
 _HIDDEN = {
     "fault": "value",
@@ -36,7 +36,7 @@ def cross_entropy(input, target, **options):
 implementation = Implementation(
     name="nan_guard",
     cross_entropy=cross_entropy,
-    capabilities=EVERYTHING - {"normalizer", "ignore_index_list"},
+    capabilities=LOGITS_CAPABILITIES - {"normalizer", "ignore_index_list"},
     empty_mean="zero",
     int32_target="refused",
     deviations=(

@@ -3,7 +3,7 @@
 import torch
 
 from _torch import NATIVE
-from xentcheck.implementation import EVERYTHING, Implementation
+from xentcheck.implementation import LOGITS_CAPABILITIES, Implementation
 
 
 def cross_entropy(input, target, **options):
@@ -13,7 +13,7 @@ def cross_entropy(input, target, **options):
 implementation = Implementation(
     name="native_module",
     cross_entropy=cross_entropy,
-    capabilities=EVERYTHING - {"normalizer", "ignore_index_list"},
+    capabilities=LOGITS_CAPABILITIES - {"normalizer", "ignore_index_list"},
     empty_mean="nan",
     int32_target="refused",
     deviations=NATIVE,

@@ -17,7 +17,7 @@ from _torch import (
     nan_in_ignored_rows,
     uint8_refused,
 )
-from xentcheck.implementation import EVERYTHING, Deviation, Implementation
+from xentcheck.implementation import LOGITS_CAPABILITIES, Deviation, Implementation
 
 
 def cross_entropy(input, target, *, weight=None, ignore_index=-100, reduction="mean"):
@@ -28,7 +28,7 @@ def cross_entropy(input, target, *, weight=None, ignore_index=-100, reduction="m
 implementation = Implementation(
     name="nll",
     cross_entropy=cross_entropy,
-    capabilities=EVERYTHING - {"class_probabilities", "normalizer", "ignore_index_list", "label_smoothing"},
+    capabilities=LOGITS_CAPABILITIES - {"class_probabilities", "normalizer", "ignore_index_list", "label_smoothing"},
     empty_mean="nan",
     int32_target="refused",
     deviations=(

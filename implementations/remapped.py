@@ -17,7 +17,7 @@ from _torch import (
     POISONED,
     nan_in_ignored_rows,
 )
-from xentcheck.implementation import EVERYTHING, Implementation
+from xentcheck.implementation import LOGITS_CAPABILITIES, Implementation
 
 IGNORED = -100
 
@@ -35,7 +35,7 @@ def cross_entropy(input, target, *, ignore_index=IGNORED, **options):
 implementation = Implementation(
     name="remapped",
     cross_entropy=cross_entropy,
-    capabilities=EVERYTHING - {"normalizer", "vmap"},  # looks at the values of the targets
+    capabilities=LOGITS_CAPABILITIES - {"normalizer", "vmap"},  # looks at the values of the targets
     empty_mean="nan",
     deviations=(
         nan_in_ignored_rows("infinite-or-nan-valid-row/nan-beside-ignored-nan"),

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 try:
     _suite = importlib.import_module("xentcheck.implementation")
-    EVERYTHING, Implementation = _suite.EVERYTHING, _suite.Implementation
+    LOGITS_CAPABILITIES, Implementation = _suite.LOGITS_CAPABILITIES, _suite.Implementation
 except ModuleNotFoundError:  # the scripts of test_script import this file where there is no suite
-    EVERYTHING, Implementation = frozenset(), dict
+    LOGITS_CAPABILITIES, Implementation = frozenset(), dict
 
 
 def right(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
@@ -261,7 +261,7 @@ def rarely_wrong(input, target, *, ignore_index=-100, label_smoothing=0.0, reduc
 rarely_wrong.implementation = Implementation(
     name="rarely_wrong",
     cross_entropy=rarely_wrong,
-    capabilities=EVERYTHING
+    capabilities=LOGITS_CAPABILITIES
     - {"compile", "vmap", "func_grad", "double_backward", "autocast", "k_dim", "unbatched", "many_classes"}
     - {"non_contiguous", "uint8_target", "non_finite", "float16", "bfloat16", "weight", "ignore_index_list"}
     - {"class_probabilities", "normalizer"},

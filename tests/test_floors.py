@@ -11,7 +11,9 @@ LIBRARY = Path(xentcheck.__file__).parent
 FLOORS = [
     {"claims", "naming", "yamltext", "global_state", "markdown", "wire"},
     {"case"},
-    {"casefile", "implementation"},
+    {"casefile", "declare"},
+    {"load"},
+    {"implementation"},
     {"batch", "profiles"},
     {"linear"},
     {"capture", "reference", "observe", "compare", "timing", "documents"},

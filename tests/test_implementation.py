@@ -2,18 +2,23 @@
 
 import dataclasses
 import re
+import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
+import xentcheck
 from maskedce import linear_masked_cross_entropy
-from xentcheck import implementation as module
+from xentcheck.capabilities import CAPABILITIES, FAULT_KINDS
 from xentcheck.examine import Examiner
 from xentcheck.implementation import (
-    EVERYTHING,
+    ARRAY_CAPABILITIES,
     FOLDER,
+    LINEAR_CAPABILITIES,
+    LOGITS_CAPABILITIES,
     Deviation,
     Implementation,
     ImplementationError,
@@ -24,6 +29,7 @@ from xentcheck.implementation import (
 )
 from xentcheck.loader import load
 
+SUITE = Path(xentcheck.__file__).resolve().parents[1]
 LOGITS, TARGET = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0]]), torch.tensor([2, 0])
 RIGHT = torch.nn.functional.cross_entropy(LOGITS, TARGET)
 
@@ -436,6 +442,24 @@ def test_a_loss_that_answers_a_list_wrongly_offers_none():
     )
 
 
+def test_the_probe_decides_whether_lists_are_taken():
+    probed = []
+
+    def probe(function, is_linear):
+        probed.append((function, is_linear))
+        return True
+
+    found = from_callable(linear_masked_cross_entropy, "f", probe=probe)
+    assert "ignore_index_list" in found.capabilities
+    assert "ignore_index_list" not in from_callable(lambda input, target: None, "f", probe=probe).capabilities
+    assert probed == [(linear_masked_cross_entropy, True)], "one without ignore_index is not asked"
+
+
+def test_a_module_class_is_known_as_one():
+    found = from_callable(torch.nn.CrossEntropyLoss, "f")
+    assert found.cross_entropy.module_class is torch.nn.CrossEntropyLoss
+
+
 def test_asking_leaves_nothing_behind():
     def patches(input, target, ignore_index=-100):
         torch.set_default_dtype(torch.float64)
@@ -450,21 +474,43 @@ def test_asking_leaves_nothing_behind():
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_forms_without_autograd_claim_no_mode_of_it():
-    assert not Implementation(name="n", loss_and_gradient=len).capabilities & {
-        "double_backward",
-        "compile",
-        "autocast",
-        "func_grad",
-        "vmap",
-    }
-    assert not Implementation(name="n", linear_cross_entropy=len).capabilities & {
-        "non_finite",
-        "many_classes",
-        "k_dim",
-        "unbatched",
-    }
-    assert Implementation(name="n", cross_entropy=len).capabilities == EVERYTHING - {"linear", "linear_bias"}
+FORMS = {
+    "cross_entropy": (LOGITS_CAPABILITIES, {"linear", "linear_bias"}),
+    "loss_and_gradient": (
+        ARRAY_CAPABILITIES,
+        {"linear", "linear_bias", "double_backward", "compile", "autocast", "func_grad", "vmap"},
+    ),
+    "linear_cross_entropy": (LINEAR_CAPABILITIES, {"non_finite", "many_classes", "k_dim", "unbatched"}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_not_declared_is_all_that_the_form_can_offer(form):
+    offered, impossible = FORMS[form]
+    found = Implementation(name="n", **{form: len})
+    assert (found.form, found.function) == (form, len)
+    assert found.capabilities == offered == CAPABILITIES.keys() - impossible
+    assert dataclasses.replace(found, name="m").capabilities == offered
+
+
+@pytest.mark.parametrize(
+    ("form", "capability"), [(form, name) for form, (_, impossible) in FORMS.items() for name in sorted(impossible)]
+)
+def test_a_form_that_claims_what_it_cannot_offer_is_an_error(form, capability):
+    with pytest.raises(ImplementationError) as error:
+        Implementation(name="n", capabilities=FORMS[form][0] | {capability}, **{form: len})
+    assert str(error.value).startswith(f"implementation n: claims {capability}, which the form {form} cannot offer; ")
+
+
+def test_what_is_tentative_is_claimed():
+    with pytest.raises(ImplementationError, match="tentative: expected some of its capabilities; found k_dim"):
+        Implementation(name="n", cross_entropy=len, capabilities={"weight"}, tentative={"k_dim", "weight"})
+
+
+def test_a_set_of_capabilities_will_do():
+    found = Implementation(name="n", cross_entropy=len, capabilities={"weight"}, tentative={"weight"})
+    assert isinstance(found.capabilities, frozenset)
+    assert isinstance(found.tentative, frozenset)
 
 
 def test_conventions_are_those_stated():
@@ -599,10 +645,48 @@ def test_a_deviation_applies_to_the_cases_it_names(pattern, case, applies):
     ],
 )
 def test_a_deviation_may_depend_on_the_version_of_torch(monkeypatch, condition, version, holds):
-    monkeypatch.setattr(module.torch, "__version__", version)
+    monkeypatch.setattr(torch, "__version__", version)
     known = deviation(torch=condition)
     assert known.holds_here is holds
     assert known.applies_to("small/one", "loss") is holds
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"aspect": "gradiant"}, "aspect: expected one of loss, gradient, shape, rejection, purity, deletion, "),
+        ({"aspect": "gradiant"}, "; found 'gradiant'; did you mean gradient?"),
+        ({"fault": "NaN"}, f"fault: expected one of {', '.join(FAULT_KINDS)}; found 'NaN'; did you mean nan?"),
+        ({"fault": "raise"}, "; found 'raise'; did you mean raised?"),
+        ({"fault": "xyz"}, "; found 'xyz'."),
+    ],
+)
+def test_a_misspelt_deviation_is_an_error(wrong, says):
+    with pytest.raises(ImplementationError, match=r"test_implementation.py:\d+.*: Deviation\('a'\): ") as error:
+        Deviation(
+            **{"cases": "a", "aspect": "loss", "observed": "NaN", "fault": "nan", "link": "https://example.org"} | wrong
+        )
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("fault", FAULT_KINDS)
+def test_every_kind_of_fault_can_be_known(fault):
+    assert Deviation("a", aspect="loss", observed="x", fault=fault, link="y").fault == fault
+
+
+@pytest.mark.parametrize("module", ["claims", "declare", "load", "implementation"])
+def test_declarations_are_read_without_torch(module):
+    code = f"""
+import sys, types
+
+sys.modules["xentcheck"] = types.ModuleType("xentcheck")  # in place of what the package itself imports
+sys.modules["xentcheck"].__path__ = [{str(SUITE / "xentcheck")!r}]
+import xentcheck.{module}
+
+sys.exit(sorted({{"torch", "numpy"}} & set(sys.modules)) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_first_deviation_that_applies_is_taken():

@@ -11,7 +11,7 @@ import fakes
 from xentcheck import truth as truths
 from xentcheck.batch import build
 from xentcheck.examine import Examiner
-from xentcheck.implementation import EVERYTHING, Deviation, Implementation, from_callable
+from xentcheck.implementation import LOGITS_CAPABILITIES, Deviation, Implementation, from_callable
 from xentcheck.status import Status, of_case
 from xentcheck.units import ALLOWED_UNITS
 
@@ -237,7 +237,7 @@ def test_what_is_not_claimed_is_not_asked(case, verdicts):
     found = verdicts(
         case(f"{PLAIN}, label_smoothing: 0.1, weight: random"),
         fakes.raises,
-        capabilities=EVERYTHING - {"label_smoothing", "weight"},
+        capabilities=LOGITS_CAPABILITIES - {"label_smoothing", "weight"},
     )
     assert {v.status for v in found.values()} == {"unsupported"}
     assert found["loss"].message == "not claimed: label_smoothing, weight"
@@ -253,7 +253,7 @@ def test_a_capability_that_is_claimed_and_dropped_is_a_failure(case, verdicts):
 
 
 UNCLAIMED = f"{PLAIN}, label_smoothing: 0.1, expect: {{refused_unless_claimed: true}}"
-WITHOUT = EVERYTHING - {"label_smoothing"}
+WITHOUT = LOGITS_CAPABILITIES - {"label_smoothing"}
 
 
 def test_an_option_that_is_not_claimed_may_not_be_dropped_in_silence(case, verdicts):
@@ -286,7 +286,7 @@ def test_a_refusal_is_not_asked_for_what_is_no_option(case, verdicts):
     found = verdicts(
         case(f"{PLAIN}, mode: vmap, reduction: none, expect: {{refused_unless_claimed: true}}"),
         fakes.right,
-        capabilities=EVERYTHING - {"vmap"},
+        capabilities=LOGITS_CAPABILITIES - {"vmap"},
     )
     assert found["rejection"].status == "unsupported"
 
@@ -714,7 +714,7 @@ def test_an_infinite_error_is_beyond_any_known_number_of_units(case, verdicts):
 
 def test_a_deviation_of_what_is_not_asked_is_no_pass(case, verdicts):
     found = verdicts(
-        case(PLAIN), implementation(fakes.right, deviations=(known(),), capabilities=EVERYTHING - {"float32"})
+        case(PLAIN), implementation(fakes.right, deviations=(known(),), capabilities=LOGITS_CAPABILITIES - {"float32"})
     )
     assert found["loss"].status == "unsupported"
 

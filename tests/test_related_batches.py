@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from fakes import right
 from xentcheck.case import RELATIONS
 from xentcheck.examine import Examiner
-from xentcheck.implementation import EVERYTHING, Implementation
+from xentcheck.implementation import LOGITS_CAPABILITIES, Implementation
 from xentcheck.relations import applying
 
 CASE = "logits: {shape: [7, 5]}, target: {ignore: {rows: [1, 4, 5]}}"
@@ -91,7 +91,7 @@ WRONG = {
 
 
 def verdict(case, name, function, **claims):
-    claims = {"capabilities": EVERYTHING - {"compile"}, **claims}
+    claims = {"capabilities": LOGITS_CAPABILITIES - {"compile"}, **claims}
     implementation = Implementation(name="fake", cross_entropy=function, **claims)
     return Examiner().examine(case, name, implementation)
 
@@ -171,10 +171,10 @@ def test_a_relation_is_asked_where_it_says_something(case, body, left_out):
 def test_a_relation_needs_what_its_batches_need(case):
     asked, examiner = case(CASE), Examiner()
     without = {"reduction_none", "non_finite"}
-    implementation = Implementation(name="fake", cross_entropy=right, capabilities=EVERYTHING - without)
+    implementation = Implementation(name="fake", cross_entropy=right, capabilities=LOGITS_CAPABILITIES - without)
     assert {"reductions", "poisoning"}.isdisjoint(examiner.aspects(asked, implementation))
     assert "deletion" in examiner.aspects(asked, implementation)
-    found = verdict(asked, "reductions", right, capabilities=EVERYTHING - without)
+    found = verdict(asked, "reductions", right, capabilities=LOGITS_CAPABILITIES - without)
     assert (found.status, found.message) == ("unsupported", "not claimed: reduction_none")
 
 

@@ -36,7 +36,7 @@ OWN = '''
     import torch
     import torch.nn.functional as F
 
-    from xentcheck.implementation import EVERYTHING, Deviation, Implementation
+    from xentcheck.implementation import LOGITS_CAPABILITIES, Deviation, Implementation
 
     ignored, options, upstream, target, expected, loss = -1, {"reduction": "sum"}, 3.0, 5, 7, 9  # names that a script might use, too
 
@@ -86,7 +86,7 @@ OWN = '''
     implementation = Implementation(
         name="own",
         cross_entropy=uses_its_globals,
-        capabilities=EVERYTHING - {"vmap"},
+        capabilities=LOGITS_CAPABILITIES - {"vmap"},
         deviations=(Deviation("a/*", aspect="loss", observed="x", fault="value", link="y"),),
     )
     unnamed = Implementation(name="unnamed", cross_entropy=lambda input, target: 1.75 * F.cross_entropy(input, target))
@@ -392,7 +392,7 @@ def test_a_script_says_what_it_is_about(made):
 def test_a_file_of_the_suite_loses_only_what_ties_it_to_the_suite(made):
     _, _, text = made["the shipped nan_guard"]
     assert "Deviation(" not in text
-    assert "EVERYTHING" not in text
+    assert "LOGITS_CAPABILITIES" not in text
     assert "_HIDDEN" in text  # a plain constant of the file
     assert "def cross_entropy" in text
 

@@ -1,4 +1,4 @@
-"""What an implementation can say of itself: the capabilities it claims and the conventions it follows."""
+"""The words of an implementation's declaration: capabilities, conventions, and the kinds of fault that a deviation names."""
 
 from __future__ import annotations
 
@@ -35,6 +35,18 @@ CAPABILITIES: dict[str, str] = {
     "float16": "float16 inputs",
 }
 
+# What each form of an implementation can offer, and claims where it declares nothing. Subtract what is missing:
+# ``capabilities=LOGITS_CAPABILITIES - {"vmap"}``.
+LOGITS_CAPABILITIES = frozenset(CAPABILITIES) - {"linear", "linear_bias"}
+LINEAR_CAPABILITIES = frozenset(CAPABILITIES) - {"non_finite", "many_classes", "k_dim", "unbatched"}
+ARRAY_CAPABILITIES = LOGITS_CAPABILITIES - {"double_backward", "compile", "autocast", "func_grad", "vmap"}
+# By the name of the field of Implementation that holds the function.
+FORMS: dict[str, frozenset[str]] = {
+    "cross_entropy": LOGITS_CAPABILITIES,
+    "loss_and_gradient": ARRAY_CAPABILITIES,
+    "linear_cross_entropy": LINEAR_CAPABILITIES,
+}
+
 # Those that are options of the call. What is not claimed of them must be refused, never dropped in silence.
 OPTIONS = frozenset(
     {
@@ -57,3 +69,20 @@ CONVENTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "int32_target": ("targets of dtype int32", ("taken", "refused")),
     "half_loss_dtype": ("the dtype of a bfloat16 or float16 loss", ("input", "float32")),
 }
+
+# What can be wrong with an answer.
+FAULT_KINDS = (
+    "value",
+    "nan",
+    "inf",
+    "nonzero",
+    "missing",
+    "raised",
+    "accepted",
+    "shape",
+    "dtype",
+    "changed",
+    "unstable",
+    "crash",
+    "timeout",
+)

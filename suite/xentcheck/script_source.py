@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import itertools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from xentcheck.declare import ModuleCall
 from xentcheck.implementation import FOLDER, Implementation
 
 # What such a file's own declarations would make; ``{modules}`` are the texts of the files.
@@ -24,7 +24,8 @@ def stand_in(*_, **claims):
 
 def load(name, text):
     sys.modules[name] = module = types.ModuleType(name)
-    module.__dict__.update(Implementation=stand_in, Deviation=stand_in, EVERYTHING=frozenset())
+    module.__dict__.update(Implementation=stand_in, Deviation=stand_in)
+    module.__dict__.update(LOGITS_CAPABILITIES=frozenset(), LINEAR_CAPABILITIES=frozenset())
     exec(compile(text, name, "exec"), module.__dict__)
     return module
 
@@ -40,8 +41,7 @@ def definition(implementation: Implementation, is_linear: bool, taken: Mapping[s
     forms = ("cross_entropy", "loss_and_gradient", "linear_cross_entropy")
     form = next(f for f in forms if getattr(implementation, f) is not None)
     function: Any = getattr(implementation, form)
-    closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
-    module_class = closure.get("module_class")  # of an nn.Module class, taken as cls(**options)(input, target)
+    module_class = function.module_class if isinstance(function, ModuleCall) else None
     taken = {**taken, "loss_function": "", "fused": "", "module_class": ""}
     text, expression = _defined(module_class or function, form, implementation.source, taken)
     if module_class is not None:

@@ -36,9 +36,9 @@ from typing import Any
 import torch
 import torch.fx.experimental.symbolic_shapes  # half a second, and the first backward pass with an upstream gradient imports it
 
-from xentcheck import implementation as implementations
 from xentcheck.batch import Batch
-from xentcheck.implementation import Implementation, ImplementationError
+from xentcheck.declare import Implementation, ImplementationError
+from xentcheck.load import Probe, find, takes_lists
 from xentcheck.observe import Failure, Observation, observe
 from xentcheck.wire import AT_ONCE, frame, reading, rest
 
@@ -153,12 +153,12 @@ def _work(start: dict[str, Any], requests: int, answers: int) -> None:
             parts = rest(parts, os.writev(answers, parts[:AT_ONCE]))
 
     token = bytes.fromhex(start["token"])
-    _announce_probes(lambda number: send(token, {"asking": number}), frozenset(start["unasked"]))
+    probe = _announced_probe(lambda number: send(token, {"asking": number}), frozenset(start["unasked"]))
     if start["memory"] and start["memory"] < (held := _data_held()):
         text = f"--worker-memory {start['memory'] / 2**30:g}: expected more than the {held / 2**30:.2g} GiB that torch alone holds"
         return send(token, {"refused": text})
     try:
-        found = implementations.find(start["source"])
+        found = find(start["source"], probe=probe)
     except ImplementationError as error:
         return send(token, {"refused": str(error)})
     except BaseException as error:
@@ -186,9 +186,8 @@ def _data_held() -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmData"))
 
 
-def _announce_probes(announce: Callable[[int], None], unasked: frozenset[int]) -> None:
+def _announced_probe(announce: Callable[[int], None], unasked: frozenset[int]) -> Probe:
     """Loading a bare callable calls it once; should it die of that, it is to be loaded again without."""
-    takes_lists = implementations._takes_lists
     count = 0
 
     def announced(function: Callable[..., Any], is_linear: bool) -> bool:
@@ -203,7 +202,7 @@ def _announce_probes(announce: Callable[[int], None], unasked: frozenset[int]) -
         announce(0)
         return takes
 
-    implementations._takes_lists = announced
+    return announced
 
 
 def _described(implementation: Implementation) -> dict[str, Any]:

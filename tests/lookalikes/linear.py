@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from xentcheck.implementation import EVERYTHING, Implementation
+from xentcheck.implementation import LINEAR_CAPABILITIES, Implementation
 
-_OFFERED = EVERYTHING - {
+_OFFERED = LINEAR_CAPABILITIES - {
     "class_probabilities",
     "normalizer",
     "ignore_index_list",
