@@ -63,14 +63,14 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/xentcheck lint
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml suite/maskedce/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e suite/maskedce -e ".[dev]"
 	touch $@
 
 $(OLDER_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(OLDER_VENV)
-	$(OLDER_VENV)/bin/python -m pip install --quiet torch==2.6.0 -e ".[dev]"
+	$(OLDER_VENV)/bin/python -m pip install --quiet torch==2.6.0 -e suite/maskedce -e ".[dev]"
 	touch $@
 
 clean:

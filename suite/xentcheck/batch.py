@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from xentcheck.case import WITHOUT_GRADIENT, Case, Question, ZeroDim
+from xentcheck.case import Case, Question, ZeroDim
+from xentcheck.case_modes import MODES, micro_batches
 from xentcheck.draw import LinearLayer, Numbers, numbers
 from xentcheck.layout import copied, float64, lay_out, rounded
 from xentcheck.mistakes import CaseFileError, Mistake
@@ -58,7 +58,7 @@ class Batch:
     @property
     def differentiated(self) -> dict[str, Tensor]:
         """The arguments that a gradient is asked of, by name; the input comes first."""
-        if self.mode in WITHOUT_GRADIENT:
+        if not MODES[self.mode].has_gradient:
             return {}
         others = ("linear_weight", "linear_bias")
         return {"input": self.input, **{name: self.options[name] for name in others if name in self.options}}
@@ -194,13 +194,6 @@ def _linear(question: Question, layer: LinearLayer, dtype: torch.dtype) -> tuple
     return lay_out(rounded(layer.hidden, dtype), spec.layout), options
 
 
-def micro_batches(batch: Batch) -> list[slice]:
-    """The samples of a batch in three unequal parts, for mode accumulated."""
-    samples = batch.input.shape[0]
-    bounds = sorted({0, 1, 1 + (samples - 1) // 3, samples})
-    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
-
-
 def _check_there_is_an_answer(batch: Batch) -> None:
     positions, weight = batch.positions, batch.options.get("weight")
     if weight is not None and weight.shape != (batch.classes,):
@@ -233,5 +226,5 @@ def _check_the_mode(batch: Batch) -> None:
             raise ValueError("mode: accumulated splits the batch, so it needs at least three samples")
         valid = batch.valid.reshape(batch.positions)
         is_counted = "normalizer" in batch.options or batch.reduction == "sum"
-        if not is_counted and not all(valid[part].any() for part in micro_batches(batch)):
+        if not is_counted and not all(valid[part].any() for part in micro_batches(len(batch.input))):
             raise ValueError("mode: accumulated with a mean needs a position that counts in each micro-batch")

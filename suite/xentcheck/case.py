@@ -13,27 +13,11 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 
 from xentcheck.capabilities import CAPABILITIES
+from xentcheck.case_modes import MODES
 from xentcheck.fields import Bytes, Dtype, Layout, Nested, Number, TargetDtype
 from xentcheck.mistakes import Unexpected
 
-Mode = Literal[
-    "eager",
-    "compile",
-    "autocast",
-    "no_grad",
-    "inference_mode",
-    "detached",
-    "func_grad",
-    "vmap",
-    "double_backward",
-    "twice",
-    "two_losses",
-    "edited",
-    "accumulated",
-    "deterministic",
-]
-# Modes in which no gradient is asked for.
-WITHOUT_GRADIENT = ("no_grad", "inference_mode", "detached")
+Mode = Literal[tuple(MODES)]  # type: ignore[valid-type]
 Capability = Literal[tuple(CAPABILITIES)]  # type: ignore[valid-type]
 Relation = Literal[
     "deletion",
@@ -291,8 +275,9 @@ class Question(Model):
         if given - {"shape", "scale"} or len(self.logits.shape or ()) != 2:
             found = f"logits with {', '.join(given)}" if given - {"shape", "scale"} else f"{self.logits.shape}"
             raise Unexpected("logits with a shape (N, C), and a scale at most", found, key="linear")
-        if self.mode not in ("eager", "no_grad", "inference_mode", "twice"):
-            raise Unexpected("mode: eager, no_grad, inference_mode or twice", f"mode: {self.mode}", key="linear")
+        if not MODES[self.mode].takes_linear:
+            wanted = ", ".join(name for name, mode in MODES.items() if mode.takes_linear)
+            raise Unexpected(f"one of the modes {wanted}", f"mode: {self.mode}", key="linear")
 
     @property
     def ignore_values(self) -> tuple[int, ...]:
@@ -355,7 +340,7 @@ class Case(Model):
 
     @property
     def has_gradient(self) -> bool:
-        return not self.expects_error and self.question.mode not in WITHOUT_GRADIENT
+        return not self.expects_error and MODES[self.question.mode].has_gradient
 
     @property
     def is_huge(self) -> bool:

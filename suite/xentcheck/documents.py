@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from xentcheck.batch import Batch
 from xentcheck.capabilities import CAPABILITIES, OPTIONS
-from xentcheck.case import WITHOUT_GRADIENT, Case, Question
+from xentcheck.case import Case, Question
+from xentcheck.case_modes import MODES
 
 ABSENT: Any = object()
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -32,6 +33,8 @@ NON_FINITE = ("-inf", "nan", "inf")
 SCALES = (1, 3, 10, 30, 100, 0.01, 1000, 1e4, 1e5, 0, 1e-30, 1e30)
 # No classes, but some of them are one once they have been put into a narrower integer.
 OUTSIDE = (-1, 255, 256, 257, -255, 1000, 2**31, -(2**31), 2**32, 2**32 + 1, 2**63 - 1, -(2**63))
+# Modes in which no gradient from above can be given.
+WITHOUT_UPSTREAM = {"vmap", *(name for name, mode in MODES.items() if not mode.has_gradient)}
 LAYOUTS = ("strided", "transposed", "offset", "expanded")
 
 
@@ -316,7 +319,7 @@ def _mode(facts: Facts) -> Any:
 
 
 def _upstream(facts: Facts) -> Any:
-    if facts.entry.get("mode") in (*WITHOUT_GRADIENT, "vmap") or not facts.chance(2):
+    if facts.entry.get("mode") in WITHOUT_UPSTREAM or not facts.chance(2):
         return ABSENT
     scalars = (2, -1, 0.5, 0, 100, -256, 1e-3)
     if facts.entry.get("reduction") != "none":

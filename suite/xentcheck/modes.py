@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xentcheck.case_modes import micro_batches
+
 LossFunction = Callable[..., Any]
 Steps = Callable[[LossFunction, Any], Iterator[Any]]
 Wrap = Callable[[LossFunction, Any], LossFunction]
@@ -164,12 +166,6 @@ def autocast(function: LossFunction, batch: Any) -> LossFunction:
             return function(*arguments, **options)
 
     return call
-
-
-def micro_batches(samples: int) -> list[slice]:
-    """Three unequal parts."""
-    bounds = sorted({0, 1, 1 + (samples - 1) // 3, samples})
-    return [slice(start, stop) for start, stop in zip(bounds, bounds[1:])]  # noqa: B905, RUF007
 
 
 def accumulated(function: LossFunction, batch: Any) -> LossFunction:

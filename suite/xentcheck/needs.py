@@ -6,9 +6,8 @@ import torch
 
 from xentcheck.batch import Batch
 from xentcheck.case import Case, Question
+from xentcheck.case_modes import MODES
 
-# Modes that are capabilities of the same name. The others take no more than calling the loss as usual.
-MODES = frozenset({"compile", "autocast", "func_grad", "vmap", "double_backward"})
 MANY_CLASSES = 4096
 
 
@@ -24,7 +23,7 @@ def capabilities_needed(case: Case, batch: Batch) -> frozenset[str]:
         needed.add("non_contiguous")
     if case.has_gradient:
         needed.add("backward")
-    return frozenset(needed | (MODES & {question.mode}))
+    return frozenset(needed | ({capability} if (capability := MODES[question.mode].capability) else set()))
 
 
 def _for_ignoring(question: Question, batch: Batch) -> set[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xentcheck.case import Case, Expect
+from xentcheck.case_modes import MODES
 from xentcheck.loader import CASES, SPEED, check_ids, load
 from xentcheck.mistakes import CaseFileError, Mistake
 from xentcheck.patterns import nearest
@@ -49,7 +50,7 @@ def _mistakes(case: Case) -> Iterator[Mistake]:
     question = case.question
     if not case.clause.profile:
         yield Mistake("expected the name that --profile takes; found none", case.path, 1, key="profile")
-    if question.mode not in ("eager", "compile", "no_grad") or question.expect != Expect():
+    if not MODES[question.mode].is_timed or question.expect != Expect():
         text = "expected mode eager, compile or no_grad and no expect, since a plain step is timed"
         yield Mistake(text, case.path, case.line, case.id)
     if question.target.probabilities is not None:
