@@ -9,15 +9,18 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from xentcheck import bug_reports, common_claims, gate, loader, record, report, report_cost, speed_cases
-from xentcheck.batch import build
-from xentcheck.case import Case
-from xentcheck.implementation import Implementation, ImplementationError, find
+from xentcheck import loader, speed_cases
+from xentcheck.mistakes import CaseFileError, UsageError
 from xentcheck.patterns import nearest
-from xentcheck.script import script
-from xentcheck.script_literals import WRITTEN_OUT
-from xentcheck.second_process import measure_again
+
+if TYPE_CHECKING:
+    from xentcheck.case import Case
+    from xentcheck.implementation import Implementation
+    from xentcheck.record import Results
+
+# Commands import what they need beside these when they run: torch alone takes seconds, and listing cases needs none of it.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,13 +73,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (loader.CaseFileError, ImplementationError, record.RecordError, gate.GateError) as error:
+    except UsageError as error:
         print(f"xentcheck: {error}", file=sys.stderr)
         return 2
 
 
+def _results(paths: Sequence[Path]) -> Results:
+    from xentcheck import record
+
+    return record.merge([record.load(path) for path in paths])
+
+
 def _report(options: argparse.Namespace) -> int:
-    results = record.merge([record.load(path) for path in options.results])
+    from xentcheck import bug_reports, common_claims, report, report_cost
+    from xentcheck.batch import build
+    from xentcheck.implementation import ImplementationError, find
+    from xentcheck.script import script
+    from xentcheck.script_literals import WRITTEN_OUT
+
+    results = _results(options.results)
     if results.costs and not options.check:  # times are never the same again
         pages = report_cost.write(results, options.to)
         print(f"wrote {', '.join(str(path) for path in pages)}")
@@ -119,6 +134,10 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _repro(options: argparse.Namespace) -> int:
+    from xentcheck.batch import build
+    from xentcheck.implementation import ImplementationError, find
+    from xentcheck.script import script
+
     implementations = find(options.impl)
     if len(implementations) != 1:
         raise ImplementationError(f"--impl {options.impl}: expected one implementation; found {len(implementations)}")
@@ -130,7 +149,7 @@ def _repro(options: argparse.Namespace) -> int:
 def _case(case_id: str, path: Path | None) -> Case:
     cases = {case.id: case for case in (loader.load(path) if path else loader.load_all())}
     if case_id not in cases:
-        raise loader.CaseFileError(f"there is no case {case_id}{nearest(case_id, cases)} `xentcheck cases` lists all")
+        raise CaseFileError(f"there is no case {case_id}{nearest(case_id, cases)} `xentcheck cases` lists all")
     return cases[case_id]
 
 
@@ -143,13 +162,16 @@ def _cases(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    results = record.merge([record.load(path) for path in options.results])
+    from xentcheck import record
+
+    results = _results(options.results)
     record.save(results, options.to)
     print(f"{len(results.verdicts)} verdicts of {len(results.sources)} files in {options.to / record.NAME}")
     return 0 if results.complete else 1
 
 
 def _lint(options: argparse.Namespace) -> int:
+    from xentcheck import bug_reports
     from xentcheck.lint import lint
 
     cases = [case for path in options.files for case in loader.load(path)] if options.files else loader.load_all()
@@ -164,7 +186,9 @@ def _lint(options: argparse.Namespace) -> int:
 
 
 def _baseline(options: argparse.Namespace) -> int:
-    results = record.merge([record.load(path) for path in options.results])
+    from xentcheck import gate
+
+    results = _results(options.results)
     if not results.complete or not (results.verdicts or results.costs):
         raise gate.GateError(
             "expected results of runs that ended and held something; a baseline of less would forgive too much"
@@ -179,7 +203,10 @@ def _baseline(options: argparse.Namespace) -> int:
 
 
 def _gate(options: argparse.Namespace) -> int:
-    results = record.merge([record.load(path) for path in options.results])
+    from xentcheck import gate
+    from xentcheck.second_process import measure_again
+
+    results = _results(options.results)
     report = gate.compare(results, gate.read(options.baseline), measure_again)
     text = gate.markdown(report, options.strict_perf)
     print(text, end="")

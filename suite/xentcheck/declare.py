@@ -14,10 +14,11 @@ from packaging.specifiers import SpecifierSet
 
 from xentcheck.capabilities import CAPABILITIES, CONVENTIONS, FAULT_KINDS, FORMS
 from xentcheck.case import ASPECTS
+from xentcheck.mistakes import UsageError
 from xentcheck.patterns import matches, nearest
 
 
-class ImplementationError(Exception):
+class ImplementationError(UsageError):
     """An implementation that cannot be found, loaded or used. The text says what to do."""
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from xentcheck import cost, terminal_cost
 from xentcheck.markdown import table
 from xentcheck.memory import SLACK, size
+from xentcheck.mistakes import UsageError
 from xentcheck.record import Results
 from xentcheck.status import Status
 from xentcheck.timing import Ratio
@@ -37,7 +38,7 @@ Line = Mapping[str, Any]
 Again = Callable[[Sequence[Line]], Sequence[Line]]
 
 
-class GateError(Exception):
+class GateError(UsageError):
     """A baseline that cannot be read, or that nothing can be compared with. The text says what to do."""
 
 

@@ -21,7 +21,11 @@ class Mistake:
         return ": ".join(part for part in (place, self.case and f"case {self.case}", self.key, self.text) if part)
 
 
-class CaseFileError(ValueError):
+class UsageError(Exception):
+    """What a user asked for cannot be done. The text says what was expected, what was found, and what to do."""
+
+
+class CaseFileError(UsageError, ValueError):
     """Case files that cannot be used, or a choice among them that cannot be made. Its text has a line for each mistake."""
 
     def __init__(self, *mistakes: Mistake | str) -> None:

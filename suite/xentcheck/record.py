@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from xentcheck.implementation import Implementation
+from xentcheck.mistakes import UsageError
 from xentcheck.verdict import Verdict, from_json, to_json
 
 FORMAT = 2
@@ -31,7 +32,7 @@ NAME = "results.jsonl"
 _ALLOCATOR_SETTINGS = ("THP_MEM_ALLOC_ENABLE", "MALLOC_CONF", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF")
 
 
-class RecordError(Exception):
+class RecordError(UsageError):
     """Results that cannot be read, written or merged. The text says what to do."""
 
 
