@@ -27,9 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 where a check found something, 2 where the command cannot be carried out."""
     parser = argparse.ArgumentParser(
         prog="xentcheck",
-        description="Conformance of cross-entropy losses. The suite itself is run by: pytest suite/ --impl NAMES",
+        description="Conformance of cross-entropy losses. In a checkout the suite is also run by: pytest suite/ --impl NAMES",
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("run", help="run the suite: the same as pytest --pyargs xentcheck.suite --impl NAMES")
+    add.add_argument(
+        "implementations", help="what --impl takes: package.module:attribute, path/to/file.py:attribute, names"
+    )
+    add.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="further arguments for pytest, such as --cases 'ignored-*'"
+    )
+    add.set_defaults(run=_run)
     add = commands.add_parser("report", help="write the reports from results")
     add.add_argument("results", type=Path, nargs="+", help="folders that --results wrote; several are merged")
     add.add_argument("--to", type=Path, default=Path("reports"), help="where to write (default: reports)")
@@ -76,6 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"xentcheck: {error}", file=sys.stderr)
         return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    import pytest
+
+    return int(pytest.main(["--pyargs", "xentcheck.suite", "--impl", options.implementations, *options.arguments]))
 
 
 def _results(paths: Sequence[Path]) -> Results:

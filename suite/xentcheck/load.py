@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -192,6 +193,8 @@ def _find_one(part: str, folder: Path, probe: Probe) -> list[Implementation]:
         if not functions:
             raise ImplementationError(f"--impl {part}: {path} defines no public function")
         return [_from_module(load_file(path), name, f"{where}:{name}", probe) for name in functions]
+    if os.getcwd() not in sys.path:  # as ``python -m`` has it; the commands ``pytest`` and ``xentcheck`` do not
+        sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(where)
     except Exception as error:

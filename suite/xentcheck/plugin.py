@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from rich.console import Console
 from xentcheck import loader, record, speed_cases, terminal
 from xentcheck.case import ASPECTS, Aspect, Case
 from xentcheck.examine import Examiner
-from xentcheck.implementation import ImplementationError, find
+from xentcheck.implementation import find
 from xentcheck.isolate import Workers
+from xentcheck.mistakes import UsageError
 from xentcheck.patterns import nearest
+from xentcheck.settings import folder, read_settings, with_own
 from xentcheck.status import Status
 from xentcheck.verdict import Verdict, from_json, to_json
 
@@ -34,7 +37,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--cases",
         metavar="PATTERN",
-        help="only these cases: patterns of ids with * and ?, or case files of your own (path/to/file.yaml), separated by commas",
+        help="only these cases: patterns of ids with * and ?, case files of your own (path/to/file.yaml) or folders of them, separated by commas",
+    )
+    group.addoption(
+        "--implementations",
+        metavar="DIR",
+        type=Path,
+        help="a folder of your own implementations, one file each, which --impl then finds by name",
     )
     group.addoption("--results", metavar="DIR", type=Path, help="write every verdict to DIR/results.jsonl")
     group.addoption(
@@ -67,9 +76,14 @@ class Session:
         self.config = config
         self.workers: Workers | None = None
         try:
+            own = read_settings(config.rootpath)
+            if (given := config.getoption("implementations")) is not None:
+                own = replace(own, implementations=folder(given, "--implementations"))
             self.workers = _workers(config)
-            self.implementations = (self.workers.find if self.workers else find)(config.getoption("impl"))
-            self.specification = loader.telling_first(loader.load_all())
+            named = with_own(config.getoption("impl"), own.implementations)
+            self.implementations = (self.workers.find if self.workers else find)(named)
+            folders = [loader.CASES, own.cases] if own.cases else []
+            self.specification = loader.telling_first(loader.load_all(*folders))
             self.cases = self._selected(config.getoption("cases"))
             workers = self.workers
             self.examiner = Examiner(workers.observe, workers.observe_all) if workers else Examiner()
@@ -77,7 +91,7 @@ class Session:
                 (i.name, case.id): self.examiner.aspects(case, i) for case in self.cases for i in self.implementations
             }
             speed = speed_cases.load_speed()
-        except (ImplementationError, loader.CaseFileError) as error:
+        except UsageError as error:
             self.close()
             raise pytest.UsageError(str(error)) from error
         if "OMP_NUM_THREADS" not in os.environ:
@@ -108,8 +122,13 @@ class Session:
         for pattern in (p.strip() for p in patterns.split(",")):
             if not pattern:
                 continue
-            own = pattern.endswith((".yaml", ".yml"))
-            cases = loader.load(Path(pattern).expanduser().resolve()) if own else loader.select(asked, pattern)
+            path = Path(pattern).expanduser()
+            if path.is_dir():
+                cases = loader.load_all(path.resolve())
+            elif path.suffix in (".yaml", ".yml"):
+                cases = loader.load(path.resolve())
+            else:
+                cases = loader.select(asked, pattern)
             if not cases and loader.select(self.specification, pattern):
                 raise loader.CaseFileError(f"--cases {pattern}: these are cases of more than 2^31 logits; add --huge")
             if not cases:

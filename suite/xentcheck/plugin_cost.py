@@ -20,10 +20,11 @@ from xentcheck.case import Bytes, Case
 from xentcheck.implementation import Implementation, find
 from xentcheck.plugin import NOTHING_TO_TEST, SESSION, Session
 from xentcheck.record import RecordError
+from xentcheck.resources import suite_folder
 from xentcheck.status import Status
 from xentcheck.yaml_document import CaseFileError
 
-SUITE = Path(__file__).resolve().parents[1]
+SUITE = suite_folder()
 MEASURING = ("test_memory.py", "test_speed.py")
 NODE_ID = re.compile(r"test_(?P<measure>memory|speed)\[(?P<implementation>[^:]+):(?P<case>.+)\]$")
 

@@ -17,6 +17,11 @@ def implementations_folder() -> Path:
     return _folder("implementations")
 
 
+def suite_folder() -> Path:
+    """The folder of the tests that users run."""
+    return _folder("suite")
+
+
 def _folder(name: str) -> Path:
     in_checkout = _PACKAGE.parents[1] / name
     return in_checkout if _PACKAGE.parent.name == "suite" and in_checkout.is_dir() else _PACKAGE / name

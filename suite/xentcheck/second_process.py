@@ -11,9 +11,11 @@ from pathlib import Path
 
 from xentcheck.gate import GateError, Line
 from xentcheck.implementation import ImplementationError, find
+from xentcheck.pytest_entry import PLUGINS
 from xentcheck.record import RecordError, load
+from xentcheck.resources import suite_folder
 
-SUITE = Path(__file__).resolve().parents[1]
+SUITE = suite_folder()
 TIMEOUT = 600  # seconds
 
 
@@ -33,7 +35,8 @@ def measure_again(lines: Sequence[Line]) -> list[Line]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     environment = {**inherited, "OMP_NUM_THREADS": str(lines[0]["settings"]["threads"])}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *nodes]
+        plugins = [word for name in PLUGINS for word in ("-p", name)]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugins, *nodes]
         command += ["--impl", ",".join(sources), "--profile", ",".join(profiles), "--device", lines[0]["device"]]
         try:
             done = subprocess.run(

@@ -1,0 +1,1 @@
+"""The tests that users run: ``pytest suite/ --impl NAMES`` in a checkout, ``pytest --pyargs xentcheck.suite --impl NAMES`` elsewhere."""
