@@ -52,7 +52,7 @@ def speed(ratio=1.0, noise=0.01, control=1.0, control_noise=0.01, case="speed/on
 
 
 def verdict(status="pass", case="plain/one", aspect="loss", name="mine"):
-    return Verdict(name, "plain", case, aspect, status, message="" if status == "pass" else "expected 1; found 2")
+    return Verdict(name, "plain", case, aspect, status, reason="" if status == "pass" else "expected 1; found 2")
 
 
 PASSED = verdict()
@@ -312,7 +312,7 @@ def test_what_is_no_baseline(tmp_path, content, message):
 
 def test_long_lists_are_cut_and_pipes_escaped():
     many = [verdict("fail", f"plain/{n}") for n in range(60)]
-    text = markdown(compare(results(memory(), speed(), verdicts=[replace(v, message="a|b") for v in many]), BASE))
+    text = markdown(compare(results(memory(), speed(), verdicts=[replace(v, reason="a|b") for v in many]), BASE))
     assert "and 20 more" in text
     assert "a\\|b" in text
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from older_torch import page
 from xentcheck.record import Results
-from xentcheck.verdict import Verdict
+from xentcheck.verdict import Fault, Verdict
 
 RIGHT = Verdict("mine", "plain-values", "plain-values/one", "loss", "pass")
 
@@ -15,7 +15,7 @@ def results(torch, *verdicts, complete=True):
 
 
 def test_a_verdict_that_differs_is_shown_with_its_message():
-    wrong = replace(RIGHT, status="fail", fault="value", message="expected 1; found 2")
+    wrong = replace(RIGHT, status="fail", fault=Fault("value", expected="1", found="2"))
     text = page(results("2.13.0", RIGHT), results("2.6.0", wrong))
     assert "| plain-values | loss | pass | fail | `mine` | 1 | `plain-values/one`: expected 1; found 2 |" in text
     assert "| `mine` | 1 | 0 | 1 | 1 |" in text
@@ -30,7 +30,7 @@ def test_equal_verdicts_are_counted_only():
 
 
 def test_what_the_older_torch_does_not_have_is_one_word():
-    away = replace(RIGHT, status="unavailable", message="torch 2.6.0 has no such function")
+    away = replace(RIGHT, status="unavailable", reason="torch 2.6.0 has no such function")
     text = page(results("2.13.0", RIGHT), results("2.6.0", away))
     assert "| `mine` | 1 | 0 | 0 | not there |" in text
     assert text.count("plain-values/one") == 0

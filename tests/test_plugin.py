@@ -264,7 +264,7 @@ def test_a_broken_case_file_is_a_usage_error(run, tmp_path):
     (tmp_path / "broken.yaml").write_text("clause: x\n")
     status, screen = run("--impl", "native", "--cases", tmp_path / "broken.yaml")
     assert status == 4
-    assert "broken.yaml:1: title: expected, but not there" in screen
+    assert "broken.yaml:1: title: required, but missing" in screen
 
 
 def test_a_captured_file_that_is_missing_is_a_usage_error(run, write, tmp_path):
@@ -487,7 +487,7 @@ def test_resuming_what_is_complete_runs_nothing_and_says_how_it_was(run, two, tm
 def start(tmp_path, heeding_interrupts):
     """``start(option, ...)``: ``python -m pytest suite/`` as a process; ``quick`` leaves the specification unread."""
     running = []
-    (tmp_path / "quick.py").write_text("from xentcheck import loader\ncasefile.load_all = lambda: []\n")
+    (tmp_path / "quick.py").write_text("from xentcheck import loader\nloader.load_all = lambda: []\n")
 
     def popen(*options, quick=True, **environment):
         path = os.pathsep.join([str(SUITE), str(tmp_path)])

@@ -15,7 +15,7 @@ import pytest
 from xentcheck.implementation import Deviation, Implementation
 from xentcheck.record import NAME, RecordError, Results, Writer, key, load, merge, run_header, save
 from xentcheck.status import Status
-from xentcheck.verdict import Fault, Verdict
+from xentcheck.verdict import Fault, Verdict, to_json
 
 NATIVE = Implementation(
     name="native",
@@ -106,7 +106,9 @@ def test_every_line_is_json_for_any_reader(tmp_path):
 
     for line in lines(tmp_path):
         json.loads(line, parse_constant=refuse)
-    assert [v.error_units for v in load(tmp_path).verdicts] == [None, None]
+    infinite, nan = (v.error_units for v in load(tmp_path).verdicts)
+    assert infinite == float("inf")
+    assert nan != nan
 
 
 def test_costs_are_kept_with_their_samples(tmp_path):
@@ -182,11 +184,11 @@ def complaint(action):
         (
             1,
             b'{"kind": "verdict", "implementation": "n", "clause": "c", "case": "x", "aspect": "loss", "status": "fine"}\n',
-            ":2: expected a status of pass, fail, ",
+            ":2: not a verdict: expected a status of crash, ",
         ),
         (1, b"{}\n", ":2: "),
         (0, b'{"kind": "verdict"}\n', ":1: expected a run line; found "),
-        (0, b'{"kind": "run", "format": 99}\n', ":1: expected format 1; found 99; run the suite again"),
+        (0, b'{"kind": "run", "format": 99}\n', ":1: expected format 2; found 99; run the suite again"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, place, content, said):
@@ -369,7 +371,7 @@ def written_until_full(writer):
 
 
 def test_a_full_disk_leaves_an_intact_prefix_wherever_it_strikes(tmp_path):
-    length = len(json.dumps({"kind": "verdict", **verdict(0).__dict__})) + 1
+    length = len(json.dumps({"kind": "verdict", **to_json(verdict(0))})) + 1
     for room in range(0, 2 * length + 2, 7):
         folder = tmp_path / str(room)
         writer = Writer(folder, header())

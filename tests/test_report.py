@@ -1,5 +1,6 @@
 """The reports as golden files, from records written by hand. ``python tests/test_report.py`` writes the golden files anew."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from xentcheck import bug_reports, cli, common_claims, record, report
 from xentcheck.case import Case, Clause, Question
 from xentcheck.loader import CASES
-from xentcheck.verdict import Verdict
+from xentcheck.verdict import Fault, Verdict
 
 GOLDEN = Path(__file__).parent / "golden"
 CLAUSES = {
@@ -40,9 +41,11 @@ STALE = {**LEAK, "cases": ["ignored/elsewhere"], "observed": "something that was
 
 
 def verdict(
-    implementation, case, aspect, status="pass", units=None, message="", fault="", dtype="float32", **conventions
+    implementation, case, aspect, status="pass", units=None, reason="", fault=None, dtype="float32", **conventions
 ):
-    return Verdict(implementation, case.split("/")[0], case, aspect, status, units, message, fault, dtype, conventions)
+    return Verdict(
+        implementation, case.split("/")[0], case, aspect, status, units, fault, reason, None, dtype, conventions
+    )
 
 
 def results():
@@ -76,11 +79,10 @@ def results():
             "ignored/nan",
             "gradient",
             "deviates",
-            message="expected a gradient of 0.0; found nan at [0, 0], an ignored position",
-            fault="nan",
+            fault=Fault("nan", "gradient", 0.0, math.nan, (0, 0), is_ignored=True),
         ),
         verdict("known", "plain/mean", "loss", units=1.5, empty_mean="nan"),
-        verdict("known", "plain/half", "loss", "unsupported", message="not claimed: bfloat16", dtype="bfloat16"),
+        verdict("known", "plain/half", "loss", "unsupported", reason="not claimed: bfloat16", dtype="bfloat16"),
         verdict("right", "ignored/nan", "loss", units=0.5),
         verdict("right", "ignored/nan", "gradient", units=0.0),
         verdict("right", "plain/mean", "loss", units=2.0, empty_mean="zero"),
@@ -90,10 +92,9 @@ def results():
             "ignored/nan",
             "loss",
             "error",
-            message="expected a loss; found RuntimeError in the call: a | b",
-            fault="raised",
+            fault=Fault("raised", expected="a loss", found="RuntimeError in the call: a | b"),
         ),
-        verdict("wrong", "ignored/nan", "gradient", "crash", message="worker died"),
+        verdict("wrong", "ignored/nan", "gradient", "crash", reason="worker died"),
         verdict(
             "wrong",
             "plain/mean",

@@ -21,7 +21,7 @@ from xentcheck import blockwise, cost_check, memory, speed_cases, timing
 from xentcheck.batch import Batch, build
 from xentcheck.case import Case
 from xentcheck.implementation import Implementation
-from xentcheck.judge import held_to
+from xentcheck.judge import exceeded, held_to
 from xentcheck.needs import capabilities_needed
 from xentcheck.status import of_case
 from xentcheck.verdict import describe
@@ -166,8 +166,9 @@ class Costs:
         if not found.faults:
             self._units[implementation.name] = {"loss": found.loss_units, "gradient": found.gradient_units}
             return "pass", ""
+        known = {aspect: implementation.deviation_for(case.id, aspect) for aspect in found.faults}
         held = [
-            (held_to(implementation.deviation_for(case.id, aspect), fault), describe(fault))
+            (held_to(known[aspect], fault), describe(fault, exceeded(known[aspect], fault)))
             for aspect, faults in found.faults.items()
             for fault in faults
         ]

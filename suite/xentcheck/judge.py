@@ -134,14 +134,8 @@ def _verdict(blank: Verdict, finding: Finding, deviation: Deviation | None) -> V
     # A deviation excuses no other fault that stands beside it.
     worst_first = sorted(finding.faults, key=lambda fault: _ORDER[held_to(deviation, fault)])
     status, fault = held_to(deviation, worst_first[0]), worst_first[0]
-    exceeds = status is Status.FAIL and deviation is not None and deviation.fault == fault.kind
-    return replace(
-        blank,
-        status=status,
-        error_units=fault.worst_units,
-        fault=fault,
-        known_units=deviation.max_units if exceeds and deviation else None,
-    )
+    known_units = exceeded(deviation, fault)
+    return replace(blank, status=status, error_units=fault.worst_units, fault=fault, known_units=known_units)
 
 
 _ORDER = {status: number for number, status in enumerate(Status)}
@@ -152,8 +146,15 @@ def held_to(deviation: Deviation | None, fault: Fault) -> Status:
     """The status of a fault, beside what is known of the implementation: its kind, and its size at most."""
     if deviation is None or deviation.fault != fault.kind:
         return _STATUS_OF.get(fault.kind, Status.FAIL)
+    return Status.DEVIATES if exceeded(deviation, fault) is None else Status.FAIL
+
+
+def exceeded(deviation: Deviation | None, fault: Fault) -> float | None:
+    """How large a fault of this kind may be, by what is known of the implementation, where it is larger."""
+    if deviation is None or deviation.fault != fault.kind or deviation.max_units is None:
+        return None
     units = np.inf if fault.worst_units is None else fault.worst_units
-    return Status.DEVIATES if deviation.max_units is None or units <= deviation.max_units else Status.FAIL
+    return deviation.max_units if units > deviation.max_units else None
 
 
 def _wrong(kind: str, expected: Any, found: Any, **more: Any) -> Finding:

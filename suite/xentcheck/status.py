@@ -42,6 +42,10 @@ class Status(str, Enum):
     def __str__(self) -> str:
         return self.value
 
+    @classmethod
+    def _missing_(cls, value: object) -> Status:
+        raise ValueError(f"expected a status of {', '.join(map(str, cls))}; found {value!r}")
+
     @property
     def was_asked(self) -> bool:
         """Whether the implementation gave an answer that could be judged, or failed to."""

@@ -67,6 +67,9 @@ class Verdict:
     dtype: str = ""
     conventions: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "status", Status(self.status))
+
     @property
     def key(self) -> Key:
         return Key(self.implementation, self.case, self.aspect)
@@ -78,18 +81,15 @@ class Verdict:
 
     @property
     def message(self) -> str:
-        if self.fault is None:
-            return self.reason
-        beyond = "" if self.known_units is None else f"; a deviation is known up to {counted(self.known_units, 'unit')}"
-        return describe(self.fault) + beyond
+        return self.reason if self.fault is None else describe(self.fault, self.known_units)
 
 
-def describe(fault: Fault) -> str:
-    """A fault as a person reads it: what was expected, what was found, where, and by how much."""
+def describe(fault: Fault, known_units: float | None = None) -> str:
+    """A fault as a person reads it: what was expected, what was found, where, and by how much. known_units: how large it may be by a known
+    deviation, where it is larger."""
+    beyond = "" if known_units is None else f"; a deviation is known up to {counted(known_units, 'unit')}"
     before = f"{fault.context}: " if fault.context else ""
-    return (
-        f"{before}expected {_expected(fault)}; found {_shown(fault.found)}{_where(fault)}{_size(fault)}{_extent(fault)}"
-    )
+    return f"{before}expected {_expected(fault)}; found {_shown(fault.found)}{_where(fault)}{_size(fault)}{_extent(fault)}{beyond}"
 
 
 def counted(number: float, unit: str) -> str:
@@ -151,7 +151,7 @@ def from_json(item: Mapping[str, Any]) -> Verdict:
     values |= {name: item[name] for name in ("fault", "conventions") if name in item}
     if "fault" in values:
         values["fault"] = Fault(**{name: _read(value) for name, value in values["fault"].items()})
-    return Verdict(**{**values, "status": Status(values["status"])})
+    return Verdict(**values)
 
 
 def _given(instance: Any) -> dict[str, Any]:
