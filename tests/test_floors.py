@@ -9,24 +9,25 @@ import xentcheck
 
 LIBRARY = Path(xentcheck.__file__).parent
 FLOORS = [
-    {"claims", "naming", "yamltext", "global_state", "markdown", "wire"},
-    {"case"},
-    {"casefile", "declare"},
-    {"load"},
-    {"implementation"},
-    {"batch", "profiles"},
-    {"linear"},
-    {"capture", "reference", "observe", "compare", "timing", "documents"},
-    {"memory", "relations"},
-    {"judge", "isolate", "worker"},
-    {"examine", "record", "large"},
-    {"cost"},
-    {"terminal", "terminal_cost", "repro", "lint", "plot", "plot_cost", "situations"},
-    {"common_claims", "explore", "bug_reports"},
-    {"report", "report_cost", "gate"},
-    {"second_process"},
-    {"plugin", "gate_trials"},
-    {"explore_plugin", "plugin_cost", "plugin_gate", "cli"},
+    # facts and words
+    {"capabilities", "case_modes", "mistakes", "patterns", "resources", "status", "pytest_entry"},
+    {"definition", "global_state", "layout", "markdown", "script_literals", "wire"},
+    {"fields", "modes", "settings", "verdict", "yaml_document"},
+    # what is asked, and what can be tested
+    {"case", "validation"},
+    {"bug_reports", "declare", "draw", "loader"},
+    {"batch", "load", "speed_cases"},
+    {"capture_batch", "documents", "implementation", "linear", "needs", "units"},
+    # the truth, and what was observed
+    {"observe", "plot", "record", "script_source", "terminal", "timing", "truth"},
+    {"blockwise", "common_claims", "isolate", "memory", "plot_cost", "relations", "script", "worker"},
+    # judgement
+    {"cost_check", "judge", "report"},
+    {"cost", "examine"},
+    {"lint", "plugin", "situations", "terminal_cost"},
+    {"explore", "gate", "plugin_cost", "report_cost"},
+    {"explore_plugin", "gate_trials", "second_process"},
+    {"cli", "plugin_gate"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 

@@ -63,7 +63,7 @@ def results(
 ):
     header = {
         "kind": "run",
-        "format": 1,
+        "format": 2,
         "cases": "c1",
         "started": "2026-01-01",
         "environment": environment,

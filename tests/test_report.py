@@ -101,8 +101,7 @@ def results():
             "loss",
             "fail",
             40.0,
-            "expected a loss of 1.0; found 2.0, 40 units where 3 are allowed",
-            "value",
+            fault=Fault("value", "loss", 1.0, 2.0, units=40.0, worst_units=40.0, allowed_units=3.0, count=1, total=1),
         ),
         verdict(
             "wrong",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -87,9 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    import pytest
-
-    return int(pytest.main(["--pyargs", "xentcheck.suite", "--impl", options.implementations, *options.arguments]))
+    command = [sys.executable, "-m", "pytest", "--pyargs", "xentcheck.suite", "--impl", options.implementations]
+    return subprocess.call([*command, *options.arguments])
 
 
 def _results(paths: Sequence[Path]) -> Results:

@@ -26,7 +26,8 @@ from xentcheck.verdict import Verdict
 Script = Callable[
     [str, str], str
 ]  # implementation and case to a script that reproduces it, or nothing where it is too long for a page
-SYMBOLS = {status: status.symbol for status in Status}
+# In the order in which a cell shows them: what was asked first, a pass before all.
+SYMBOLS = {s: s.symbol for s in sorted(Status, key=lambda s: (not s.was_asked, s.rank))}
 LEGEND = (
     "✓ cases that pass, △ that deviate in a known way ([deviations](deviations.md)), ✗ that fail, error, crash or time out (new, not known), "
     "! that pass although a deviation is declared, – unsupported (the implementation does not claim what they need), ? unavailable here."
