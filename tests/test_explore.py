@@ -52,7 +52,14 @@ def one(folder):
     def store(entry, implementation=None):
         implementation = implementation or fake("right")
         case = explore.to_case(entry, implementation, folder / "x.yaml")
-        wrong = situations.Verdict("right", "found", case.id, "loss", "fail", message="it was wrong", fault="value")
+        wrong = situations.Verdict(
+            "right",
+            "found",
+            case.id,
+            "loss",
+            "fail",
+            fault=situations.Fault("value", expected="it", found="it was wrong"),
+        )
         find = explore.Find(entry, case, wrong, frozenset())
         return explore._store(find, implementation, folder).case.path
 
@@ -251,7 +258,9 @@ def test_a_failure_of_the_suite_itself_is_a_find(folder, monkeypatch):
 
     monkeypatch.setattr(situations.Examiner, "examine", breaks)
     result = explore.explore(fake("right"), 60, 0, [], folder)
-    assert {f.verdict.message for f in result.finds} == {"the suite itself failed: ZeroDivisionError: in the judge"}
+    assert {f.verdict.message for f in result.finds} == {
+        "expected a verdict; found a failure of the suite itself: ZeroDivisionError: in the judge"
+    }
     assert {f.entry["dtype"] for f in result.finds} == {"float64"}
 
 
@@ -306,7 +315,7 @@ def test_a_known_deviation_explains_other_batches_with_the_same_features(cases, 
 
 
 def test_a_larger_error_than_the_known_one_is_new(case):
-    verdict = situations.Verdict("x", "c", "c/a", "loss", "fail", error_units=50.0, fault="value")
+    verdict = situations.Verdict("x", "c", "c/a", "loss", "fail", error_units=50.0, fault=situations.Fault("value"))
     known = situations.Situation("loss", "value", frozenset({"bfloat16"}), 120.0, "c/b")
     seen = frozenset({"bfloat16", "weights"})
     assert known.explains(verdict, seen)
@@ -323,7 +332,7 @@ def test_two_known_faults_in_one_batch_are_known():
     """The judge names the first wrong value and the worst error, which may belong to different faults."""
     rounding = situations.Situation("gradient", "value", frozenset({"bfloat16"}), 200.0, "c/rounding")
     nan = situations.Situation("gradient", "nan", frozenset({"an ignored row without a softmax"}), None, "c/nan")
-    verdict = situations.Verdict("x", "c", "c/a", "gradient", "fail", error_units=None, fault="value")
+    verdict = situations.Verdict("x", "c", "c/a", "gradient", "fail", error_units=None, fault=situations.Fault("value"))
     both = frozenset({"bfloat16", "an ignored row without a softmax"})
     assert situations.explanation([rounding, nan], verdict, both) == "c/rounding"
     assert situations.explanation([rounding, nan], verdict, frozenset({"bfloat16"})) is None
@@ -333,7 +342,7 @@ def test_two_known_faults_in_one_batch_are_known():
 def test_a_relation_is_broken_for_the_reason_that_the_answer_itself_is_wrong():
     nan = situations.Situation("gradient", "nan", frozenset(), None, "c/nan")
     own, relation, broken = (
-        situations.Verdict("x", "c", "c/a", aspect, "fail", fault=fault)
+        situations.Verdict("x", "c", "c/a", aspect, "fail", fault=situations.Fault(fault))
         for aspect, fault in (("gradient", "nan"), ("splitting", "value"), ("splitting", "harness"))
     )
     assert situations.first_new([nan], [own, relation], frozenset()) == (None, "c/nan")

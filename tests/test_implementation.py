@@ -674,7 +674,7 @@ def test_every_kind_of_fault_can_be_known(fault):
     assert Deviation("a", aspect="loss", observed="x", fault=fault, link="y").fault == fault
 
 
-@pytest.mark.parametrize("module", ["claims", "declare", "load", "implementation"])
+@pytest.mark.parametrize("module", ["capabilities", "declare", "load", "implementation"])
 def test_declarations_are_read_without_torch(module):
     code = f"""
 import sys, types

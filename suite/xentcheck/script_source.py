@@ -24,6 +24,7 @@ def stand_in(*_, **claims):
 
 def load(name, text):
     sys.modules[name] = module = types.ModuleType(name)
+    module.__file__ = name + ".py"
     module.__dict__.update(Implementation=stand_in, Deviation=stand_in)
     module.__dict__.update(LOGITS_CAPABILITIES=frozenset(), LINEAR_CAPABILITIES=frozenset())
     exec(compile(text, name, "exec"), module.__dict__)
@@ -153,8 +154,15 @@ def _siblings(path: Path, text: str) -> list[Path]:
     modules = [
         node.module or "" if isinstance(node, ast.ImportFrom) else alias.name for node in nodes for alias in node.names
     ]
-    files = [path.parent / f"{module.split('.')[0]}.py" for module in dict.fromkeys(modules) if module]
-    return [file for file in files if file.is_file()]
+    names = dict.fromkeys(module.split(".")[0] for module in modules if module)
+    files = {name: path.parent / f"{name}.py" for name in names}
+    return [file for name, file in files.items() if file.is_file() and not _is_elsewhere(name, file)]
+
+
+def _is_elsewhere(name: str, file: Path) -> bool:
+    """Whether a module of that name was imported from another place than this file, such as an installed package."""
+    found = getattr(sys.modules.get(name), "__file__", None)
+    return found is not None and Path(found).resolve() != file.resolve()
 
 
 def _names(node: ast.stmt) -> set[str]:

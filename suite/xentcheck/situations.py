@@ -19,7 +19,8 @@ from xentcheck.batch import Batch, build
 from xentcheck.case import RELATIONS, Case
 from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation
-from xentcheck.verdict import Verdict
+from xentcheck.status import Status
+from xentcheck.verdict import Fault, Verdict
 
 LARGE = 50_000  # cases with more logits are known as they stand: taking things from them would take long
 SPELLED_OUT = 24  # so many logits and no more are written as numbers
@@ -87,10 +88,15 @@ def failures(case: Case, implementation: Implementation, examiner: Examiner) -> 
         try:
             found.append(examiner.examine(case, aspect, bare))
         except Exception as error:
-            message = f"the suite itself failed: {type(error).__name__}: {error}"
+            message = f"a failure of the suite itself: {type(error).__name__}: {error}"
             found.append(
                 Verdict(
-                    implementation.name, case.clause.clause, case.id, aspect, "error", message=message, fault="harness"
+                    implementation.name,
+                    case.clause.clause,
+                    case.id,
+                    aspect,
+                    Status.ERROR,
+                    fault=Fault("harness", expected="a verdict", found=message),
                 )
             )
     return [v for v in found if not v.status.is_good]

@@ -29,6 +29,7 @@ def take_route(route: str, monkeypatch: pytest.MonkeyPatch) -> str:
     Rows of up to 15 (float64) or 31 classes are short for "small transposed" and "blockwise over short rows"; for the others
     none is.
     """
+    assert route in ROUTES
     short = 128 if route in ("small transposed", "blockwise over short rows") else 0
     monkeypatch.setattr(thresholds, "SHORT_ROW_BYTES", short)
     if route == "small transposed":

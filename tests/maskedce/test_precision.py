@@ -130,7 +130,7 @@ def test_certain_positions_over_a_flat_tail(
 
 def test_the_smallest_losses_are_right_relatively(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where 1 - p_t is too small to be told from 0; and so is the gradient of the target's logit."""
-    take_route("blocks", monkeypatch)
+    take_route("blockwise", monkeypatch)
     for peak in (10.0, 20.0, 50.0, 80.0):  # from which logits differ by numbers that are rounded, by up to 4e-6
         input, target = batch((30, 7), torch.float32, ignored=0.2)
         input.scatter_(1, target.clamp(min=0).unsqueeze(1), peak)
