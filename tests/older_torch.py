@@ -17,7 +17,7 @@ from kill_page import asked, table
 from xentcheck.examine import Examiner
 from xentcheck.implementation import find
 from xentcheck.loader import digest, load_all
-from xentcheck.record import NAME, Results, Writer, key, load, run_header
+from xentcheck.record import NAME, Results, Writer, load, run_header
 
 LOOKALIKES = Path(__file__).resolve().parent / "lookalikes"
 
@@ -40,8 +40,8 @@ def ask(folder: Path) -> None:
 
 def page(pinned: Results, older: Results) -> str:
     new, old = pinned.run["environment"]["torch"], older.run["environment"]["torch"]
-    before = {key(v): v for v in pinned.verdicts}
-    both = [(before[key(v)], v) for v in older.verdicts if key(v) in before]
+    before = {v.key: v for v in pinned.verdicts}
+    both = [(before[v.key], v) for v in older.verdicts if v.key in before]
     counts, groups = [], defaultdict(list)
     for name in older.run["implementations"]:
         mine = [(a, b) for a, b in both if b.implementation == name]

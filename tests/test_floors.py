@@ -10,7 +10,7 @@ import xentcheck
 LIBRARY = Path(xentcheck.__file__).parent
 FLOORS = [
     # facts and words
-    {"capabilities", "case_modes", "mistakes", "patterns", "resources", "status", "pytest_entry"},
+    {"capabilities", "case_modes", "environment", "mistakes", "patterns", "resources", "status", "pytest_entry"},
     {"definition", "global_state", "layout", "markdown", "script_literals", "wire"},
     {"fields", "modes", "settings", "verdict", "yaml_document"},
     # what is asked, and what can be tested
@@ -19,12 +19,33 @@ FLOORS = [
     {"batch", "load", "speed_cases"},
     {"capture_batch", "documents", "implementation", "linear", "needs", "units"},
     # the truth, and what was observed
-    {"observe", "plot", "record", "script_source", "terminal", "timing", "truth"},
-    {"blockwise", "common_claims", "isolate", "memory", "plot_cost", "relations", "script", "worker"},
+    {"observe", "plot", "record", "score", "script_source", "timing", "truth"},
+    {
+        "blockwise",
+        "common_claims",
+        "isolate",
+        "memory",
+        "page",
+        "plot_cost",
+        "relations",
+        "script",
+        "terminal",
+        "worker",
+    },
     # judgement
-    {"cost_check", "judge", "report"},
-    {"cost", "examine"},
-    {"lint", "plugin", "situations", "terminal_cost"},
+    {
+        "cost_check",
+        "judge",
+        "page_accuracy",
+        "page_answers",
+        "page_bugs",
+        "page_conformance",
+        "page_conventions",
+        "page_deviations",
+        "page_summary",
+    },
+    {"cost", "examine", "report"},
+    {"lint", "plugin", "report_check", "situations", "terminal_cost"},
     {"explore", "gate", "plugin_cost", "report_cost"},
     {"explore_plugin", "gate_trials", "second_process"},
     {"cli", "plugin_gate"},

@@ -568,7 +568,7 @@ def test_a_run_that_was_cut_off_is_finished_with_every_verdict_once(start, run, 
     screen, _ = process.communicate(timeout=60)
     assert process.returncode == (2 if ending == signal.SIGINT else -signal.SIGKILL), screen
     first = load(folder)
-    done = {record.key(v) for v in first.verdicts}
+    done = {v.key for v in first.verdicts}
     assert not first.complete
     assert 0 < len(done) < ASPECTS, "two calls to probe it, two of the case and five of its relations"
 

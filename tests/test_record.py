@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from xentcheck.implementation import Deviation, Implementation
-from xentcheck.record import NAME, RecordError, Results, Writer, key, load, merge, run_header, save
+from xentcheck.record import NAME, RecordError, Results, Writer, load, merge, run_header, save
 from xentcheck.status import Status
 from xentcheck.verdict import Fault, Verdict, to_json
 
@@ -267,7 +267,7 @@ def test_a_truncated_run_goes_on_where_it_stopped(tmp_path):
     with (tmp_path / NAME).open("ab") as file:
         file.write(b'{"kind": "verdict", "impl')
     writer = resumed(tmp_path, verdict(2))
-    assert writer.already == {key(v): v for v in (verdict(0), verdict(1, "fail"))}
+    assert writer.already == {v.key: v for v in (verdict(0), verdict(1, "fail"))}
     results = load(tmp_path)
     assert results.complete
     assert [v.case for v in results.verdicts] == [f"small/case-{n}" for n in range(3)]

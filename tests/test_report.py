@@ -1,160 +1,17 @@
 """The reports as golden files, from records written by hand. ``python tests/test_report.py`` writes the golden files anew."""
 
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from xentcheck import bug_reports, cli, common_claims, record, report
-from xentcheck.case import Case, Clause, Question
-from xentcheck.loader import CASES
-from xentcheck.verdict import Fault, Verdict
+from report_material import made, material, pages, questions, results, verdict
+from xentcheck import cli, common_claims, page_answers, page_summary, record, report, report_check
+from xentcheck.page import WIDEST
+from xentcheck.verdict import Fault
 
 GOLDEN = Path(__file__).parent / "golden"
-CLAUSES = {
-    "ignored": Clause(
-        clause="ignored",
-        title="Ignored",
-        requirement="Ignored positions count for nothing.",
-        sources=("https://a.example/1",),
-    ),
-    "plain": Clause(
-        clause="plain",
-        title="Plain",
-        requirement="The loss is the definition's.",
-        sources=("https://b.example/2", "https://b.example/3"),
-    ),
-}
-LEAK = {
-    "cases": ["ignored/nan"],
-    "aspect": "gradient",
-    "observed": "NaN gradients",
-    "fault": "nan",
-    "reason": "0 * NaN is NaN.",
-    "link": "https://c.example/4",
-    "torch": "<3",
-    "max_units": None,
-}
-STALE = {**LEAK, "cases": ["ignored/elsewhere"], "observed": "something that was not run"}
-
-
-def verdict(
-    implementation, case, aspect, status="pass", units=None, reason="", fault=None, dtype="float32", **conventions
-):
-    return Verdict(
-        implementation, case.split("/")[0], case, aspect, status, units, fault, reason, None, dtype, conventions
-    )
-
-
-def results():
-    def claims(description, deviations=(), **conventions):
-        return {
-            "version": "1.0",
-            "description": description,
-            "capabilities": ["backward", "float32"],
-            "conventions": conventions,
-            "deviations": list(deviations),
-        }
-
-    run = {
-        "kind": "run",
-        "format": record.FORMAT,
-        "edition": "1",
-        "cases": "0123",
-        "selection": "all",
-        "started": "2026-01-02T03:04:05+00:00",
-        "environment": {"torch": "2.0", "gpu": None, "threads": 2, "allocator": {}},
-        "implementations": {
-            "known": claims("Wrong in a known way.", [LEAK, STALE], empty_mean="nan"),
-            "right": claims("Right."),
-            "wrong": claims("Wrong | new."),
-        },
-    }
-    verdicts = [
-        verdict("known", "ignored/nan", "loss", units=0.25),
-        verdict(
-            "known",
-            "ignored/nan",
-            "gradient",
-            "deviates",
-            fault=Fault("nan", "gradient", 0.0, math.nan, (0, 0), is_ignored=True),
-        ),
-        verdict("known", "plain/mean", "loss", units=1.5, empty_mean="nan"),
-        verdict("known", "plain/half", "loss", "unsupported", reason="not claimed: bfloat16", dtype="bfloat16"),
-        verdict("right", "ignored/nan", "loss", units=0.5),
-        verdict("right", "ignored/nan", "gradient", units=0.0),
-        verdict("right", "plain/mean", "loss", units=2.0, empty_mean="zero"),
-        verdict("right", "plain/half", "loss", units=0.125, dtype="bfloat16", half_loss_dtype="input"),
-        verdict(
-            "wrong",
-            "ignored/nan",
-            "loss",
-            "error",
-            fault=Fault("raised", expected="a loss", found="RuntimeError in the call: a | b"),
-        ),
-        verdict("wrong", "ignored/nan", "gradient", "crash", reason="worker died"),
-        verdict(
-            "wrong",
-            "plain/mean",
-            "loss",
-            "fail",
-            40.0,
-            fault=Fault("value", "loss", 1.0, 2.0, units=40.0, worst_units=40.0, allowed_units=3.0, count=1, total=1),
-        ),
-        verdict(
-            "wrong",
-            "plain/half",
-            "loss",
-            "unexpected-pass",
-            0.5,
-            "this is a known deviation, and it holds; delete x.py:1",
-            dtype="bfloat16",
-        ),
-    ]
-    return record.Results(run, tuple(verdicts))
-
-
-def cases():
-    question = Question.model_validate({"logits": {"shape": [2, 3]}})
-    return [
-        Case(id=i, clause=CLAUSES[i.split("/")[0]], question=question, path=CASES / f"{i.split('/')[0]}.yaml", line=1)
-        for i in ("ignored/nan", "plain/mean", "plain/half")
-    ]
-
-
-def questions():
-    evidence = [
-        {"case": "ignored/nan", "implementation": "known", "status": "deviates", "shows": "NaN in an ignored row"},
-        {"case": "plain/mean", "implementation": "right", "shows": "the mean"},
-    ]
-    claim = {
-        "claim": "Ignored rows are harmless.",
-        "verdict": "half true",
-        "answer": "Only finite\nones.",
-        "evidence": evidence,
-    }
-    return (common_claims.Topic.model_validate({"seed": "000", "question": "Are they?", "claims": [claim]}),)
-
-
-def bugs():
-    caught = {"cases": ["ignored/nan", "plain"], "mutants": ["nan_leaks", "no_maximum"]}
-    rows = [
-        {"id": "AB-01", "where": "cpu", "note": "One of two.", **caught},
-        {"id": "AB-02", "where": "gpu", "needs": "linear", "why_not": "It has weights | of its own."},
-        {"id": "AB-03", "where": "gpu", **caught},
-    ]
-    common = {"project": "Some", "links": ["https://github.com/a/b/issues/1", "https://d.example/2"]}
-    rows = [{**common, "symptom": f"Wrong as {row['id']}.", **row} for row in rows]
-    return (bug_reports.Theme.model_validate({"prefix": "AB", "title": "Things and more", "reports": rows}),)
-
-
-def pages(folder, shown):
-    report.write(
-        shown, cases(), questions(), bugs(), lambda implementation, case: f"print('{implementation}, {case}')\n", folder
-    )
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -192,43 +49,160 @@ def test_only_a_pass_is_counted_as_one(tmp_path):
         for line in (pages(tmp_path, results()) / "README.md").read_text().splitlines()
         if line.startswith("| `wrong`")
     )
-    assert [cell.strip() for cell in row.split("|")[2:8]] == ["0", "3", "0", "0", "0", "0 of 3"]
+    assert [cell.strip() for cell in row.split("|")[2:6]] == ["0 of 3", "0", "3", "0"]
 
 
-def test_published_pages_agree_with_themselves_but_for_digits_times_and_environment(tmp_path):
-    made, published = pages(tmp_path / "made", results()), pages(tmp_path / "published", results())
-    page = published / "README.md"
-    page.write_text(
-        page.read_text()
-        .replace("2026-01-02", "1999-01-02")
-        .replace("torch 2.0", "torch 1.0")
-        .replace("2.0 units", "1.9 units")
-    )
-    assert report.differences(made, published) == []
+def test_no_table_is_wider_than_it_may_be():
+    many = results()
+    claims = many.run["implementations"]
+    names = [f"loss-{number}" for number in range(17)]
+    verdicts = [
+        replace(v, implementation=name, error_units=float(n))
+        for n, name in enumerate(names)
+        for v in many.verdicts
+        if v.implementation == "right"
+    ]
+    # Each answers another convention, so that none of them is shown together with another.
+    verdicts += [verdict(name, f"plain/own-{n}", "loss") for n, name in enumerate(names)]
+    run = many.run | {"implementations": dict.fromkeys(names, claims["right"])}
+    for name, content in made(record.Results(run, tuple(verdicts))).items():
+        for line in content.decode().splitlines():
+            if name.endswith(".md") and line.startswith("| "):
+                assert len(re.findall(r"(?<!\\)\|", line)) - 1 <= WIDEST, (name, line)
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [("| 0        | 3 ", "| 1        | 2 "), ("known", "unknown"), ("0 of 3", "1 of 3")]
-)
-def test_any_other_difference_is_named(tmp_path, old, new):
-    made, published = pages(tmp_path / "made", results()), pages(tmp_path / "published", results())
-    page = published / "README.md"
-    assert old in page.read_text()
-    page.write_text(page.read_text().replace(old, new, 1))
-    (message,) = report.differences(made, published)
-    assert message.startswith(f"{page}: is not what the code produces")
+def test_those_with_the_same_outcome_are_shown_as_one():
+    whole = results()
+    run = whole.run | {
+        "implementations": {**whole.run["implementations"], "alike": whole.run["implementations"]["right"]}
+    }
+    alike = tuple(replace(v, implementation="alike") for v in whole.verdicts if v.implementation == "right")
+    shown = record.Results(run, whole.verdicts + alike)
+    assert material(shown).names == ["known", "right", "wrong"]
+    assert "`right`, `alike`" in made(shown)["README.md"].decode()
+    other = (replace(alike[0], status="fail", fault=Fault("value", "loss", 1.0, 2.0)), *alike[1:])
+    assert material(replace(shown, verdicts=whole.verdicts + other)).names == ["known", "right", "wrong", "alike"]
+
+
+def test_scripts_that_no_page_links_are_removed(tmp_path):
+    folder = pages(tmp_path)
+    (script,) = (folder / "scripts").iterdir()
+    assert f"(scripts/{script.name})" in (folder / "deviations.md").read_text()
+    earlier = folder / "scripts" / "earlier.py"
+    earlier.write_text("")
+    assert report_check.pages(made(folder=folder), folder) == [f"{earlier}: no page links it"]
+    pages(folder)
+    assert list((folder / "scripts").iterdir()) == [script]
+
+
+# --- published and new
+
+
+def test_a_published_record_gives_its_pages_byte_for_byte(tmp_path):
+    published = record.publish(results(), tmp_path / report.RECORD)
+    before = (tmp_path / report.RECORD).read_bytes()
+    folder = pages(tmp_path, published)
+    assert report_check.pages(made(record.load(tmp_path / report.RECORD), folder), folder) == []
+    record.publish(replace(results(), verdicts=results().verdicts[::-1]), tmp_path / report.RECORD)
+    assert (tmp_path / report.RECORD).read_bytes() == before
+
+
+def test_a_damaged_record_is_refused(tmp_path):
+    path = tmp_path / report.RECORD
+    record.publish(results(), path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-20], whole[:30], b"no gzip"):
+        path.write_bytes(damaged)
+        with pytest.raises(record.RecordError, match="no results can be read"):
+            record.load(path)
+
+
+@pytest.mark.parametrize(("old", "new"), [("0 of 3", "1 of 3"), ("2.0", "1.9"), ("Right.", "Right.\n")])
+def test_any_other_byte_is_a_difference(tmp_path, old, new):
+    folder = pages(tmp_path)
+    page = folder / "README.md"
+    text = page.read_text()
+    assert old in text
+    page.write_text(text.replace(old, new, 1))
+    (message,) = report_check.pages(made(folder=folder), folder)
+    assert message.startswith(f"{page}:")
+    assert "what the code produces" in message
 
 
 def test_a_missing_page_is_a_difference(tmp_path):
-    made, published = pages(tmp_path / "made", results()), pages(tmp_path / "published", results())
-    (published / "answers.md").unlink()
-    assert report.differences(made, published) == [f"{published / 'answers.md'}: expected, but not there"]
+    folder = pages(tmp_path)
+    (folder / "answers.md").unlink()
+    assert report_check.pages(made(folder=folder), folder) == [f"{folder / 'answers.md'}: is missing"]
+
+
+def test_records_agree_whatever_the_machine_measured():
+    other = replace(
+        results(),
+        run=results().run | {"started": "1999-01-02T03:04:05+00:00", "environment": {"torch": "1.0"}},
+        verdicts=tuple(
+            replace(
+                v,
+                error_units=None if v.error_units is None else v.error_units + 0.5,
+                fault=v.fault and replace(v.fault, found="other", index=(7,), count=1, units=9.0),
+            )
+            for v in reversed(results().verdicts)
+        ),
+    )
+    assert report_check.between(results(), other) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda v: replace(v, status="pass", fault=None),
+            "known ignored/nan gradient: published deviates (nan); found pass",
+        ),
+        (
+            lambda v: replace(v, fault=replace(v.fault, kind="inf")),
+            "known ignored/nan gradient: published deviates (nan); found deviates (inf)",
+        ),
+        (
+            lambda v: replace(v, conventions={"empty_mean": "zero"}),
+            "known ignored/nan gradient: published deviates (nan); found deviates (nan) (empty_mean zero)",
+        ),
+    ],
+)
+def test_another_status_fault_or_convention_is_a_difference(change, message):
+    other = replace(results(), verdicts=tuple(change(v) if v.status == "deviates" else v for v in results().verdicts))
+    assert report_check.between(results(), other) == [message]
+
+
+def test_verdicts_implementations_and_cases_that_only_one_record_has_are_differences():
+    whole = results()
+    less = replace(whole, verdicts=whole.verdicts[1:])
+    first = "known ignored/nan loss"
+    assert report_check.between(whole, less) == [f"1 verdict published, but not in this run; the first: {first}"]
+    assert report_check.between(less, whole) == [f"1 verdict in this run, but not published; the first: {first}"]
+    claims = {name: c for name, c in whole.run["implementations"].items() if name != "wrong"}
+    fewer = replace(whole, run=whole.run | {"implementations": claims})
+    assert report_check.between(whole, fewer) == ["wrong: is published, but not in this run"]
+    (message,) = report_check.between(whole, replace(whole, run=whole.run | {"cases": "4567"}))
+    assert "0123" in message
+    assert "4567" in message
+
+
+def test_of_many_differences_the_first_are_named_and_the_others_counted():
+    many = [verdict("right", f"plain/{n:02}", "loss") for n in range(report_check.MOST + 5)]
+    failed = [replace(v, status="fail") for v in many]
+    found = report_check.between(*(replace(results(), verdicts=tuple(part)) for part in (many, failed)))
+    assert len(found) == report_check.MOST + 1
+    assert found[0].startswith("right plain/00 loss")
+    assert found[-1] == "and 5 further differences"
+
+
+# --- the excerpt on the front page
 
 
 def test_an_excerpt_is_made_anew_between_its_marks_only(tmp_path):
     page = tmp_path / "FRONT.md"
-    page.write_text(f"before\n{report.EXCERPT[0]}\nan earlier table\n{report.EXCERPT[1]}\nafter\n")
-    text = report.with_excerpt(results(), page)
+    page.write_text(f"before\n{page_summary.EXCERPT[0]}\nan earlier table\n{page_summary.EXCERPT[1]}\nafter\n")
+    text = page_summary.with_excerpt(material(), page)
     assert re.fullmatch(r"before\n<!-- .*? -->\n\n\| implementation .*\n\n<!-- .*? -->\nafter\n", text, re.DOTALL)
     assert "earlier" not in text
 
@@ -237,20 +211,20 @@ def test_a_page_without_marks_is_refused(tmp_path):
     page = tmp_path / "FRONT.md"
     page.write_text("nothing")
     with pytest.raises(record.RecordError, match="expected the marks"):
-        report.with_excerpt(results(), page)
+        page_summary.with_excerpt(material(), page)
 
 
 def test_evidence_that_the_run_does_not_bear_out_is_named():
-    assert common_claims.unverified(questions(), results()) == []
+    assert page_answers.unverified(questions(), material()) == []
     better = replace(
         results(),
         verdicts=tuple(replace(v, status="pass") if v.status == "deviates" else v for v in results().verdicts),
     )
-    assert common_claims.unverified(questions(), better) == [
+    assert page_answers.unverified(questions(), material(better)) == [
         "answers.yaml: seed 000: known ignored/nan: expected deviates, found pass"
     ]
     without = replace(results(), verdicts=tuple(v for v in results().verdicts if v.case != "plain/mean"))
-    assert common_claims.unverified(questions(), without) == [
+    assert page_answers.unverified(questions(), material(without)) == [
         "answers.yaml: seed 000: right plain/mean: expected pass, found not run"
     ]
 
@@ -279,6 +253,10 @@ def test_reports_from_a_folder_of_results(tmp_path, capsys, monkeypatch):
     (tmp_path / "pages" / "README.md").write_text("something else")
     assert cli.main(["report", str(tmp_path / "results"), "--to", str(tmp_path / "pages"), "--check"]) == 1
     assert "is not what the code produces" in capsys.readouterr().err
+    other = replace(run, verdicts=tuple(replace(v, status="fail", fault=Fault("value")) for v in run.verdicts))
+    record.save(other, tmp_path / "other")
+    assert cli.main(["report", str(tmp_path / "other"), "--to", str(tmp_path / "pages"), "--check"]) == 1
+    assert "published pass; found fail (value)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -324,5 +302,6 @@ def test_shards_merge_into_one_file(tmp_path):
 
 
 if __name__ == "__main__":
-    pages(GOLDEN, results())
-    (GOLDEN / "accuracy.svg").unlink()
+    for name, content in made().items():
+        if name.endswith(".md"):
+            (GOLDEN / name).write_bytes(content)

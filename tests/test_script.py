@@ -21,7 +21,7 @@ from xentcheck import definition, modes
 from xentcheck.batch import build
 from xentcheck.examine import Examiner
 from xentcheck.implementation import find
-from xentcheck.loader import load
+from xentcheck.loader import load, load_all
 from xentcheck.script import script
 
 FAKES = Path(fakes.__file__)
@@ -426,3 +426,14 @@ def test_names_that_the_script_uses_keep_a_file_apart(made):
     """The file imports another ``softmax`` than the one that the script defines."""
     _, _, text = made["a file that imports a name of the script"]
     assert "own_softmax_file = load(" in text
+
+
+def test_a_file_with_the_name_of_a_package_is_not_taken_for_it():
+    """implementations/maskedce.py lies beside the file that imports the package maskedce."""
+    assert "maskedce_file = load('maskedce'" not in _of("maskedce_inplace")
+    assert "maskedce_inplace_file = load('maskedce_inplace'" in _of("maskedce_inplace")
+
+
+def _of(name):
+    case = next(case for case in load_all() if case.id == "ignored-positions/seed-001-unlabelled")
+    return script(case, find(name)[0], build(case))

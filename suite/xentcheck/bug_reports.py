@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -118,39 +117,3 @@ def _about_the_reports(
             text = getattr(report, name)
             if text is not None and not text.endswith("."):
                 yield f"{report.id}.{name}", f"expected a sentence that ends with a full stop; found {text!r:.60}"
-
-
-def counts(reports: Sequence[BugReport]) -> dict[str, str]:
-    """How many reports there are, and how many of them are caught: in all, and by where they were reported."""
-    caught = [report for report in reports if report.cases]
-    by_place = {
-        f"caught, {text}": f"{sum(r.where == where for r in caught)} of {sum(r.where == where for r in reports)}"
-        for where, text in WHERE.items()
-    }
-    return {"reports": str(len(reports)), "caught": str(len(caught)), **by_place}
-
-
-def missed(reports: Sequence[BugReport]) -> str:
-    """What would reach the reports that no case catches, each with their number."""
-    tally = Counter(report.needs for report in reports if report.why_not)
-    needs = {**NEEDS, None: "a smaller tolerance"}
-    return ", ".join(f"{text} ({tally[need]})" for need, text in needs.items() if tally[need])
-
-
-def row(report: BugReport) -> dict[str, str]:
-    """The report as a row of the published page."""
-    proof = ", ".join(f"`{name}`" for name in report.mutants)
-    cases = ", ".join(f"`{pattern}`" for pattern in report.cases)
-    return {
-        "id": report.id,
-        "report": f"{report.project}: {', '.join(f'[{_short(link)}]({link})' for link in report.links)}",
-        "where": WHERE[report.where],
-        "symptom": report.symptom,
-        "caught by": cases or f"not here: {report.why_not}",
-        "reproduced by": ". ".join(part for part in (proof, report.note) if part),
-    }
-
-
-def _short(link: str) -> str:
-    """``owner/name#1`` for an issue or a pull request on GitHub; else the address without its scheme."""
-    return re.sub(r"^https?://(github\.com/)?", "", re.sub(r"/(issues|pull)/(?=\d+$)", "#", link))

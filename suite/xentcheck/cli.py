@@ -6,8 +6,8 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from xentcheck.patterns import nearest
 if TYPE_CHECKING:
     from xentcheck.case import Case
     from xentcheck.implementation import Implementation
+    from xentcheck.page import Script
     from xentcheck.record import Results
 
 # Commands import what they need beside these when they run: torch alone takes seconds, and listing cases needs none of it.
@@ -42,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = commands.add_parser("report", help="write the reports from results")
     add.add_argument("results", type=Path, nargs="+", help="folders that --results wrote; several are merged")
     add.add_argument("--to", type=Path, default=Path("reports"), help="where to write (default: reports)")
-    add.add_argument("--excerpt", type=Path, help="a page that shows the summary table between its excerpt marks")
+    add.add_argument("--excerpt", type=Path, help="a page that shows a short table between its excerpt marks")
     add.add_argument(
         "--check",
         action="store_true",
-        help="write nothing; exit 1 if the pages in --to are not what these results give",
+        help="write nothing; exit 1 if a verdict has another status or fault than in the record published in --to, or a page is not what that record gives",
     )
     add.set_defaults(run=_report)
     add = commands.add_parser("repro", help="print a script that reproduces a case without this suite")
@@ -99,19 +100,51 @@ def _results(paths: Sequence[Path]) -> Results:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from xentcheck import bug_reports, common_claims, report, report_cost
+    from xentcheck import (
+        bug_reports,
+        common_claims,
+        page_answers,
+        page_summary,
+        record,
+        report,
+        report_check,
+        report_cost,
+    )
+    from xentcheck.page import Material
+
+    results = _results(options.results)
+    if results.costs and not options.check:  # times are never the same again
+        written = report_cost.write(results, options.to)
+        print(f"wrote {', '.join(map(str, written))}")
+        if not results.verdicts:
+            return 0 if results.complete else 1
+    where, cases, questions = options.to / report.RECORD, loader.load_all(), common_claims.load()
+    problems = report_check.between(record.load(where), results) if options.check else []
+    published = record.load(where) if options.check else record.publish(results, where)
+    material = Material(published, cases)
+    made = report.pages(material, questions, bug_reports.load(), _script(cases, published), options.to)
+    excerpt = page_summary.with_excerpt(material, options.excerpt) if options.excerpt else ""
+    problems += page_answers.unverified(questions, material)
+    if options.check:
+        problems += report_check.pages(made, options.to) + report_check.page(excerpt, options.excerpt)
+    else:
+        report.write(made, options.to)
+        if excerpt:
+            options.excerpt.write_text(excerpt, encoding="utf-8")
+        print(f"wrote {', '.join(str(options.to / name) for name in (report.RECORD, *made) if '/' not in name)}")
+    if not results.complete:
+        problems.append("these results are of a run that did not end")
+    for problem in problems:
+        print(f"xentcheck: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _script(cases: Sequence[Case], results: Results) -> Script:
     from xentcheck.batch import build
     from xentcheck.implementation import ImplementationError, find
     from xentcheck.script import script
     from xentcheck.script_literals import WRITTEN_OUT
 
-    results = _results(options.results)
-    if results.costs and not options.check:  # times are never the same again
-        pages = report_cost.write(results, options.to)
-        print(f"wrote {', '.join(str(path) for path in pages)}")
-        if not results.verdicts:
-            return 0 if results.complete else 1
-    cases = loader.load_all()
     by_id = {case.id: case for case in cases}
     implementations: dict[str, Implementation] = {}
 
@@ -122,29 +155,14 @@ def _report(options: argparse.Namespace) -> int:
             return ""
         try:
             if name not in implementations:
-                implementations[name] = find(name)[0]
+                version = results.run["implementations"][name]["version"]
+                implementations[name] = replace(find(name)[0], version=version)
         except ImplementationError:
             return ""
         batch = build(by_id[case_id])
         return script(by_id[case_id], implementations[name], batch) if batch.input.numel() <= WRITTEN_OUT else ""
 
-    questions = common_claims.load()
-    target = Path(tempfile.mkdtemp()) if options.check else options.to
-    written = report.write(results, cases, questions, bug_reports.load(), short_script, target, beside=options.to)
-    problems = common_claims.unverified(questions, results)
-    excerpt = report.with_excerpt(results, options.excerpt) if options.excerpt else None
-    if options.check:
-        problems += report.differences(target, options.to)
-        problems += report.difference(excerpt, options.excerpt) if excerpt else []
-    else:
-        if excerpt:
-            options.excerpt.write_text(excerpt, encoding="utf-8")
-        print(f"wrote {', '.join(str(path) for path in written)}")
-    if not results.complete:
-        problems.append("these results are of a run that did not end")
-    for problem in problems:
-        print(f"xentcheck: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+    return short_script
 
 
 def _repro(options: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from xentcheck import gate, record
+from xentcheck.environment import environment, now
 from xentcheck.implementation import find
 from xentcheck.markdown import table
 
@@ -164,7 +165,7 @@ def prepare(folder: Path) -> None:
 def run(folder: Path, kind: str, number: int) -> dict[str, Any]:
     """One trial: the gate's exit status, what it found, how long it took."""
     loaded = number % 2 == 1
-    started, start = record.now(), time.perf_counter()
+    started, start = now(), time.perf_counter()
     with _load() if loaded else _nothing():
         status, screen = _pytest(folder, kind, ["--gate", str(folder / "baseline.json")])
     seconds = time.perf_counter() - start
@@ -182,7 +183,7 @@ def run(folder: Path, kind: str, number: int) -> dict[str, Any]:
         "seconds": seconds,
         "summary": summary,
         "started": started,
-        "environment": record.environment(),
+        "environment": environment(),
     }
 
 

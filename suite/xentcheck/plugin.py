@@ -21,7 +21,7 @@ from xentcheck.mistakes import UsageError
 from xentcheck.patterns import nearest
 from xentcheck.settings import folder, read_settings, with_own
 from xentcheck.status import Status
-from xentcheck.verdict import Verdict, from_json, to_json
+from xentcheck.verdict import Key, Verdict, from_json, to_json
 
 pytest_plugins = ["xentcheck.explore_plugin"]
 NODE_ID = re.compile(r"::test_(?P<aspect>\w+)\[(?P<implementation>[^:]+):(?P<case>.+)\](@\w+)?$")
@@ -98,8 +98,8 @@ class Session:
             torch.set_num_threads(
                 1
             )  # small batches: waking a second thread costs more than it saves, above all on a busy machine
-        self.verdicts: dict[record.Key, Verdict] = {}
-        self.resumed: set[record.Key] = set()
+        self.verdicts: dict[Key, Verdict] = {}
+        self.resumed: set[Key] = set()
         self.costs: dict[tuple[str, str, str], dict[str, Any]] = {}  # filled by plugin_cost
         self.writer: record.Writer | None = None
         self.write_error = ""
@@ -163,7 +163,7 @@ class Session:
         self.costs = dict(self.writer.costs_already)
 
     def note(self, verdict: Verdict) -> None:
-        self.verdicts[record.key(verdict)] = verdict
+        self.verdicts[verdict.key] = verdict
         if self.writer is not None and not self.write_error:
             try:
                 self.writer.verdict(verdict)
@@ -408,7 +408,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
     return result
 
 
-def _key(node_id: str) -> record.Key | None:
+def _key(node_id: str) -> Key | None:
     match = NODE_ID.search(node_id)
     return (match["implementation"], match["case"], match["aspect"]) if match and match["aspect"] in ASPECTS else None
 

@@ -3,33 +3,29 @@
 ``DIR/results.jsonl`` holds one JSON object a line: a ``run`` line, then a ``verdict`` line for each implementation x case x aspect and a
 ``cost`` line for each measurement, and an ``end`` line with the counts. A file without ``end`` is truncated: it can be resumed, and is
 never taken for complete. Each line reaches the operating system before the next test starts, so a killed run loses at most the line
-it was writing.
+it was writing. A published record is such a file, sorted and compressed, without costs.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-import math
-import os
-import platform
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from xentcheck import verdict as verdicts_of
+from xentcheck.environment import edition, environment, now
 from xentcheck.implementation import Implementation
 from xentcheck.mistakes import UsageError
-from xentcheck.verdict import Verdict, from_json, to_json
+from xentcheck.verdict import Key, Verdict
 
 FORMAT = 2
 KINDS = ("run", "verdict", "cost", "end")
 NAME = "results.jsonl"
-_ALLOCATOR_SETTINGS = ("THP_MEM_ALLOC_ENABLE", "MALLOC_CONF", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 class RecordError(UsageError):
@@ -38,8 +34,11 @@ class RecordError(UsageError):
 
 @dataclass(frozen=True)
 class Results:
-    """What one or several files hold. ``complete``: every file has its ``end`` line. runs: when and where each was ``started``, and in
-    what ``environment``."""
+    """What one or several files hold.
+
+    run: the ``run`` line of the first. complete: every file has its ``end`` line. sources: the files. runs: when each was ``started``, and in
+    what ``environment``.
+    """
 
     run: dict[str, Any]
     verdicts: tuple[Verdict, ...]
@@ -49,47 +48,22 @@ class Results:
     runs: tuple[dict[str, Any], ...] = ()
 
 
-Key = tuple[str, str, str]
-
-
-def key(verdict: Verdict) -> Key:
-    return verdict.implementation, verdict.case, verdict.aspect
-
-
 def costs_by_key(lines: Iterable[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
     """The cost lines by measure, implementation and case; of several about the same the last holds."""
-    return {(c.get("measure", ""), c.get("implementation", ""), c.get("case", "")): c for c in lines}
+    return {Key(c.get("measure", ""), c.get("implementation", ""), c.get("case", "")): c for c in lines}
 
 
 def run_header(implementations: Sequence[Implementation], digest: str, selection: str) -> dict[str, Any]:
-    """The ``run`` line: which questions, put to which implementations, where."""
+    """The ``run`` line: which cases, of which implementations, where."""
     return {
         "kind": "run",
         "format": FORMAT,
-        "edition": metadata.version("xentcheck") if _installed() else "uninstalled",
+        "edition": edition(),
         "cases": digest,
         "selection": selection,
         "started": now(),
         "environment": environment(),
         "implementations": {i.name: _claims(i) for i in implementations},
-    }
-
-
-def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def environment() -> dict[str, Any]:
-    """What answers and times depend on beside the implementation."""
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": _cpu_model(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-        "os": platform.platform(),
-        "allocator": {name: os.environ[name] for name in _ALLOCATOR_SETTINGS if name in os.environ},
     }
 
 
@@ -108,13 +82,13 @@ class Writer:
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise RecordError(f"{self.path}: results cannot be written here: {error.strerror or error}") from error
-        self._statuses: dict[Key, str] = {k: v.status for k, v in self.already.items()}
+        self._statuses = {key: verdict.status for key, verdict in self.already.items()}
         if self._file.tell() == 0:
             self._append(header)
 
     def verdict(self, verdict: Verdict) -> None:
-        self._append({"kind": "verdict", **to_json(verdict)})
-        self._statuses[key(verdict)] = verdict.status
+        self._append(_line(verdict))
+        self._statuses[verdict.key] = verdict.status
 
     def cost(self, line: dict[str, Any]) -> None:
         """One measurement with its raw samples."""
@@ -123,17 +97,11 @@ class Writer:
     def close(self, complete: bool = True) -> None:
         """``complete=False`` leaves the file visibly truncated, to be resumed."""
         if complete:
-            self._append(
-                {
-                    "kind": "end",
-                    "verdicts": len(self._statuses),
-                    "counts": dict(sorted(Counter(self._statuses.values()).items())),
-                }
-            )
+            self._append(_end(self._statuses.values()))
         self._file.close()
 
     def _append(self, line: dict[str, Any]) -> None:
-        data = (json.dumps(line) + "\n").encode()
+        data = _encoded(line)
         try:
             while data:
                 data = data[self._file.write(data) :]
@@ -169,11 +137,11 @@ class Writer:
                 for n, c in header["implementations"].items()
             ),
         ):
-            if _plain(old) != json.loads(json.dumps(_plain(new))):
+            if old != json.loads(json.dumps(new)):
                 raise RecordError(
                     f"{self.path}: cannot be resumed: {what} changed since it was started; run without --resume into another folder"
                 )
-        self.already = {key(v): v for v in results.verdicts}
+        self.already = {v.key: v for v in results.verdicts}
         self.costs_already = costs_by_key(results.costs)
         whole = b"".join(
             line
@@ -188,12 +156,7 @@ class Writer:
 def load(path: Path) -> Results:
     """The results of one file or folder. Raises RecordError for what is no results file; a cut-off last line is a truncation."""
     path = path / NAME if path.is_dir() else path
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise RecordError(
-            f"{path}: no results can be read: {error.strerror}; expected a folder that --results wrote"
-        ) from error
+    lines = _content(path).splitlines(keepends=True)
     objects = []
     for number, line in enumerate(lines, 1):
         if not _is_whole(line):
@@ -207,24 +170,22 @@ def load(path: Path) -> Results:
         raise RecordError(
             f"{path}:1: expected format {FORMAT}; found {objects[0].get('format')!r}; run the suite again"
         )
-    verdicts: dict[Key, Verdict] = {}
+    found: dict[Key, Verdict] = {}
     for number, item in enumerate(objects, 1):
-        if item.get("kind") not in KINDS:
-            raise RecordError(f"{path}:{number}: expected a kind of {', '.join(KINDS)}; found {item.get('kind')!r}")
-        if item["kind"] == "verdict":
-            try:
-                verdict = from_json({k: v for k, v in item.items() if k != "kind"})
-            except (TypeError, ValueError) as error:
-                raise RecordError(f"{path}:{number}: not a verdict: {error}") from error
-            verdicts[key(verdict)] = verdict
+        kind = item.get("kind")
+        if kind not in KINDS:
+            raise RecordError(f"{path}:{number}: expected a kind of {', '.join(KINDS)}; found {kind!r}")
+        if kind == "verdict":
+            verdict = _verdict(item, f"{path}:{number}")
+            found[verdict.key] = verdict
     end = objects[-1] if objects[-1]["kind"] == "end" else None
-    if end and end["verdicts"] != len(verdicts):
+    if end and end.get("verdicts") != len(found):
         raise RecordError(
-            f"{path}: the end line counts {end['verdicts']} verdicts, the file holds {len(verdicts)}; lines are missing"
+            f"{path}: the end line counts {end.get('verdicts')} verdicts, the file holds {len(found)}; lines are missing"
         )
     costs = tuple(o for o in objects if o["kind"] == "cost")
-    runs = tuple(objects[0].get("runs", ({k: objects[0][k] for k in ("started", "environment")},)))
-    return Results(objects[0], tuple(verdicts.values()), costs, end is not None, (str(path),), runs)
+    runs = tuple(objects[0].get("runs", ({k: objects[0].get(k) for k in ("started", "environment")},)))
+    return Results(objects[0], tuple(found.values()), costs, end is not None, (str(path),), runs)
 
 
 def merge(parts: Iterable[Results]) -> Results:
@@ -244,7 +205,7 @@ def merge(parts: Iterable[Results]) -> Results:
             if run["implementations"].setdefault(name, claims) != claims:
                 raise RecordError(f"{where}: {name} is another version or claims other things than in an earlier part")
         for verdict in part.verdicts:
-            other = verdicts.setdefault(key(verdict), verdict)
+            other = verdicts.setdefault(verdict.key, verdict)
             if other.status != verdict.status:
                 raise RecordError(
                     f"{where}: {verdict.implementation} {verdict.case} {verdict.aspect} is {verdict.status}, but {other.status} in an earlier part"
@@ -271,6 +232,15 @@ def save(results: Results, folder: Path) -> None:
     writer.close(results.complete)
 
 
+def publish(results: Results, path: Path) -> Results:
+    """Writes the verdicts as one compressed file, the same bytes for the same verdicts; returns the results as they are read from it."""
+    ordered = sorted(results.verdicts, key=lambda verdict: verdict.key)
+    lines = [results.run, *map(_line, ordered), *([_end(v.status for v in ordered)] if results.complete else [])]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(b"".join(map(_encoded, lines)), mtime=0))
+    return load(path)
+
+
 def _claims(implementation: Implementation) -> dict[str, Any]:
     return {
         "version": implementation.version,
@@ -293,11 +263,35 @@ def _claims(implementation: Implementation) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no infinities; an infinite error is no number of units."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _line(verdict: Verdict) -> dict[str, Any]:
+    return {"kind": "verdict", **verdicts_of.to_json(verdict)}
+
+
+def _end(statuses: Iterable[str]) -> dict[str, Any]:
+    counts = Counter(str(status) for status in statuses)
+    return {"kind": "end", "verdicts": counts.total(), "counts": dict(sorted(counts.items()))}
+
+
+def _encoded(line: dict[str, Any]) -> bytes:
+    return (json.dumps(line, separators=(",", ":")) + "\n").encode()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecordError(
+            f"{path}: no results can be read: {reason}; expected a folder that --results wrote"
+        ) from error
+
+
+def _verdict(item: dict[str, Any], where: str) -> Verdict:
+    try:
+        return verdicts_of.from_json({name: value for name, value in item.items() if name != "kind"})
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise RecordError(f"{where}: not a verdict: {error}") from error
 
 
 def _is_whole(line: bytes) -> bool:
@@ -305,19 +299,3 @@ def _is_whole(line: bytes) -> bool:
         return line.endswith(b"\n") and isinstance(json.loads(line), dict)
     except ValueError:
         return False
-
-
-def _installed() -> bool:
-    try:
-        metadata.version("xentcheck")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-        return next(line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

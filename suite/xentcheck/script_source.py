@@ -24,8 +24,7 @@ def stand_in(*_, **claims):
 
 def load(name, text):
     sys.modules[name] = module = types.ModuleType(name)
-    module.__file__ = name + ".py"
-    module.__dict__.update(Implementation=stand_in, Deviation=stand_in)
+    module.__dict__.update(__file__=sys.argv[0], Implementation=stand_in, Deviation=stand_in)
     module.__dict__.update(LOGITS_CAPABILITIES=frozenset(), LINEAR_CAPABILITIES=frozenset())
     exec(compile(text, name, "exec"), module.__dict__)
     return module
@@ -90,7 +89,7 @@ def _defined(function: Any, form: str, source: str, taken: Mapping[str, str]) ->
     is_free = all(names[n] == taken[n] != "" for n in names.keys() & taken.keys())
     if name.split(".")[0] in names and is_free and not _siblings(path, text):
         return f"# --- {path.name}\n{text}\n# ---", name
-    return _as_modules(path, attribute or "implementation", form), "loss_function"
+    return _as_modules(path, attribute if where else "implementation", form), "loss_function"
 
 
 def _as_modules(path: Path, attribute: str, form: str) -> str:
@@ -149,20 +148,19 @@ def _imports_from_suite(node: ast.stmt) -> TypeGuard[ast.ImportFrom]:
 
 
 def _siblings(path: Path, text: str) -> list[Path]:
-    """The files beside a file that it imports."""
+    """The files beside a file that it imports; none that merely has the name of a package which is imported from elsewhere."""
     nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
     modules = [
         node.module or "" if isinstance(node, ast.ImportFrom) else alias.name for node in nodes for alias in node.names
     ]
-    names = dict.fromkeys(module.split(".")[0] for module in modules if module)
-    files = {name: path.parent / f"{name}.py" for name in names}
-    return [file for name, file in files.items() if file.is_file() and not _is_elsewhere(name, file)]
+    files = [path.parent / f"{module.split('.')[0]}.py" for module in dict.fromkeys(modules) if module]
+    return [file for file in files if file.is_file() and not _is_elsewhere(file)]
 
 
-def _is_elsewhere(name: str, file: Path) -> bool:
-    """Whether a module of that name was imported from another place than this file, such as an installed package."""
-    found = getattr(sys.modules.get(name), "__file__", None)
-    return found is not None and Path(found).resolve() != file.resolve()
+def _is_elsewhere(file: Path) -> bool:
+    """Whether a module of that name came from another place than this file, such as an installed package."""
+    origin = getattr(sys.modules.get(file.stem), "__file__", None)
+    return origin is not None and Path(origin).resolve() != file.resolve()
 
 
 def _names(node: ast.stmt) -> set[str]:
