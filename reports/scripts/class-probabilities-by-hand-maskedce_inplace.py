@@ -1,0 +1,143 @@
+"""class-probabilities/by-hand, maskedce_inplace 2026.11
+
+With targets of the logits' shape and dtype the loss of a position is the sum of its class probabilities, each times the weight and the negative log-probability of its class, and the mean divides by the number of positions.
+(with equal logits every class costs log 2, however the probabilities are shared out)
+https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html
+https://github.com/pytorch/pytorch/pull/61044
+https://github.com/google-deepmind/optax/issues/896
+
+With --anomaly autograd names the operation whose backward pass returned NaN.
+"""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+if "--anomaly" in sys.argv:
+    torch.autograd.set_detect_anomaly(True)
+
+# --- the loss
+
+import types
+
+
+def stand_in(*_, **claims):
+    """For what the suite's own declarations in a file would make."""
+    return types.SimpleNamespace(**claims)
+
+
+def load(name, text):
+    sys.modules[name] = module = types.ModuleType(name)
+    module.__dict__.update(__file__=sys.argv[0], Implementation=stand_in, Deviation=stand_in)
+    module.__dict__.update(LOGITS_CAPABILITIES=frozenset(), LINEAR_CAPABILITIES=frozenset())
+    exec(compile(text, name, "exec"), module.__dict__)
+    return module
+
+
+_maskedce_file = load('_maskedce', '"""maskedce, or functions that say that it is not installed."""\n\nimport sys\nfrom pathlib import Path\n\n_searched = sys.path[:]\n# While a file of this folder is loaded, the folder stands first, and maskedce.py in it has the name of the package.\nsys.path[:] = [path for path in _searched if Path(path).resolve() != Path(__file__).resolve().parent]\ntry:\n    from maskedce import __version__ as VERSION\n    from maskedce import linear_masked_cross_entropy, masked_cross_entropy\n\n    UNAVAILABLE = ""\nexcept ModuleNotFoundError as error:\n    if error.name != "maskedce":\n        raise\n    VERSION, UNAVAILABLE = "", "maskedce is not installed: pip install maskedce"\n\n    def masked_cross_entropy(*tensors, **options):\n        raise RuntimeError(UNAVAILABLE)\n\n    linear_masked_cross_entropy = masked_cross_entropy\nfinally:\n    sys.path[:] = _searched\n\nCONVENTIONS = {\n    "empty_mean": "zero",\n    "zero_times_infinity": "zero",\n    "int32_target": "taken",\n    "half_loss_dtype": "input",\n}')
+maskedce_inplace_file = load('maskedce_inplace', '"""maskedce with ``inplace=True``: the gradient takes no memory, because it overwrites the logits, as a fused kernel\'s does."""\n\nfrom _maskedce import CONVENTIONS, UNAVAILABLE, VERSION, masked_cross_entropy\n\n\ndef cross_entropy(input, target, **options):\n    """A batch of the suite is a leaf, which the loss refuses to overwrite; a view of it is not."""\n    return masked_cross_entropy(input.view_as(input), target, inplace=True, **options)\n\n\nimplementation = Implementation(\n    name="maskedce_inplace",\n    cross_entropy=cross_entropy,\n    # The logits are gone when a second derivative, or a second backward pass with losses of positions, asks for them.\n    capabilities=LOGITS_CAPABILITIES - {"double_backward"},\n    **CONVENTIONS,\n    deviations=(\n        Deviation(\n            "*",\n            aspect="purity",\n            fault="changed",\n            observed="logits that hold the gradient afterwards",\n            reason="That is what it is for. Autograd raises an error where another operation\'s backward pass needs the logits.",\n            link="https://github.com/linkedin/Liger-Kernel/issues/272",\n            certain=False,  # where no gradient is wanted, nothing is overwritten\n        ),\n        Deviation(\n            ("class-probabilities/modes[two_losses]", "modes/two-losses", "modes/two-losses-of-tokens"),\n            aspect="loss",\n            fault="value",\n            observed="a second loss of the same logits that is taken from what the first one left of them",\n            reason="Nothing can tell the call that its logits were overwritten; the backward pass raises, so no gradient is wrong.",\n            link="https://github.com/linkedin/Liger-Kernel/issues/272",\n            certain=False,  # losses of positions keep the logits until the backward pass\n        ),\n        Deviation(\n            (\n                "class-probabilities/modes[two_losses]",\n                "micro-batches",\n                "modes/two-losses",\n                "modes/two-losses-of-tokens",\n                "normalizer/micro-batches",\n                "normalizer/micro-batches-smoothed",\n                "normalizer/micro-batches-with-one-that-is-all-ignored",\n            ),\n            aspect="gradient",\n            fault="raised",\n            observed="an error in the backward pass where two losses were taken of the same tensor, or of parts of it",\n            reason="Autograd counts the edits of a tensor and of its parts together, and cannot tell one part from another.",\n            link="https://docs.pytorch.org/docs/stable/notes/autograd.html",\n        ),\n    ),\n    version=VERSION,\n    unavailable=UNAVAILABLE,\n)')
+loss_function = maskedce_inplace_file.implementation
+loss_function = getattr(loss_function, 'cross_entropy', loss_function)
+
+# --- the case
+
+logits = torch.tensor([0.0, 0.0, 3.0, 3.0], dtype=torch.float32).reshape((2, 2))
+target = torch.tensor([0.25, 0.75, 1.0, 0.0], dtype=torch.float32).reshape((2, 2))
+options = {"reduction": 'sum'}
+upstream = None
+
+# --- what is right, by the definition
+
+def log_sum_exp(x, exp=np.exp, log=np.log):
+    top = x.max(axis=1, keepdims=True, initial=-np.inf)
+    return np.where(top == np.inf, top, top + log(exp(x - top).sum(axis=1, keepdims=True)))
+
+
+def softmax(x, lse, exp=np.exp):
+    return exp(x - lse)
+
+
+def losses(wq, x, lse):
+    """The loss of each position. A class that weighs nothing contributes nothing, even where its logit is infinite."""
+    return np.where(wq != 0, wq * (lse - x), 0).sum(axis=1)
+
+
+def gradient(A, p, wq):
+    """Of each position's loss in its logits."""
+    return A * p - wq
+
+
+def scatter(values, valid):
+    """The values of the valid positions among zeros for the others."""
+    full = np.zeros((len(valid), *values.shape[1:]), dtype=values.dtype)
+    full[valid] = values
+    return full
+
+
+def numbers(tensor):
+    return tensor.detach().double().numpy()
+
+
+@np.errstate(all="ignore")
+def expected():
+    """Loss and gradient, with the ignored positions deleted."""
+    valid, t = np.ones(2, dtype=bool), None
+    wanted = numbers(target)
+    x = numbers(logits)[valid]
+    w = np.ones(2)
+    wq = w * wanted
+    A, lse = wq.sum(axis=1, keepdims=True), log_sum_exp(x)
+    u = np.broadcast_to(np.ones(1), 2)[valid, None]
+    loss = losses(wq, x, lse).sum()
+    d = u * gradient(A, softmax(x, lse), wq)
+    return loss, {"input": scatter(d, valid)}
+
+
+expected_loss, expected_gradients = expected()
+
+# --- the call
+
+def require_gradients(batch):
+    for tensor in batch.differentiated.values():
+        tensor.requires_grad_(tensor.is_floating_point())
+
+
+def upstream_for(loss, batch):
+    return None if batch.upstream is None else batch.upstream.to(loss.dtype)
+
+
+def eager(function, batch):
+    require_gradients(batch)
+    loss = function(batch.input, batch.target, **batch.options)
+    yield loss
+    loss.backward(upstream_for(loss, batch))
+    yield batch.input.grad
+
+
+batch = SimpleNamespace(input=logits, target=target, options=options, upstream=upstream, differentiated={"input": logits})
+kept = logits.clone()
+steps = eager(loss_function, batch)
+loss = next(steps)
+found = next(steps)
+gradients = {"input": found}
+
+print("expected loss", *expected_loss.reshape(-1).tolist()[:20])
+print("found loss", *loss.detach().reshape(-1).tolist()[:20])
+difference = (loss.detach().double() - torch.as_tensor(expected_loss)).abs()
+print("largest difference of the loss", difference.max().item() if loss.numel() else "none, it is empty")
+
+for name, expected_gradient in expected_gradients.items():
+    quantity = "gradient" if name == "input" else f"gradient of {name}"
+    if gradients[name] is None:
+        print("found no", quantity)
+        continue
+    found_gradient, expected_gradient = gradients[name].detach().double(), torch.as_tensor(expected_gradient)
+    difference = (found_gradient - expected_gradient).abs().nan_to_num(torch.inf)
+    for i in difference.reshape(-1).topk(min(5, difference.numel())).indices:
+        where = tuple(n.item() for n in torch.unravel_index(i, difference.shape))
+        print(quantity, "at", list(where), "expected", expected_gradient[where].item(), "found", found_gradient[where].item())
+
+if not torch.equal(kept.nan_to_num(), logits.detach().nan_to_num()):
+    print("the logits were overwritten")

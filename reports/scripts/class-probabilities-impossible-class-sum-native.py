@@ -1,0 +1,132 @@
+"""class-probabilities/impossible-class[sum], native 2.13.0+cpu
+
+With targets of the logits' shape and dtype the loss of a position is the sum of its class probabilities, each times the weight and the negative log-probability of its class, and the mean divides by the number of positions.
+(a class at -inf with probability 0 costs nothing: 0 log 0 is 0; https://github.com/OpenBMB/ModelCenter/issues/14, https://github.com/google-deepmind/optax/issues/896)
+https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html
+https://github.com/pytorch/pytorch/pull/61044
+https://github.com/google-deepmind/optax/issues/896
+
+With --anomaly autograd names the operation whose backward pass returned NaN.
+"""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+if "--anomaly" in sys.argv:
+    torch.autograd.set_detect_anomaly(True)
+
+# --- the loss
+
+from torch.nn.functional import cross_entropy
+
+loss_function = cross_entropy
+
+# --- the case
+
+logits = torch.tensor([
+    1.0, 2.0, float("-inf"), 0.0, -1.0, float("-inf"), float("-inf"), 0.0,
+    1.0,
+], dtype=torch.float32).reshape((3, 3))
+target = torch.tensor([
+    0.5, 0.5, 0.0, 0.0, 1.0, 0.0, 0.0, 0.25,
+    0.75,
+], dtype=torch.float32).reshape((3, 3))
+options = {"reduction": 'sum'}
+upstream = None
+
+# --- what is right, by the definition
+
+def log_sum_exp(x, exp=np.exp, log=np.log):
+    top = x.max(axis=1, keepdims=True, initial=-np.inf)
+    return np.where(top == np.inf, top, top + log(exp(x - top).sum(axis=1, keepdims=True)))
+
+
+def softmax(x, lse, exp=np.exp):
+    return exp(x - lse)
+
+
+def losses(wq, x, lse):
+    """The loss of each position. A class that weighs nothing contributes nothing, even where its logit is infinite."""
+    return np.where(wq != 0, wq * (lse - x), 0).sum(axis=1)
+
+
+def gradient(A, p, wq):
+    """Of each position's loss in its logits."""
+    return A * p - wq
+
+
+def scatter(values, valid):
+    """The values of the valid positions among zeros for the others."""
+    full = np.zeros((len(valid), *values.shape[1:]), dtype=values.dtype)
+    full[valid] = values
+    return full
+
+
+def numbers(tensor):
+    return tensor.detach().double().numpy()
+
+
+@np.errstate(all="ignore")
+def expected():
+    """Loss and gradient, with the ignored positions deleted."""
+    valid, t = np.ones(3, dtype=bool), None
+    wanted = numbers(target)
+    x = numbers(logits)[valid]
+    w = np.ones(3)
+    wq = w * wanted
+    A, lse = wq.sum(axis=1, keepdims=True), log_sum_exp(x)
+    u = np.broadcast_to(np.ones(1), 3)[valid, None]
+    loss = losses(wq, x, lse).sum()
+    d = u * gradient(A, softmax(x, lse), wq)
+    return loss, {"input": scatter(d, valid)}
+
+
+expected_loss, expected_gradients = expected()
+
+# --- the call
+
+def require_gradients(batch):
+    for tensor in batch.differentiated.values():
+        tensor.requires_grad_(tensor.is_floating_point())
+
+
+def upstream_for(loss, batch):
+    return None if batch.upstream is None else batch.upstream.to(loss.dtype)
+
+
+def eager(function, batch):
+    require_gradients(batch)
+    loss = function(batch.input, batch.target, **batch.options)
+    yield loss
+    loss.backward(upstream_for(loss, batch))
+    yield batch.input.grad
+
+
+batch = SimpleNamespace(input=logits, target=target, options=options, upstream=upstream, differentiated={"input": logits})
+kept = logits.clone()
+steps = eager(loss_function, batch)
+loss = next(steps)
+found = next(steps)
+gradients = {"input": found}
+
+print("expected loss", *expected_loss.reshape(-1).tolist()[:20])
+print("found loss", *loss.detach().reshape(-1).tolist()[:20])
+difference = (loss.detach().double() - torch.as_tensor(expected_loss)).abs()
+print("largest difference of the loss", difference.max().item() if loss.numel() else "none, it is empty")
+
+for name, expected_gradient in expected_gradients.items():
+    quantity = "gradient" if name == "input" else f"gradient of {name}"
+    if gradients[name] is None:
+        print("found no", quantity)
+        continue
+    found_gradient, expected_gradient = gradients[name].detach().double(), torch.as_tensor(expected_gradient)
+    difference = (found_gradient - expected_gradient).abs().nan_to_num(torch.inf)
+    for i in difference.reshape(-1).topk(min(5, difference.numel())).indices:
+        where = tuple(n.item() for n in torch.unravel_index(i, difference.shape))
+        print(quantity, "at", list(where), "expected", expected_gradient[where].item(), "found", found_gradient[where].item())
+
+if not torch.equal(kept.nan_to_num(), logits.detach().nan_to_num()):
+    print("the logits were overwritten")
