@@ -42,8 +42,8 @@ gate: $(VENV)/.installed
 
 # How often the gate is right. Some 110 runs of it, resumable; needs a machine that does nothing else.
 gate-trials: $(VENV)/.installed
-	$(BIN)/python -m xentcheck.gate_trials --folder $(RESULTS)/gate-trials
-	$(BIN)/python -m xentcheck.gate_trials --folder $(RESULTS)/gate-trials --report reports/gate.md
+	$(BIN)/python -m xentcheck.gate.trials --folder $(RESULTS)/gate-trials
+	$(BIN)/python -m xentcheck.gate.trials --folder $(RESULTS)/gate-trials --report reports/gate.md
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/ -q -n 2

@@ -1,1 +1,1 @@
-pytest_plugins = ["xentcheck.plugin", "xentcheck.plugin_cost", "xentcheck.plugin_gate"]
+pytest_plugins = ["xentcheck.pytest_plugin.session", "xentcheck.pytest_plugin.cost", "xentcheck.pytest_plugin.gate"]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation
-from xentcheck.loader import load
+from xentcheck.run.examiner import Examiner
+from xentcheck.spec.loader import load
 
 HEADER = """clause: small
 title: Small cases

@@ -28,15 +28,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 import xentcheck
 from kill_page import Matrix, asked, page, summary
-from xentcheck.case import RELATIONS, Case
-from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation, find
-from xentcheck.judge import judge
-from xentcheck.loader import digest, load_all
-from xentcheck.observe import Answer, observe
-from xentcheck.patterns import matches
-from xentcheck.relations import related
-from xentcheck.wire import TOKEN, frame
+from xentcheck.run.examiner import Examiner
+from xentcheck.run.isolation.protocol import TOKEN, frame
+from xentcheck.run.judge import judge
+from xentcheck.run.observe import Answer, observe
+from xentcheck.run.relations import related
+from xentcheck.spec.case import RELATIONS, Case
+from xentcheck.spec.loader import digest, load_all
+from xentcheck.spec.patterns import matches
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE / "mutants"

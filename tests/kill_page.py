@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from xentcheck.case import RELATIONS, Case
+from xentcheck.spec.case import RELATIONS, Case
 
 DIGEST = re.compile(r"<!-- digest ([0-9a-f]+) -->")
 MANY = 12  # longer lists are counted, not written out

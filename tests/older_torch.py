@@ -14,10 +14,10 @@ import torch
 from rich.progress import track
 
 from kill_page import asked, table
-from xentcheck.examine import Examiner
 from xentcheck.implementation import find
-from xentcheck.loader import digest, load_all
-from xentcheck.record import NAME, Results, Writer, load, run_header
+from xentcheck.results.record import NAME, Results, Writer, load, run_header
+from xentcheck.run.examiner import Examiner
+from xentcheck.spec.loader import digest, load_all
 
 LOOKALIKES = Path(__file__).resolve().parent / "lookalikes"
 

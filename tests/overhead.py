@@ -7,10 +7,10 @@ import time
 
 import torch
 
-from xentcheck.examine import Examiner
 from xentcheck.implementation import find
-from xentcheck.isolate import Workers
-from xentcheck.loader import load_all
+from xentcheck.run.examiner import Examiner
+from xentcheck.run.isolation.pool import Workers
+from xentcheck.spec.loader import load_all
 
 ROUNDS = 8
 

@@ -3,11 +3,13 @@
 import math
 from pathlib import Path
 
-from xentcheck import bug_reports, common_claims, record, report
-from xentcheck.case import Case, Clause, Question
-from xentcheck.loader import CASES
-from xentcheck.page import Material
-from xentcheck.verdict import Fault, Verdict
+from xentcheck.publish import report
+from xentcheck.publish.page import Material
+from xentcheck.results import record
+from xentcheck.run.verdict import Fault, Verdict
+from xentcheck.spec import bug_reports, common_claims
+from xentcheck.spec.case import Case, Clause, Question
+from xentcheck.spec.loader import CASES
 
 CLAUSES = {
     "ignored": Clause(

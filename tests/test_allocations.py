@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from xentcheck import memory, timing
-from xentcheck.batch import Batch
+from xentcheck.cost import memory, timing
+from xentcheck.cost.memory import Memory, OverLimit, limited, measure
 from xentcheck.implementation import Implementation
-from xentcheck.memory import Memory, OverLimit, limited, measure
+from xentcheck.spec.batch import Batch
 
 MIB = 2**20
 ROWS, CLASSES = 64, 1024  # 256 KiB of float32
@@ -168,7 +168,7 @@ def test_memory_that_leaves_no_event_is_seen_from_outside():
 
 LIMITED = """
 import torch
-from xentcheck.memory import OverLimit, limited
+from xentcheck.cost.memory import OverLimit, limited
 torch.ones(8)
 with limited(1024 * 2**20):
     torch.ones(100 * 2**20, dtype=torch.uint8)

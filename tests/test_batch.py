@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from xentcheck.batch import build
-from xentcheck.loader import CaseFileError
-from xentcheck.needs import capabilities_needed
+from xentcheck.spec.batch import build
+from xentcheck.spec.loader import CaseFileError
+from xentcheck.spec.needs import capabilities_needed
 
 NAN = float("nan")
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from xentcheck import blockwise
-from xentcheck.batch import build
-from xentcheck.linear import ParameterGradients
-from xentcheck.truth import truth
+from xentcheck.reference import blockwise
+from xentcheck.reference.linear import ParameterGradients
+from xentcheck.reference.truth import truth
+from xentcheck.spec.batch import build
 
 BODIES = [
     "logits: {shape: [40, 50]}, target: {ignore: {fraction: 0.3}}",

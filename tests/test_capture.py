@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xentcheck.batch import DTYPES, Batch, build
-from xentcheck.capture_batch import capture
-from xentcheck.case import Case
-from xentcheck.examine import Examiner
 from xentcheck.implementation import find
-from xentcheck.loader import CASES, load, load_all
+from xentcheck.run.examiner import Examiner
+from xentcheck.spec.batch import DTYPES, Batch, build
+from xentcheck.spec.capture import capture
+from xentcheck.spec.case import Case
+from xentcheck.spec.loader import CASES, load, load_all
 
 SHAPES = [
     ((7,), ()),

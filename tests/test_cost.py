@@ -15,11 +15,17 @@ from rich.console import Console
 
 import fakes
 from test_plugin import FAKES, ROOT, SUITE, specification  # noqa: F401
-from xentcheck import cli, cost, memory, plugin_cost, record, speed_cases, terminal_cost, timing
+from xentcheck import cli
+from xentcheck.cost import figures as terminal_cost
+from xentcheck.cost import measure as cost
+from xentcheck.cost import memory, timing
+from xentcheck.cost.timing import Ratio
 from xentcheck.implementation import Deviation, Implementation
-from xentcheck.loader import load_all
-from xentcheck.timing import Ratio
-from xentcheck.yaml_document import CaseFileError
+from xentcheck.pytest_plugin import cost as plugin_cost
+from xentcheck.results import record
+from xentcheck.spec import speed_cases
+from xentcheck.spec.loader import load_all
+from xentcheck.spec.yaml_document import CaseFileError
 
 HEADER = """clause: tiny
 profile: quick
@@ -121,7 +127,7 @@ def test_an_id_stands_once(tmp_path):
 
 
 def test_a_tiled_batch_has_no_two_equal_rows(speed_case):
-    from xentcheck.batch import build
+    from xentcheck.spec.batch import build
 
     logits = build(speed_case("id: one, logits: {shape: [64, 4096], fill: tiled, scale: 2}")).input
     assert len(torch.unique(logits, dim=0)) == 64
@@ -570,7 +576,7 @@ def test_speed_cases_are_listed(capsys):
 
 def test_tests_of_the_same_name_elsewhere_are_not_ours(monkeypatch, tmp_path, run):
     (tmp_path / "test_memory.py").write_text("def test_mine():\n    pass\n")
-    plugins = [o for name in ("plugin", "plugin_cost") for o in ("-p", f"xentcheck.{name}")]
+    plugins = [o for name in ("session", "cost") for o in ("-p", f"xentcheck.pytest_plugin.{name}")]
     alone = "--import-mode=importlib"  # the suite has a module of that name,
     monkeypatch.setitem(sys.modules, "test_memory", None)  # which runs before this one may have imported,
     del sys.modules["test_memory"]  # and those after it are to find as it was

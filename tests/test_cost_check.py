@@ -7,11 +7,13 @@ import torch
 import fakes
 from maskedce import masked_cross_entropy
 from test_blockwise import BODIES, LINEAR, small_blocks  # noqa: F401
-from xentcheck import blockwise, cost_check, timing
-from xentcheck.batch import build
+from xentcheck.cost import check as cost_check
+from xentcheck.cost import timing
 from xentcheck.implementation import Implementation
-from xentcheck.truth import truth
-from xentcheck.verdict import describe
+from xentcheck.reference import blockwise
+from xentcheck.reference.truth import truth
+from xentcheck.run.verdict import describe
+from xentcheck.spec.batch import build
 
 
 def answer(function, batch):

@@ -14,13 +14,16 @@ from hypothesis import HealthCheck, given, seed, settings
 
 import fakes
 import xentcheck
-from xentcheck import explore, explore_plugin, loader, situations
-from xentcheck.batch import build
-from xentcheck.capabilities import CAPABILITIES
 from xentcheck.cli import main as xentcheck_command
-from xentcheck.documents import documents, unclear
+from xentcheck.explore import known_failures as situations
+from xentcheck.explore import search as explore
+from xentcheck.explore.strategies import documents, unclear
 from xentcheck.implementation import Deviation, Implementation, find
-from xentcheck.record import load
+from xentcheck.pytest_plugin import explore as explore_plugin
+from xentcheck.results.record import load
+from xentcheck.spec import loader
+from xentcheck.spec.batch import build
+from xentcheck.spec.capabilities import CAPABILITIES
 
 SUITE = Path(xentcheck.__file__).resolve().parents[1]
 FAKES = Path(fakes.__file__)

@@ -1,4 +1,4 @@
-"""Data flows one way: a module of the library imports only from floors below its own."""
+"""Data flows one way: a package of the library imports only from packages on floors below its own."""
 
 import ast
 from pathlib import Path
@@ -9,62 +9,40 @@ import xentcheck
 
 LIBRARY = Path(xentcheck.__file__).parent
 FLOORS = [
-    # facts and words
-    {"capabilities", "case_modes", "environment", "mistakes", "patterns", "resources", "status", "pytest_entry"},
-    {"definition", "global_state", "layout", "markdown", "script_literals", "wire"},
-    {"fields", "modes", "settings", "verdict", "yaml_document"},
-    # what is asked, and what can be tested
-    {"case", "validation"},
-    {"bug_reports", "declare", "draw", "loader"},
-    {"batch", "load", "speed_cases"},
-    {"capture_batch", "documents", "implementation", "linear", "needs", "units"},
-    # the truth, and what was observed
-    {"observe", "plot", "record", "score", "script_source", "timing", "truth"},
-    {
-        "blockwise",
-        "common_claims",
-        "isolate",
-        "memory",
-        "page",
-        "plot_cost",
-        "relations",
-        "script",
-        "terminal",
-        "worker",
-    },
-    # judgement
-    {
-        "cost_check",
-        "judge",
-        "page_accuracy",
-        "page_answers",
-        "page_bugs",
-        "page_conformance",
-        "page_conventions",
-        "page_deviations",
-        "page_summary",
-    },
-    {"cost", "examine", "report"},
-    {"lint", "plugin", "report_check", "situations", "terminal_cost"},
-    {"explore", "gate", "plugin_cost", "report_cost"},
-    {"explore_plugin", "gate_trials", "second_process"},
-    {"cli", "plugin_gate"},
+    {"spec"},
+    {"implementation"},
+    {"reference"},
+    {"run"},
+    {"cost", "results", "repro", "explore", "lint"},
+    {"publish", "gate"},
+    {"pytest_plugin", "cli"},
 ]
-FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def imported(path):
+    """The packages of the library that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "xentcheck":
             inside = (node.module or "").split(".")[1:2]
             yield from inside or [alias.name for alias in node.names]
 
 
-@pytest.mark.parametrize("path", sorted(LIBRARY.rglob("[a-z]*.py")), ids=lambda p: p.stem)
-def test_a_module_imports_only_from_below(path):
-    module = path.relative_to(LIBRARY).with_suffix("").parts[0]  # a package is one module
-    assert module in FLOOR, "a new module belongs to a floor"
-    assert [m for m in imported(path) if FLOOR[m] >= FLOOR[module]] == []
+def test_every_package_has_a_floor():
+    rooms = {path.parent.name if path.name == "__init__.py" else path.stem for path in LIBRARY.glob("*/__init__.py")}
+    assert rooms | {path.stem for path in LIBRARY.glob("[a-z]*.py")} == FLOOR.keys()
+
+
+@pytest.mark.parametrize("path", sorted(LIBRARY.rglob("[a-z]*.py")), ids=lambda p: str(p.relative_to(LIBRARY)))
+def test_a_module_imports_only_from_its_own_package_and_from_below(path):
+    room = path.relative_to(LIBRARY).with_suffix("").parts[0]
+    assert [other for other in imported(path) if other != room and FLOOR[other] >= FLOOR[room]] == []
+
+
+@pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), ids=lambda p: str(p.relative_to(LIBRARY)))
+def test_a_package_says_what_it_is(path):
+    """The first words of a file are what a newcomer reads."""
+    assert ast.get_docstring(ast.parse(path.read_text()))
 
 
 @pytest.mark.parametrize("path", sorted((LIBRARY.parents[1] / "implementations").glob("*.py")), ids=lambda p: p.stem)

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from test_cost import fake, quick_rounds, run, specification, speed_case, tiny  # noqa: F401
-from xentcheck import cli, gate, record, second_process
-from xentcheck.gate import BETTER, INCONCLUSIVE, WORSE, GateError, baseline, compare, markdown
-from xentcheck.record import Results
-from xentcheck.verdict import Verdict
+from xentcheck import cli
+from xentcheck.gate import compare as gate
+from xentcheck.gate import confirm as second_process
+from xentcheck.gate.compare import BETTER, INCONCLUSIVE, WORSE, GateError, baseline, compare, markdown
+from xentcheck.results import record
+from xentcheck.results.record import Results
+from xentcheck.run.verdict import Verdict
 
 ENVIRONMENT = {"torch": "2.13", "cpu": "a CPU", "threads": 1}
 BYTES = {"forward": 100, "kept": 100, "backward": 300, "retained": 0, "uncounted": 0}

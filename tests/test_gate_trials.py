@@ -6,10 +6,11 @@ import time
 import pytest
 import torch
 
-from xentcheck import gate_trials, memory, timing
-from xentcheck.batch import build
-from xentcheck.gate_trials import KINDS, inject, is_right, page, plan, wilson
+from xentcheck.cost import memory, timing
+from xentcheck.gate import trials as gate_trials
+from xentcheck.gate.trials import KINDS, inject, is_right, page, plan, wilson
 from xentcheck.implementation import Implementation
+from xentcheck.spec.batch import build
 
 
 @pytest.fixture

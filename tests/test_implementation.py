@@ -12,8 +12,6 @@ import torch
 
 import xentcheck
 from maskedce import linear_masked_cross_entropy
-from xentcheck.capabilities import CAPABILITIES, FAULT_KINDS
-from xentcheck.examine import Examiner
 from xentcheck.implementation import (
     ARRAY_CAPABILITIES,
     FOLDER,
@@ -27,7 +25,9 @@ from xentcheck.implementation import (
     load_file,
     names,
 )
-from xentcheck.loader import load
+from xentcheck.run.examiner import Examiner
+from xentcheck.spec.capabilities import CAPABILITIES, FAULT_KINDS
+from xentcheck.spec.loader import load
 
 SUITE = Path(xentcheck.__file__).resolve().parents[1]
 LOGITS, TARGET = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0]]), torch.tensor([2, 0])
@@ -674,7 +674,9 @@ def test_every_kind_of_fault_can_be_known(fault):
     assert Deviation("a", aspect="loss", observed="x", fault=fault, link="y").fault == fault
 
 
-@pytest.mark.parametrize("module", ["capabilities", "declare", "load", "implementation"])
+@pytest.mark.parametrize(
+    "module", ["spec.capabilities", "implementation.declare", "implementation.load", "implementation"]
+)
 def test_declarations_are_read_without_torch(module):
     code = f"""
 import sys, types

@@ -105,7 +105,7 @@ def test_other_peoples_runs_of_pytest_get_nothing_of_it(elsewhere):
     (project / "test_one.py").write_text(
         "import sys\n\n\ndef test_one(request):\n"
         "    ours = {name for name in sys.modules if name.startswith('xentcheck')}\n"
-        "    assert ours <= {'xentcheck', 'xentcheck.pytest_entry'}, ours\n"
+        "    assert ours <= {'xentcheck', 'xentcheck.pytest_plugin'}, ours\n"
         "    assert 'torch' not in sys.modules\n"
         "    assert request.config.getoption('--impl', default=None) is None\n"
     )

@@ -17,13 +17,14 @@ import torch
 import fakes
 import faults
 import xentcheck
-from xentcheck import loader, record
-from xentcheck.batch import build
-from xentcheck.case import RELATIONS
-from xentcheck.examine import Examiner
 from xentcheck.implementation import Implementation, ImplementationError, find
-from xentcheck.isolate import Workers
-from xentcheck.observe import observe
+from xentcheck.results import record
+from xentcheck.run.examiner import Examiner
+from xentcheck.run.isolation.pool import Workers
+from xentcheck.run.observe import observe
+from xentcheck.spec import loader
+from xentcheck.spec.batch import build
+from xentcheck.spec.case import RELATIONS
 
 SUITE = Path(xentcheck.__file__).resolve().parents[1]
 HERE = Path(__file__).parent

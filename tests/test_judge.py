@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 import fakes
-from xentcheck import truth as truths
-from xentcheck.batch import build
-from xentcheck.examine import Examiner
 from xentcheck.implementation import LOGITS_CAPABILITIES, Deviation, Implementation, from_callable
-from xentcheck.status import Status, of_case
-from xentcheck.units import ALLOWED_UNITS
+from xentcheck.reference import truth as truths
+from xentcheck.run.examiner import Examiner
+from xentcheck.run.status import Status, of_case
+from xentcheck.run.units import ALLOWED_UNITS
+from xentcheck.spec.batch import build
 
 PLAIN = "logits: {shape: [3, 4]}"
 IGNORED = "logits: {shape: [3, 4], set: [{rows: ignored, value: nan}]}, target: {ignore: first}"

@@ -7,9 +7,9 @@ import pytest
 import kill_matrix
 from kill_matrix import FOLDER, PAGE, Asking, Store, found_in, matrix_digest
 from kill_page import DIGEST, Matrix, page
-from xentcheck.examine import Examiner
 from xentcheck.implementation import find
-from xentcheck.loader import load_all
+from xentcheck.run.examiner import Examiner
+from xentcheck.spec.loader import load_all
 
 KILLED = """
 import _correct

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 
 import fakes
-from xentcheck import script as scripts
-from xentcheck.batch import build
-from xentcheck.definition import Rounding
 from xentcheck.implementation import LINEAR_CAPABILITIES, Deviation, Implementation, find
-from xentcheck.linear import Layer, ParameterGradients
 from xentcheck.lint import lint
-from xentcheck.loader import CaseFileError, load
-from xentcheck.needs import capabilities_needed
-from xentcheck.truth import truth
+from xentcheck.reference.definition import Rounding
+from xentcheck.reference.linear import Layer, ParameterGradients
+from xentcheck.reference.truth import truth
+from xentcheck.repro import script as scripts
+from xentcheck.spec.batch import build
+from xentcheck.spec.loader import CaseFileError, load
+from xentcheck.spec.needs import capabilities_needed
 
 PLAIN = (
     "logits: {shape: [6, 5], scale: 2}, linear: {features: 3, bias: true}, target: {ignore: first}, ignore_index: -100"
@@ -294,7 +294,7 @@ def test_images_go_through_the_identity_with_their_classes_last(case, verdicts):
 
     images = case("logits: {shape: [2, 5, 3, 4]}, target: {ignore: first}, ignore_index: -100")
     batch = build(images)
-    from xentcheck.observe import observe
+    from xentcheck.run.observe import observe
 
     found = observe(fused(sees), batch, wants_gradient=True).first
     exact = truth(batch, {})

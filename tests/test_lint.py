@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from xentcheck.lint import lint
-from xentcheck.loader import load, load_all
+from xentcheck.spec.loader import load, load_all
 
 MUTANTS = frozenset(
     node.name

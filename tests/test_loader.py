@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import xentcheck
-from xentcheck import yaml_document
-from xentcheck.case import Case, Upstream
-from xentcheck.loader import (
+from xentcheck.spec import yaml_document
+from xentcheck.spec.case import Case, Upstream
+from xentcheck.spec.loader import (
     CASES,
     CATALOGUES,
     CaseFileError,
@@ -28,7 +28,7 @@ from xentcheck.loader import (
     select,
     telling_first,
 )
-from xentcheck.yaml_document import MAX_ALIASES, MAX_BYTES, read
+from xentcheck.spec.yaml_document import MAX_ALIASES, MAX_BYTES, read
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(xentcheck.__file__).parents[1])}
 TOP = (

@@ -12,9 +12,9 @@ import torch
 
 from kill_matrix import found_in
 from kill_page import asked, entry
-from xentcheck.examine import Examiner
 from xentcheck.implementation import find
-from xentcheck.loader import load_all
+from xentcheck.run.examiner import Examiner
+from xentcheck.spec.loader import load_all
 
 LOOKALIKES = [find(source)[0] for source in found_in(Path(__file__).parent / "lookalikes").values()]
 CASES = asked(load_all())

@@ -8,9 +8,9 @@ from collections import defaultdict
 import pytest
 
 from kill_matrix import FOLDER, found_in
-from xentcheck.examine import Examiner
 from xentcheck.implementation import find
-from xentcheck.loader import load_all
+from xentcheck.run.examiner import Examiner
+from xentcheck.spec.loader import load_all
 
 CASES = load_all()
 MUTANTS = found_in(FOLDER)

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 import fakes
-from xentcheck.batch import build
-from xentcheck.global_state import GlobalState
 from xentcheck.implementation import Implementation
-from xentcheck.observe import observe
-from xentcheck.truth import truth
+from xentcheck.implementation.purity import GlobalState
+from xentcheck.reference.truth import truth
+from xentcheck.run.observe import observe
+from xentcheck.spec.batch import build
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from older_torch import page
-from xentcheck.record import Results
-from xentcheck.verdict import Fault, Verdict
+from xentcheck.results.record import Results
+from xentcheck.run.verdict import Fault, Verdict
 
 RIGHT = Verdict("mine", "plain-values", "plain-values/one", "loss", "pass")
 

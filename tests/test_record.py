@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from xentcheck.implementation import Deviation, Implementation
-from xentcheck.record import NAME, RecordError, Results, Writer, load, merge, run_header, save
-from xentcheck.status import Status
-from xentcheck.verdict import Fault, Verdict, to_json
+from xentcheck.results.record import NAME, RecordError, Results, Writer, load, merge, run_header, save
+from xentcheck.run.status import Status
+from xentcheck.run.verdict import Fault, Verdict, to_json
 
 NATIVE = Implementation(
     name="native",

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from fakes import right
-from xentcheck.case import RELATIONS
-from xentcheck.examine import Examiner
 from xentcheck.implementation import LOGITS_CAPABILITIES, Implementation
-from xentcheck.relations import applying
+from xentcheck.run.examiner import Examiner
+from xentcheck.run.relations import applying
+from xentcheck.spec.case import RELATIONS
 
 CASE = "logits: {shape: [7, 5]}, target: {ignore: {rows: [1, 4, 5]}}"
 

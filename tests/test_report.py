@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from report_material import made, material, pages, questions, results, verdict
-from xentcheck import cli, common_claims, page_answers, page_summary, record, report, report_check
-from xentcheck.page import WIDEST
-from xentcheck.verdict import Fault
+from xentcheck import cli
+from xentcheck.publish import check as report_check
+from xentcheck.publish import page_answers, page_summary, report
+from xentcheck.publish.page import WIDEST
+from xentcheck.results import record
+from xentcheck.run.verdict import Fault
+from xentcheck.spec import common_claims
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -230,7 +234,7 @@ def test_evidence_that_the_run_does_not_bear_out_is_named():
 
 
 def test_the_shipped_answers_name_cases_that_exist():
-    from xentcheck.loader import load_all
+    from xentcheck.spec.loader import load_all
 
     known = {case.id for case in load_all()}
     assert {e.case for a in common_claims.load() for c in a.claims for e in c.evidence} <= known

@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 
 from test_gate import memory, results, speed
-from xentcheck import cli, record, report_cost
-from xentcheck.record import RecordError
-from xentcheck.report_cost import write
+from xentcheck import cli
+from xentcheck.publish import costs as report_cost
+from xentcheck.publish.costs import write
+from xentcheck.results import record
+from xentcheck.results.record import RecordError
 
 
 def as_measured(line, case, shape=(64, 100), ignored=0.0, **more):

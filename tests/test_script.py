@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 import fakes
-from xentcheck import definition, modes
-from xentcheck.batch import build
-from xentcheck.examine import Examiner
 from xentcheck.implementation import find
-from xentcheck.loader import load, load_all
-from xentcheck.script import script
+from xentcheck.reference import definition
+from xentcheck.repro.script import script
+from xentcheck.run import modes
+from xentcheck.run.examiner import Examiner
+from xentcheck.spec.batch import build
+from xentcheck.spec.loader import load, load_all
 
 FAKES = Path(fakes.__file__)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import fakes
-from xentcheck import timing
-from xentcheck.batch import build
+from xentcheck.cost import timing
+from xentcheck.cost.timing import BASE, CANDIDATE, CONTROL, PHASES, Ratio, Step, limit, must_move, ratio, take
 from xentcheck.implementation import Implementation
-from xentcheck.timing import BASE, CANDIDATE, CONTROL, PHASES, Ratio, Step, limit, must_move, ratio, take
+from xentcheck.spec.batch import build
 
 NATIVE = Implementation(name="native", cross_entropy=torch.nn.functional.cross_entropy)
 LANES = {name: Step(lambda name=name: name, None) for name in (BASE, CONTROL, CANDIDATE)}

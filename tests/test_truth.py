@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xentcheck import truth as truths
-from xentcheck.batch import Batch
-from xentcheck.truth import relevant_conventions, truth
+from xentcheck.reference import truth as truths
+from xentcheck.reference.truth import relevant_conventions, truth
+from xentcheck.spec.batch import Batch
 
 INF, NAN = math.inf, math.nan
 DIGITS = 50

@@ -5,11 +5,12 @@ import pytest
 from test_lint import MUTANTS
 from test_mutants import CASES, faults
 from test_mutants import MUTANTS as SOURCES
-from xentcheck import bug_reports, cli
-from xentcheck.examine import Examiner
+from xentcheck import cli
 from xentcheck.implementation import find
-from xentcheck.patterns import matches
-from xentcheck.yaml_document import CaseFileError
+from xentcheck.run.examiner import Examiner
+from xentcheck.spec import bug_reports
+from xentcheck.spec.patterns import matches
+from xentcheck.spec.yaml_document import CaseFileError
 
 THEMES = bug_reports.load()
 REPORTS = [report for theme in THEMES for report in theme.reports]

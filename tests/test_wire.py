@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from xentcheck.batch import build
 from xentcheck.implementation import Deviation, find
-from xentcheck.loader import load_all
-from xentcheck.observe import Answer, Failure, Observation, Raised, observe
-from xentcheck.wire import TOKEN, GarbledError, frame, reading, rest
+from xentcheck.run.isolation.protocol import TOKEN, GarbledError, frame, reading, rest
+from xentcheck.run.observe import Answer, Failure, Observation, Raised, observe
+from xentcheck.spec.batch import build
+from xentcheck.spec.loader import load_all
 
 token = bytes(range(TOKEN))
 

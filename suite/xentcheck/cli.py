@@ -12,15 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xentcheck import loader, speed_cases
-from xentcheck.mistakes import CaseFileError, UsageError
-from xentcheck.patterns import nearest
+from xentcheck.spec import loader, speed_cases
+from xentcheck.spec.mistakes import CaseFileError, UsageError
+from xentcheck.spec.patterns import nearest
 
 if TYPE_CHECKING:
-    from xentcheck.case import Case
     from xentcheck.implementation import Implementation
-    from xentcheck.page import Script
-    from xentcheck.record import Results
+    from xentcheck.publish.page import Script
+    from xentcheck.results.record import Results
+    from xentcheck.spec.case import Case
 
 # Commands import what they need beside these when they run: torch alone takes seconds, and listing cases needs none of it.
 
@@ -94,23 +94,18 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _results(paths: Sequence[Path]) -> Results:
-    from xentcheck import record
+    from xentcheck.results import record
 
     return record.merge([record.load(path) for path in paths])
 
 
 def _report(options: argparse.Namespace) -> int:
-    from xentcheck import (
-        bug_reports,
-        common_claims,
-        page_answers,
-        page_summary,
-        record,
-        report,
-        report_check,
-        report_cost,
-    )
-    from xentcheck.page import Material
+    from xentcheck.publish import check as report_check
+    from xentcheck.publish import costs as report_cost
+    from xentcheck.publish import page_answers, page_summary, report
+    from xentcheck.publish.page import Material
+    from xentcheck.results import record
+    from xentcheck.spec import bug_reports, common_claims
 
     results = _results(options.results)
     if results.costs and not options.check:  # times are never the same again
@@ -140,10 +135,10 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _script(cases: Sequence[Case], results: Results) -> Script:
-    from xentcheck.batch import build
     from xentcheck.implementation import ImplementationError, find
-    from xentcheck.script import script
-    from xentcheck.script_literals import WRITTEN_OUT
+    from xentcheck.repro.literals import WRITTEN_OUT
+    from xentcheck.repro.script import script
+    from xentcheck.spec.batch import build
 
     by_id = {case.id: case for case in cases}
     implementations: dict[str, Implementation] = {}
@@ -166,9 +161,9 @@ def _script(cases: Sequence[Case], results: Results) -> Script:
 
 
 def _repro(options: argparse.Namespace) -> int:
-    from xentcheck.batch import build
     from xentcheck.implementation import ImplementationError, find
-    from xentcheck.script import script
+    from xentcheck.repro.script import script
+    from xentcheck.spec.batch import build
 
     implementations = find(options.impl)
     if len(implementations) != 1:
@@ -194,7 +189,7 @@ def _cases(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from xentcheck import record
+    from xentcheck.results import record
 
     results = _results(options.results)
     record.save(results, options.to)
@@ -203,8 +198,8 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _lint(options: argparse.Namespace) -> int:
-    from xentcheck import bug_reports
     from xentcheck.lint import lint
+    from xentcheck.spec import bug_reports
 
     cases = [case for path in options.files for case in loader.load(path)] if options.files else loader.load_all()
     messages = lint(cases)
@@ -218,7 +213,7 @@ def _lint(options: argparse.Namespace) -> int:
 
 
 def _baseline(options: argparse.Namespace) -> int:
-    from xentcheck import gate
+    from xentcheck.gate import compare as gate
 
     results = _results(options.results)
     if not results.complete or not (results.verdicts or results.costs):
@@ -235,8 +230,8 @@ def _baseline(options: argparse.Namespace) -> int:
 
 
 def _gate(options: argparse.Namespace) -> int:
-    from xentcheck import gate
-    from xentcheck.second_process import measure_again
+    from xentcheck.gate import compare as gate
+    from xentcheck.gate.confirm import measure_again
 
     results = _results(options.results)
     report = gate.compare(results, gate.read(options.baseline), measure_again)

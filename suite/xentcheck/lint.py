@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xentcheck.case import FIXED_ANSWERS, Case, Clause
-from xentcheck.mistakes import CaseFileError, Mistake
-from xentcheck.patterns import nearest
+from xentcheck.spec.case import FIXED_ANSWERS, Case, Clause
+from xentcheck.spec.mistakes import CaseFileError, Mistake
+from xentcheck.spec.patterns import nearest
 
 if TYPE_CHECKING:
-    from xentcheck.batch import Batch
-    from xentcheck.examine import Examiner
+    from xentcheck.run.examiner import Examiner
+    from xentcheck.spec.batch import Batch
 
 MAX_TITLE, MAX_REQUIREMENT = 70, 240
 # Words for an answer that is meant to be weak, or to be zero.
@@ -34,7 +34,7 @@ def lint(cases: Iterable[Case], mutants: Collection[str] | None = None) -> list[
         cases: as loaded. Those of one matrix have one line; only the first that has a mistake is named.
         mutants: the names of the known wrong implementations; with them, each ``kills`` must be one of these.
     """
-    from xentcheck.examine import Examiner  # imports torch: seconds that reading files does not take
+    from xentcheck.run.examiner import Examiner  # imports torch: seconds that reading files does not take
 
     examiner = Examiner()
     found: dict[tuple[Any, ...], Mistake] = {}
@@ -100,7 +100,7 @@ def _about_the_target(case: Case, batch: Batch, valid: Array) -> Found:
 
 
 def _about_the_answer(case: Case, examiner: Examiner, valid: Array) -> Found:
-    from xentcheck.units import ALLOWED_UNITS
+    from xentcheck.run.units import ALLOWED_UNITS
 
     truth, expect = examiner.truth(case, {}), case.question.expect
     answers = [("loss", expect.loss, truth.loss, truth.loss_unit)]

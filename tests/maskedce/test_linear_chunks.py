@@ -9,8 +9,9 @@ from linear_definition import OPTIONS, C, H, Largest, N, batch, check, definitio
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskedce import linear_chunks, linear_masked_cross_entropy, linear_products, thresholds
-from xentcheck import blockwise, cost_check
-from xentcheck.batch import Batch
+from xentcheck.cost import check as cost_check
+from xentcheck.reference import blockwise
+from xentcheck.spec.batch import Batch
 
 
 @pytest.fixture(params=["one chunk", "many chunks"])

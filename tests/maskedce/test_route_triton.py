@@ -57,9 +57,9 @@ else:
 
     from maskedce import masked_cross_entropy
     from maskedce.route_triton import UNAVAILABLE, triton_masked_cross_entropy
-    from xentcheck.examine import Examiner
     from xentcheck.implementation import find
-    from xentcheck.loader import load_all, select
+    from xentcheck.run.examiner import Examiner
+    from xentcheck.spec.loader import load_all, select
 
     # Every clause; of those whose cases are many or large for an interpreter, the part that the kernels could break.
     CLAUSES = (

@@ -1,0 +1,4 @@
+"""A run held to a baseline: what got worse, what got better, and what cannot be told.
+
+Imports ``results``, ``cost`` and what is below them.
+"""

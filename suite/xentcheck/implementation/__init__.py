@@ -1,0 +1,21 @@
+"""What a file of implementations imports: the declarations, and the capabilities to subtract from."""
+
+from xentcheck.implementation.declare import Deviation, Implementation, ImplementationError, with_matrix
+from xentcheck.implementation.load import FOLDER, find, from_callable, load_file, names
+from xentcheck.spec.capabilities import ARRAY_CAPABILITIES, CAPABILITIES, LINEAR_CAPABILITIES, LOGITS_CAPABILITIES
+
+__all__ = [
+    "ARRAY_CAPABILITIES",
+    "CAPABILITIES",
+    "FOLDER",
+    "LINEAR_CAPABILITIES",
+    "LOGITS_CAPABILITIES",
+    "Deviation",
+    "Implementation",
+    "ImplementationError",
+    "find",
+    "from_callable",
+    "load_file",
+    "names",
+    "with_matrix",
+]

@@ -1,0 +1,259 @@
+"""What an implementation declares: its function, its capabilities, its conventions and its known deviations."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+from xentcheck.spec.capabilities import CAPABILITIES, CONVENTIONS, FAULT_KINDS, FORMS
+from xentcheck.spec.case import ASPECTS
+from xentcheck.spec.mistakes import UsageError
+from xentcheck.spec.patterns import matches, nearest
+
+
+class ImplementationError(UsageError):
+    """An implementation that cannot be found, loaded or used. The text says what to do."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Cases that an implementation is known to fail, and how.
+
+    A case that fails as described has the status ``deviates`` instead of ``fail`` or ``error``. One that fails otherwise is still a
+    failure, and one that passes is an ``unexpected-pass``, so that a deviation that was mended cannot be forgotten::
+
+        Deviation(
+            "ignored-nonfinite/*",
+            aspect="gradient",
+            fault="nan",
+            observed="NaN gradients in ignored rows that hold an infinity",
+            reason="0 * NaN in the backward pass of log_softmax",
+            link="https://github.com/pytorch/pytorch/issues/11551",
+        )
+
+    Args:
+        cases: one or more patterns of case ids. ``*`` and ``?`` are wildcards; the name of a clause, or of a case with several
+            variants, stands for all of it.
+        aspect: which aspect of the cases fails: ``loss``, ``gradient``, ``shape``, ``rejection``, ``purity`` or a relation such as
+            ``poisoning``.
+        observed: what the implementation does instead, in words.
+        fault: the kind of fault that is expected, one of ``claims.FAULT_KINDS``: ``value``, ``nan``, ``inf``, ``nonzero``,
+            ``missing``, ``raised``, ``accepted``, ``shape``, ``dtype``, ``changed``, ``unstable``, ``crash``, ``timeout``.
+        link: where it is reported or can be seen.
+        reason: why it happens.
+        torch: the versions of torch that have it, such as ``<2.14``; all of them if left out.
+        max_units: the largest error seen, in error units; a larger one is a failure. None: any size.
+        certain: False if it depends on the last bits, which differ between CPUs: then a pass is accepted, too.
+
+    Raises:
+        ImplementationError: ``aspect`` or ``fault`` does not exist.
+    """
+
+    cases: str | tuple[str, ...]
+    aspect: str
+    observed: str
+    fault: str
+    link: str
+    reason: str = ""
+    torch: str = ""
+    max_units: float | None = None
+    certain: bool = True
+    where: str = field(default_factory=lambda: _place_of_call())
+
+    def __post_init__(self) -> None:
+        for name, known in (("aspect", ASPECTS), ("fault", FAULT_KINDS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ImplementationError(
+                    f"{self.where}: Deviation({self.cases!r}): {name}: expected one of {', '.join(known)}; "
+                    f"found {value!r}{nearest(str(value).lower(), known, 1)}"
+                )
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return (self.cases,) if isinstance(self.cases, str) else self.cases
+
+    def applies_to(self, case_id: str, aspect: str) -> bool:
+        return aspect == self.aspect and self.holds_here and any(matches(pattern, case_id) for pattern in self.patterns)
+
+    @property
+    def holds_here(self) -> bool:
+        """Whether the installed torch is one of the versions that have it."""
+        return not self.torch or SpecifierSet(self.torch, prereleases=True).contains(_torch_version().split("+")[0])
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A function that computes cross entropy, and what is claimed of it.
+
+    The function has one of three forms; give exactly one:
+
+    - ``cross_entropy(input, target, *, weight, ignore_index, reduction, label_smoothing, normalizer)``: the signature of
+      ``torch.nn.functional.cross_entropy``, and a ``normalizer`` that the mean divides by. It gets torch tensors and is
+      differentiated by autograd.
+    - ``linear_cross_entropy(hidden, linear_weight, target, *, linear_bias, **options)``: a fused linear loss: ``hidden`` of shape
+      (N, H), ``linear_weight`` of shape (C, H). Cases that have logits only are asked with an identity matrix.
+    - ``loss_and_gradient(input, target, upstream, **options) -> (loss, gradient)``: for libraries without torch tensors. It gets
+      torch tensors and returns anything that NumPy understands.
+
+    Options are passed only where a case sets them, so the function needs its own defaults. An example::
+
+        implementation = Implementation(
+            name="my_loss",
+            cross_entropy=my_loss,
+            capabilities=LOGITS_CAPABILITIES - {"label_smoothing", "vmap"},
+            empty_mean="nan",
+        )
+
+    Args:
+        name: how reports call it.
+        capabilities: what it offers, of ``claims.CAPABILITIES``; if left out, all that its form can offer. A case that needs more is
+            ``unsupported``. Subtract from ``LOGITS_CAPABILITIES``, ``LINEAR_CAPABILITIES`` or ``ARRAY_CAPABILITIES``.
+        deviations: cases that it is known to fail.
+        empty_mean: the mean over no position, ``"nan"`` or ``"zero"``. This and the next four are conventions, questions with
+            several defensible answers; one that is None is not declared, and each of its answers passes.
+        infinite_row: the loss of a valid row that holds +inf, ``"nan"`` or ``"inf"``.
+        zero_times_infinity: an infinite term under a zero class weight, ``"nan"`` or ``"zero"``.
+        int32_target: targets of dtype int32, ``"taken"`` or ``"refused"``.
+        half_loss_dtype: the dtype of the loss of bfloat16 or float16 logits, ``"input"`` or ``"float32"``.
+        description: one line for reports; the first line of the docstring of a shipped file, if left out.
+        version: the version of its package, which is looked up if left out.
+        unavailable: why it cannot run here; all its cases are then ``unavailable``.
+        tentative: capabilities that nobody declared but that a bare callable may have. Refusing a case that needs one is
+            ``unsupported`` and not an error; a wrong answer is a failure all the same.
+        source: what ``--impl`` takes to find it again; set by whoever loads it.
+
+    Raises:
+        ImplementationError: the declaration contradicts itself, for instance a loss of logits that claims ``linear``, or holds a
+            word that does not exist.
+    """
+
+    name: str
+    cross_entropy: Callable[..., Any] | None = None
+    loss_and_gradient: Callable[..., Any] | None = None
+    linear_cross_entropy: Callable[..., Any] | None = None
+    capabilities: frozenset[str] = None  # type: ignore[assignment]  # never None once it is made
+    deviations: tuple[Deviation, ...] = ()
+    empty_mean: str | None = None
+    infinite_row: str | None = None
+    zero_times_infinity: str | None = None
+    int32_target: str | None = None
+    half_loss_dtype: str | None = None
+    description: str = ""
+    version: str = ""
+    unavailable: str = ""
+    tentative: frozenset[str] = frozenset()
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        given = [form for form in FORMS if getattr(self, form) is not None]
+        if len(given) != 1 or not callable(getattr(self, given[0])):
+            raise self._error(
+                f"expected one callable as cross_entropy, loss_and_gradient or linear_cross_entropy; found {len(given)}"
+            )
+        if self.capabilities is None:
+            object.__setattr__(self, "capabilities", FORMS[self.form])
+        for name in ("capabilities", "tentative"):
+            object.__setattr__(self, name, frozenset(getattr(self, name)))
+        self._check_capabilities()
+        for name, (question, answers) in CONVENTIONS.items():
+            if getattr(self, name) not in (None, *answers):
+                raise self._error(
+                    f"{name} ({question}): expected one of {', '.join(answers)}; found {getattr(self, name)!r}"
+                )
+        if not self.version:
+            object.__setattr__(self, "version", version_of(self.function))
+
+    def _check_capabilities(self) -> None:
+        for name in sorted((self.capabilities | self.tentative) - CAPABILITIES.keys()):
+            raise self._error(f"unknown capability {name!r}{nearest(name, CAPABILITIES)}")
+        if impossible := sorted(self.capabilities - FORMS[self.form]):
+            raise self._error(
+                f"claims {', '.join(impossible)}, which the form {self.form} cannot offer; "
+                "leave capabilities out to claim all that it can"
+            )
+        if unclaimed := sorted(self.tentative - self.capabilities):
+            raise self._error(f"tentative: expected some of its capabilities; found {', '.join(unclaimed)}")
+
+    def _error(self, text: str) -> ImplementationError:
+        return ImplementationError(f"implementation {self.name}: {text}")
+
+    @property
+    def form(self) -> str:
+        """``cross_entropy``, ``loss_and_gradient`` or ``linear_cross_entropy``."""
+        return next(form for form in FORMS if getattr(self, form) is not None)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function, whichever form it has."""
+        return getattr(self, self.form)
+
+    @property
+    def conventions(self) -> dict[str, str]:
+        """The conventions that are declared."""
+        return {name: getattr(self, name) for name in CONVENTIONS if getattr(self, name) is not None}
+
+    def deviation_for(self, case_id: str, aspect: str) -> Deviation | None:
+        """The first known deviation of this aspect of a case."""
+        return next((d for d in self.deviations if d.applies_to(case_id, aspect)), None)
+
+    def stale_deviations(self, case_ids: Iterable[str]) -> list[Deviation]:
+        """Known deviations with a pattern that no case matches."""
+        ids = list(case_ids)
+        return [d for d in self.deviations if not all(any(matches(p, i) for i in ids) for p in d.patterns)]
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """An ``nn.Module`` class as a function: a module is made for each call, from the options of the call."""
+
+    module_class: type
+
+    def __call__(self, input: Any, target: Any, **options: Any) -> Any:
+        return self.module_class(**options)(input, target)
+
+
+def with_matrix(fused: Callable[..., Any] | None) -> Callable[..., Any]:
+    """A fused linear loss as a function of hidden states and targets, with the matrix among the options."""
+    assert fused is not None
+    return lambda input, target, *, linear_weight, **options: fused(input, linear_weight, target, **options)
+
+
+def version_of(function: Any) -> str:
+    """The version of the package that a function or module class comes from, "" if it comes from none."""
+    function = function.module_class if isinstance(function, ModuleCall) else function
+    package = (getattr(function, "__module__", None) or "").partition(".")[0]
+    if package == "torch":
+        return _torch_version()
+    try:
+        return metadata.version(package) if package else ""
+    except (metadata.PackageNotFoundError, ValueError):
+        return ""
+
+
+def _torch_version() -> str:
+    import torch  # not above: a declaration can be read without it
+
+    return torch.__version__
+
+
+def _place_of_call() -> str:
+    """``file:first-last`` of the ``Deviation(...)`` being built, for messages that say which lines to delete."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and (
+        frame.f_code.co_filename in (__file__, "<string>") or frame.f_code.co_name == "<lambda>"
+    ):
+        frame = frame.f_back
+    first = last = frame.f_lineno
+    if hasattr(frame.f_code, "co_positions"):  # Python 3.11 and later
+        start, end, *_ = next(itertools.islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
+        first, last = start or first, end or last
+    name = Path(frame.f_code.co_filename)
+    return f"{name.parent.name}/{name.name}:{first}" + (f"-{last}" if last != first else "")

@@ -1,0 +1,90 @@
+"""Whether what is published is what the code produces: records against records, and pages against the record that they show.
+
+Between two records of the same cases and implementations, each verdict must have the same status, the same kind of fault and the same
+convention. Errors in units, the numbers found and their places may differ, since they depend on the CPU; they are not compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from xentcheck.publish.report import superfluous
+from xentcheck.results.markdown import count
+from xentcheck.results.record import Results
+from xentcheck.run.verdict import Verdict
+
+MOST = 10  # differences that are listed
+_MACHINE = ("version",)  # what an implementation says that depends on where it runs
+
+
+def between(published: Results, new: Results) -> list[str]:
+    """How the verdicts of a run differ from the published ones; nothing where they agree."""
+    if published.run["cases"] != new.run["cases"]:
+        return [
+            f"the published record answers the cases {published.run['cases']}, this run the cases {new.run['cases']}: publish it anew"
+        ]
+    found = [*_claims(published.run["implementations"], new.run["implementations"]), *_verdicts(published, new)]
+    more = [f"and {count(len(found) - MOST, 'further difference')}"] if len(found) > MOST else []
+    return found[:MOST] + more
+
+
+def pages(made: Mapping[str, bytes], folder: Path) -> list[str]:
+    """The files that are not, byte for byte, what the published record gives."""
+    found = []
+    for name, content in made.items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{path}: is missing")
+        elif path.read_bytes() != content:
+            found.append(f"{path}{_where(path.read_bytes(), content)}")
+    return found + [f"{path}: no page links it" for path in superfluous(dict(made), folder)]
+
+
+def page(made: str, path: Path) -> list[str]:
+    """The same for one text."""
+    return pages({path.name: made.encode()}, path.parent) if made else []
+
+
+def _claims(published: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    for name in {**published, **new}:
+        if name not in new or name not in published:
+            yield f"{name}: is {'published, but not in this run' if name in published else 'in this run, but not published'}"
+            continue
+        for claim in published[name]:
+            if claim not in _MACHINE and published[name][claim] != new[name].get(claim):
+                yield f"{name}: its {claim} are other than published"
+
+
+def _verdicts(published: Results, new: Results) -> Iterator[str]:
+    shared = published.run["implementations"].keys() & new.run["implementations"].keys()
+    old, now = ({v.key: v for v in results.verdicts if v.implementation in shared} for results in (published, new))
+    for text, missing in (
+        ("published, but not in this run", old.keys() - now.keys()),
+        ("in this run, but not published", now.keys() - old.keys()),
+    ):
+        if missing:
+            yield f"{count(len(missing), 'verdict')} {text}; the first: {' '.join(min(missing))}"
+    for key in sorted(old.keys() & now.keys()):
+        if _facts(old[key]) != _facts(now[key]):
+            yield f"{' '.join(key)}: published {_shown(old[key])}; found {_shown(now[key])}"
+
+
+def _facts(verdict: Verdict) -> tuple[Any, ...]:
+    return verdict.status, verdict.kind, dict(verdict.conventions)
+
+
+def _shown(verdict: Verdict) -> str:
+    facts = [str(verdict.status), verdict.kind, ", ".join(f"{k} {v}" for k, v in sorted(verdict.conventions.items()))]
+    return " ".join([facts[0], *(f"({fact})" for fact in facts[1:] if fact)])
+
+
+def _where(published: bytes, made: bytes) -> str:
+    lines: Iterable[tuple[bytes, bytes]] = zip(published.splitlines(), made.splitlines(), strict=False)
+    number, was, now = next(((n, a, b) for n, (a, b) in enumerate(lines, 1) if a != b), (0, b"", b""))
+    if not number:
+        return ": is longer or shorter than what the code produces"
+    start = max(0, next((i for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b), 0) - 30)
+    was, now = (line[start : start + 100].decode(errors="replace") for line in (was, now))
+    return f":{number}: is not what the code produces from the published record; published {was!r}, produced {now!r}"

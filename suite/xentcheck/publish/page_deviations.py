@@ -1,0 +1,160 @@
+"""``deviations.md``: what is known to be wrong, by cause, with evidence; and the scripts that show it, in files of their own."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from xentcheck.publish.page import Material, Script
+from xentcheck.results.markdown import anchor, count, table
+from xentcheck.spec.patterns import matches
+
+FOLDER = "scripts"
+
+
+@dataclass
+class _Observed:
+    """One way in which a cause shows. hits: the verdicts. absent: whoever declares it without a hit in this run, and for which torch."""
+
+    text: str
+    hits: pd.DataFrame
+    absent: list[str] = field(default_factory=list)
+
+
+def pages(material: Material, script: Script) -> dict[str, str]:
+    """The page and its scripts, by path."""
+    causes = _causes(material)
+    titles = _titles(causes)
+    files: dict[str, str] = {}
+
+    def linked(hits: pd.DataFrame) -> str:
+        """A link to a script, of the shortest that shows one of these; nothing where all would be too long."""
+        own = hits[~hits["relation"]]  # a script shows the answer to one batch, not how two answers relate
+        mine = own[own["implementation"] == own["implementation"].min()]
+        texts = {(name, case): script(name, case) for name, case in _pairs(mine)}
+        chosen = min(texts, key=lambda pair: (len(texts[pair]) or math.inf, pair), default=None)
+        if chosen is None or not texts[chosen]:
+            return ""
+        path = f"{FOLDER}/{_file_name(*chosen)}"
+        files[path] = texts[chosen]
+        return f"[script]({path})"
+
+    sections = [
+        f"## {titles[cause]}\n\n{cause[0]} ([evidence elsewhere]({cause[1]}))\n\n{table(_row(o, linked) for o in shown)}"
+        for cause, shown in causes.items()
+    ]
+    text = material.page(
+        "Known deviations",
+        "What an implementation is known to do other than its clause says, by cause. Each is strict: once it no longer holds, or matches no case, the run fails. "
+        "`xentcheck repro CASE --impl NAME` prints a script for any case.",
+        material.note_on_twins(),
+        table(_overview(titles[cause], shown) for cause, shown in causes.items())
+        if causes
+        else "None of these implementations declares one.",
+        *sections,
+    )
+    return {"deviations.md": text, **files}
+
+
+def _causes(material: Material) -> dict[tuple[str, str], list[_Observed]]:
+    """By reason and link. A verdict that deviates belongs to the first declaration that covers it."""
+    deviating = material.frame[material.frame["status"] == "deviates"]
+    found: dict[tuple[str, str], dict[str, list[tuple[str, Mapping[str, Any], pd.DataFrame]]]] = {}
+    for name in material.names:
+        left = deviating[deviating["implementation"] == name]
+        for deviation in material.claims[name]["deviations"]:
+            covered = left[_covers(left, deviation)]
+            left = left.drop(covered.index)
+            cause = found.setdefault((deviation["reason"], deviation["link"]), {})
+            cause.setdefault(deviation["observed"], []).append((name, deviation, covered))
+    causes = {cause: [_observed(text, all_of) for text, all_of in shown.items()] for cause, shown in found.items()}
+    return dict(sorted(causes.items(), key=lambda item: not _number(item[1])))  # what was not seen comes last
+
+
+def _number(shown: list[_Observed]) -> int:
+    return sum(len(observed.hits) for observed in shown)
+
+
+def _covers(verdicts: pd.DataFrame, deviation: Mapping[str, Any]) -> pd.Series:
+    fits = (verdicts["aspect"] == deviation["aspect"]) & (verdicts["kind"] == deviation["fault"])
+    return fits & verdicts["case"].map(
+        lambda case: any(matches(pattern, case) for pattern in deviation["cases"])
+    ).astype(bool)
+
+
+def _observed(text: str, declared: list[tuple[str, Mapping[str, Any], pd.DataFrame]]) -> _Observed:
+    hits = pd.concat([covered for _, _, covered in declared]).sort_index()
+    seen = set(hits["implementation"])
+    absent = {
+        f"`{name}`" + (f" (torch {deviation['torch']})" if deviation["torch"] else "")
+        for name, deviation, _ in declared
+        if name not in seen
+    }
+    return _Observed(text, hits, sorted(absent))
+
+
+def _titles(causes: Mapping[tuple[str, str], list[_Observed]]) -> dict[tuple[str, str], str]:
+    """What is seen most often, by cause; no title twice."""
+    titles: dict[tuple[str, str], str] = {}
+    for cause, shown in causes.items():
+        by_hits = sorted(shown, key=lambda observed: -len(observed.hits))
+        texts = [_capital(observed.text) for observed in by_hits]
+        free = [text for text in texts if text not in titles.values()]
+        titles[cause] = free[0] if free else f"{texts[0]} ({len(titles) + 1})"
+    return titles
+
+
+def _capital(text: str) -> str:
+    """As a heading begins, unless it begins with the name of a function or a dtype."""
+    first = text.partition(" ")[0]
+    return text[0].upper() + text[1:] if first.isalpha() else text
+
+
+def _overview(title: str, shown: list[_Observed]) -> dict[str, Any]:
+    hits = pd.concat([observed.hits for observed in shown])
+    return {
+        "what is wrong": f"[{title}]({anchor(title)})",
+        "implementations": ", ".join(f"`{name}`" for name in hits["implementation"].unique())
+        or f"not in this run: {', '.join(dict.fromkeys(name for observed in shown for name in observed.absent))}",
+        "cases": hits["case"].nunique(),
+    }
+
+
+def _row(observed: _Observed, linked: Callable[[pd.DataFrame], str]) -> dict[str, str]:
+    hits = observed.hits
+    if hits.empty:
+        return {"seen": observed.text, "implementations, with cases": f"not in this run: {', '.join(observed.absent)}"}
+    aspects = hits[["aspect", "kind"]].drop_duplicates().sort_values(["aspect", "kind"])
+    cases = hits.drop_duplicates(["implementation", "case"])["implementation"].value_counts(sort=False)
+    clauses = hits.drop_duplicates("case")["clause"].value_counts()
+    units = hits["units"].max()
+    first = hits.sort_values(["relation", "implementation", "case"]).iloc[0]
+    also = f"; not in this run: {', '.join(observed.absent)}" if observed.absent else ""
+    return {
+        "seen": observed.text,
+        "aspect": ", ".join(f"{aspect}: {kind}" for aspect, kind in aspects.itertuples(index=False)),
+        "implementations, with cases": ", ".join(f"`{name}` {n}" for name, n in cases.items() if n) + also,
+        "clauses, with cases": _clauses(clauses),
+        "up to": "" if math.isnan(units) else f"{units:.3g} units",
+        "for instance": f"`{first['implementation']}`, `{first['case']}`: {first['verdict'].message}",
+        "again": linked(hits),
+    }
+
+
+def _clauses(counts: pd.Series, most: int = 4) -> str:
+    shown = [f"{clause} {n}" for clause, n in counts.iloc[:most].items()]
+    rest = counts.iloc[most:]
+    return ", ".join(shown) + (f", and {rest.sum()} of {count(len(rest), 'other clause')}" if len(rest) else "")
+
+
+def _pairs(hits: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(hits[["implementation", "case"]].drop_duplicates().itertuples(index=False, name=None))
+
+
+def _file_name(implementation: str, case: str) -> str:
+    return re.sub(r"[^\w.]+", "-", f"{case}-{implementation}").strip("-") + ".py"

@@ -1,0 +1,188 @@
+"""``--explore N`` in pytest's terms: one more test for each implementation, and one for each stored find, which comes before all others."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from xentcheck.implementation import Implementation
+from xentcheck.pytest_plugin import terminal
+from xentcheck.pytest_plugin.session import NOTHING_TO_TEST, SESSION
+
+if TYPE_CHECKING:
+    from xentcheck.explore.known_failures import Situation
+    from xentcheck.explore.search import Exploration
+
+FOLDER = Path(".xentcheck") / "found"  # where --results names no folder
+SAID = pytest.StashKey[str]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("xentcheck")
+    group.addoption(
+        "--explore",
+        metavar="N",
+        type=int,
+        help=f"draw N cases at random for each implementation; what fails is shrunk to a case file in found/ of --results (else in {FOLDER}) and asked first next time",
+    )
+    group.addoption("--explore-seed", metavar="SEED", type=int, default=0, help="which cases are drawn (default: 0)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    examples = config.getoption("explore")
+    if examples is None:
+        return
+    if examples < 1:
+        raise pytest.UsageError(f"--explore {examples}: expected the number of cases to draw, 1 or more")
+    if find_spec("hypothesis") is None:
+        raise pytest.UsageError("--explore needs Hypothesis, which is not installed: pip install hypothesis")
+    config.pluginmanager.register(Exploring(config), "xentcheck-exploring")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "explore" not in metafunc.fixturenames:
+        return
+    exploring, session = (
+        metafunc.config.pluginmanager.get_plugin("xentcheck-exploring"),
+        metafunc.config.stash.get(SESSION, None),
+    )
+    if session is None:
+        metafunc.config.stash[NOTHING_TO_TEST] = True
+    if exploring is None or session is None:
+        return metafunc.parametrize("explore", [])
+    from xentcheck.explore.search import stored
+
+    here = [i for i in session.implementations if not i.unavailable]
+    finds = [(path, i) for i in here for path in stored(i, exploring.folder)]
+    tasks = [*finds, *((None, i) for i in here)]
+    metafunc.parametrize("explore", tasks, indirect=True, ids=[path.stem if path else i.name for path, i in tasks])
+
+
+@pytest.fixture
+def explore(request: pytest.FixtureRequest) -> Callable[[], None]:
+    """``explore()``: asks a stored find again, or draws cases, and reports in pytest's terms."""
+    exploring: Exploring = request.config.pluginmanager.get_plugin("xentcheck-exploring")
+    path, implementation = request.param
+
+    def put() -> None:
+        __tracebackhide__ = True
+        say = lambda text: request.node.stash.setdefault(SAID, text)  # noqa: E731
+        exploring.replay(path, implementation, say) if path else exploring.explore(implementation, say)
+
+    return put
+
+
+class Exploring:
+    """What is the same for all tests of one run, and what they have to say."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        results = config.getoption("results")
+        self.folder: Path = (results / "found" if results else config.rootpath / FOLDER).absolute()
+        self._known: dict[str, list[Situation]] = {}
+        self._said: list[str] = []
+
+    def known(self, implementation: Implementation) -> list[Situation]:
+        from xentcheck.explore.known_failures import of_deviations
+
+        if implementation.name not in self._known:
+            self._known[implementation.name] = of_deviations(implementation, self.config.stash[SESSION].specification)
+        return self._known[implementation.name]
+
+    def replay(self, path: Path, implementation: Implementation, say: Callable[[str], Any]) -> None:
+        __tracebackhide__ = True
+        from xentcheck.explore.search import replay
+
+        found = replay(path, implementation, self.known(implementation))
+        say(f"{path.stem}: {found.status}" + (f": {found.message}" if found.message else ""))
+        if found.status == "failing":
+            assert found.case is not None
+            assert found.verdict is not None
+            pytest.fail(terminal.failure(found.case, found.verdict, implementation), pytrace=False)
+        if found.status == "known":
+            pytest.xfail(found.message)
+        if found.status == "gone":
+            pytest.skip(f"gone: {found.message}")
+
+    def explore(self, implementation: Implementation, say: Callable[[str], Any]) -> None:
+        __tracebackhide__ = True
+        from xentcheck.explore.search import as_yaml, explore
+
+        examples, seed = self.config.getoption("explore"), self.config.getoption("explore_seed")
+        try:
+            result = explore(
+                implementation, examples, seed, self.known(implementation), self.folder, self._progress(examples)
+            )
+        except OSError as error:
+            pytest.fail(f"{self.folder}: what is found cannot be stored here: {error.strerror or error}", pytrace=False)
+        say(result.summary())
+        texts = []
+        for find in result.finds:
+            again = shlex.join(
+                [
+                    "pytest",
+                    "suite/",
+                    "--impl",
+                    implementation.source or implementation.name,
+                    "--cases",
+                    str(find.case.path),
+                ]
+            )
+            text = terminal.failure(find.case, find.verdict, implementation)
+            texts.append(
+                f"{text}\n  again      {again}\n  shrunk     from case {find.after} of seed {seed}; what it needs: {', '.join(sorted(find.features)) or 'nothing special'}\n\n{as_yaml(find.entry)}"
+            )
+        if texts:
+            pytest.fail("\n".join(texts), pytrace=False)
+
+    def _progress(self, examples: int) -> Callable[[Exploration], None]:
+        """One line, written over again, on a terminal; nothing elsewhere."""
+        reporter, capture = (self.config.pluginmanager.get_plugin(n) for n in ("terminalreporter", "capturemanager"))
+        if reporter is None or not reporter.isatty:
+            return lambda _: None
+        started = last = time.monotonic()
+
+        def show(result: Exploration) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last < 0.5:
+                return
+            last = now
+            text = f"exploring {result.implementation}: {result.examples} of {examples}, {len(result.finds)} new, {now - started:.0f} s"
+            with capture.global_and_fixture_disabled():
+                reporter.rewrite(text, erase=True)
+
+        return show
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Exploring comes last: the specification says more about a loss that is wrong, and says it sooner."""
+        last = [
+            item
+            for item in items
+            if "explore" in getattr(item, "fixturenames", ()) and item.callspec.params["explore"][0] is None
+        ]  # type: ignore[attr-defined]
+        items[:] = [item for item in items if item not in last] + last
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+        report = yield
+        if SAID in item.stash and report.when == "call":
+            report.xentcheck_said = item.stash[SAID]
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if hasattr(report, "xentcheck_said"):
+            self._said.append(report.xentcheck_said)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        terminalreporter.section("exploration")
+        for text in self._said:
+            terminalreporter.write_line(text)
+        count = len(list(self.folder.glob("*.yaml")))
+        terminalreporter.write_line(f"{count} finds in {self.folder}")

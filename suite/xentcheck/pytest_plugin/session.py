@@ -1,0 +1,432 @@
+"""The pytest plugin: options, parametrisation, the ``examine`` fixture, records and the summary. Inert without ``suite/``'s tests."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from xentcheck.implementation import find
+from xentcheck.pytest_plugin import terminal
+from xentcheck.results import record
+from xentcheck.run.examiner import Examiner
+from xentcheck.run.isolation.pool import Workers
+from xentcheck.run.status import Status
+from xentcheck.run.verdict import Key, Verdict, from_json, to_json
+from xentcheck.spec import loader, speed_cases
+from xentcheck.spec.case import ASPECTS, Aspect, Case
+from xentcheck.spec.mistakes import UsageError
+from xentcheck.spec.patterns import nearest
+from xentcheck.spec.settings import folder, read_settings, with_own
+
+pytest_plugins = ["xentcheck.pytest_plugin.explore"]
+NODE_ID = re.compile(r"::test_(?P<aspect>\w+)\[(?P<implementation>[^:]+):(?P<case>.+)\](@\w+)?$")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("xentcheck", "cross-entropy conformance")
+    group.addoption(
+        "--impl",
+        metavar="NAMES",
+        help="implementations, separated by commas: names from implementations/ (or all), package.module:attribute, path/to/file.py:attribute, path/to/file.py:*",
+    )
+    group.addoption(
+        "--cases",
+        metavar="PATTERN",
+        help="only these cases: patterns of ids with * and ?, case files of your own (path/to/file.yaml) or folders of them, separated by commas",
+    )
+    group.addoption(
+        "--implementations",
+        metavar="DIR",
+        type=Path,
+        help="a folder of your own implementations, one file each, which --impl then finds by name",
+    )
+    group.addoption("--results", metavar="DIR", type=Path, help="write every verdict to DIR/results.jsonl")
+    group.addoption(
+        "--huge", action="store_true", help="also ask the cases of more than 2^31 logits, which take many gigabytes"
+    )
+    group.addoption("--resume", action="store_true", help="go on with the truncated run in --results")
+    group.addoption(
+        "--isolate",
+        action="store_true",
+        help="call every implementation in a process of its own: one that dies, hangs, runs out of memory or leaves threads behind is a crash or timeout of that case, and the run goes on (Linux only)",
+    )
+    group.addoption(
+        "--case-timeout",
+        metavar="SECONDS",
+        type=float,
+        help="with --isolate: how long one case may take, compilation included (default: 60)",
+    )
+    group.addoption(
+        "--worker-memory",
+        metavar="GIB",
+        type=float,
+        help="with --isolate: how much data a worker process may hold, of which torch takes 0.3 (default: no limit)",
+    )
+
+
+class Session:
+    """What one run is about. Kept on the config, in the controlling process and in each xdist worker."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.workers: Workers | None = None
+        try:
+            own = read_settings(config.rootpath)
+            if (given := config.getoption("implementations")) is not None:
+                own = replace(own, implementations=folder(given, "--implementations"))
+            self.workers = _workers(config)
+            named = with_own(config.getoption("impl"), own.implementations)
+            self.implementations = (self.workers.find if self.workers else find)(named)
+            folders = [loader.CASES, own.cases] if own.cases else []
+            self.specification = loader.telling_first(loader.load_all(*folders))
+            self.cases = self._selected(config.getoption("cases"))
+            workers = self.workers
+            self.examiner = Examiner(workers.observe, workers.observe_all) if workers else Examiner()
+            self.aspects = {
+                (i.name, case.id): self.examiner.aspects(case, i) for case in self.cases for i in self.implementations
+            }
+            speed = speed_cases.load_speed()
+        except UsageError as error:
+            self.close()
+            raise pytest.UsageError(str(error)) from error
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(
+                1
+            )  # small batches: waking a second thread costs more than it saves, above all on a busy machine
+        self.verdicts: dict[Key, Verdict] = {}
+        self.resumed: set[Key] = set()
+        self.costs: dict[tuple[str, str, str], dict[str, Any]] = {}  # filled by plugin_cost
+        self.writer: record.Writer | None = None
+        self.write_error = ""
+        ids = [case.id for case in {c.id: c for c in (*self.specification, *self.cases)}.values()]
+        ids += [case.id for case in speed]
+        self.stale = [(i, d) for i in self.implementations for d in i.stale_deviations(ids)]
+        if config.getoption("resume") and not config.getoption("results"):
+            raise pytest.UsageError("--resume goes on with the run in --results DIR; give that folder, too")
+
+    def close(self) -> None:
+        if self.workers:
+            self.workers.close()
+
+    def _selected(self, patterns: str | None) -> list[Case]:
+        huge = self.config.getoption("huge")
+        asked = [case for case in self.specification if huge or not case.is_huge]
+        if patterns is None:
+            return asked
+        chosen: dict[str, Case] = {}
+        for pattern in (p.strip() for p in patterns.split(",")):
+            if not pattern:
+                continue
+            path = Path(pattern).expanduser()
+            if path.is_dir():
+                cases = loader.load_all(path.resolve())
+            elif path.suffix in (".yaml", ".yml"):
+                cases = loader.load(path.resolve())
+            else:
+                cases = loader.select(asked, pattern)
+            if not cases and loader.select(self.specification, pattern):
+                raise loader.CaseFileError(f"--cases {pattern}: these are cases of more than 2^31 logits; add --huge")
+            if not cases:
+                known = {c.id for c in self.specification} | {c.clause.clause for c in self.specification}
+                raise loader.CaseFileError(
+                    f"--cases {pattern}: no case matches{nearest(pattern, known)} `xentcheck cases` lists all"
+                )
+            for case in cases:
+                other = chosen.setdefault(case.id, case)
+                if other.path.resolve() != case.path.resolve():
+                    raise loader.CaseFileError(
+                        f"{case.path}:{case.line}: case {case.id} stands a second time; the first is {other.path}:{other.line}; ids must be unique"
+                    )
+        if not chosen:
+            raise loader.CaseFileError("--cases names no case; expected a pattern such as 'ignored-*' or a case file")
+        return list(chosen.values())
+
+    def open_results(self) -> None:
+        folder = self.config.getoption("results")
+        if folder is None:
+            return
+        everything = {case.id: case for case in (*self.specification, *self.cases)}.values()
+        try:
+            header = record.run_header(
+                self.implementations, loader.digest(everything), self.config.getoption("cases") or "all"
+            )
+            self.writer = record.Writer(folder, header, self.config.getoption("resume"))
+        except (record.RecordError, loader.CaseFileError) as error:
+            raise pytest.UsageError(str(error)) from error
+        self.verdicts = dict(self.writer.already)
+        self.resumed = set(self.writer.already)
+        self.costs = dict(self.writer.costs_already)
+
+    def note(self, verdict: Verdict) -> None:
+        self.verdicts[verdict.key] = verdict
+        if self.writer is not None and not self.write_error:
+            try:
+                self.writer.verdict(verdict)
+            except record.RecordError as error:
+                self.write_error = str(error)
+
+
+SESSION = pytest.StashKey[Session]()
+VERDICT = pytest.StashKey[Verdict]()
+NOTHING_TO_TEST = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("impl"):
+        return
+    session = config.stash[SESSION] = Session(config)
+    if _is_worker(config):
+        keys = config.workerinput["xentcheck_resumed"]  # type: ignore[attr-defined]
+        session.resumed = {tuple(k) for k in keys}
+        return
+    session.open_results()
+    if getattr(config.option, "numprocesses", None):
+        session.close()  # from here on it is for xdist's workers to ask
+    if getattr(config.option, "numprocesses", None) and config.option.maxworkerrestart is None:
+        config.option.maxworkerrestart = "1000000"  # a loss that crashes in every case is a result
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if SESSION in config.stash:
+        config.stash[SESSION].close()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """xdist: what is done already, as the controlling process read it."""
+    if SESSION in node.config.stash:
+        node.workerinput["xentcheck_resumed"] = [list(k) for k in node.config.stash[SESSION].resumed]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A case's aspects stay together, so that each case runs once, and the run goes on after a worker died.
+
+    pytest-xdist 3.8 groups nothing under pytest 9.2, would run the test that killed a worker again, and ends the run with an
+    internal error when two die (https://github.com/pytest-dev/pytest-xdist/issues/1362, 1378).
+    """
+    if SESSION not in config.stash:
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class CaseByCase(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return (_key(nodeid) or (nodeid, nodeid))[1]
+
+        def remove_node(self, node: Any) -> str | None:
+            work = self.assigned_work.pop(node)
+            pending = [(unit, item) for unit in work.values() for item, done in unit.items() if not done]
+            if not pending:
+                return None
+            self.registered_collections.pop(node, None)
+            crashed = pending[0][1]
+            for unit, item in pending:  # the other aspects of the case would kill the next worker
+                unit[item] = (_key(item) or (item,))[:2] == (_key(crashed) or (crashed,))[:2]
+            self.workqueue.update({scope: unit for scope, unit in work.items() if not all(unit.values())})
+            for other in self.assigned_work:
+                self._reschedule(other)
+            return crashed
+
+        def _reschedule(self, node: Any) -> None:
+            if node in self.registered_collections:
+                super()._reschedule(node)
+
+    return CaseByCase(config, log)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    if SESSION not in config.stash:
+        return []
+    session = config.stash[SESSION]
+    implementations = ", ".join(
+        f"{i.name} {i.version}".rstrip() + (f" (unavailable: {i.unavailable})" if i.unavailable else "")
+        for i in session.implementations
+    )
+    return [
+        f"xentcheck: torch {torch.__version__}, {torch.get_num_threads()} threads, {len(session.cases)} cases{', isolated' if session.workers else ''}",
+        f"implementations: {implementations}",
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "examine" not in metafunc.fixturenames:
+        return
+    if SESSION not in metafunc.config.stash:
+        metafunc.config.stash[NOTHING_TO_TEST] = True
+        metafunc.parametrize("examine", [])
+        return
+    session = metafunc.config.stash[SESSION]
+    aspect = metafunc.function.__name__.removeprefix("test_")
+    pairs = [
+        (case, i)
+        for case in session.cases
+        for i in session.implementations
+        if aspect in session.aspects[i.name, case.id]
+    ]
+    metafunc.parametrize("examine", pairs, indirect=True, ids=[f"{i.name}:{case.id}" for case, i in pairs])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Case by case, so that a batch, its truth and each observation are made once and then dropped."""
+    if NOTHING_TO_TEST in config.stash:
+        raise pytest.UsageError(
+            "the suite needs --impl: names from implementations/, package.module:attribute or path/to/file.py:attribute, for instance --impl native,maskedce"
+        )
+    if SESSION not in config.stash:
+        return
+    session = config.stash[SESSION]
+    case_order = {case.id: n for n, case in enumerate(session.cases)}
+    implementation_order = {i.name: n for n, i in enumerate(session.implementations)}
+    places: dict[str, tuple[int, int, int]] = {}
+    kept, done = [], []
+    for item in items:
+        key = _key(item.nodeid)
+        if key is not None and key[0] in implementation_order and key[1] in case_order:
+            places[item.nodeid] = case_order[key[1]], implementation_order[key[0]], ASPECTS.index(key[2])  # type: ignore[arg-type]
+        nothing_to_ask = item.nodeid.endswith("[NOTSET]")  # no selected case has this aspect
+        (done if nothing_to_ask or key in session.resumed else kept).append(item)
+    kept.sort(key=lambda item: places.get(item.nodeid, (-1, 0, 0)))
+    if done:
+        config.hook.pytest_deselected(items=done)
+    items[:] = kept
+
+
+@pytest.fixture
+def examine(request: pytest.FixtureRequest) -> Any:
+    """``examine(aspect)``: puts the case to the implementation and reports the verdict in pytest's terms."""
+    case, implementation = request.param
+
+    def put(aspect: Aspect) -> None:
+        __tracebackhide__ = True
+        verdict = request.config.stash[SESSION].examiner.examine(case, aspect, implementation)
+        request.node.stash[VERDICT] = verdict
+        if verdict.status == "deviates":
+            pytest.xfail(verdict.message)
+        if verdict.status in ("unsupported", "unavailable"):
+            pytest.skip(f"{verdict.status}: {verdict.message}")
+        if not verdict.status.is_good:
+            pytest.fail(terminal.failure(case, verdict, implementation), pytrace=False)
+
+    return put
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    if VERDICT in item.stash and report.when == "call":
+        report.xentcheck = to_json(item.stash[VERDICT])
+    return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    session, key = _REPORTING.get("session"), _key(report.nodeid)
+    if session is None or key is None:
+        return
+    if hasattr(report, "xentcheck"):
+        session.note(from_json(report.xentcheck))
+    elif report.failed or (report.when == "call" and report.skipped):
+        # The harness itself failed or skipped, or an xdist worker died.
+        implementation, case, aspect = key
+        crashed = report.when == "???"
+        place = getattr(report.longrepr, "reprcrash", None)
+        text = (place.message if place else str(report.longrepr or "no report").strip()).splitlines()[0][:300]
+        aspects = session.aspects[implementation, case] if crashed else (aspect,)
+        for aspect in aspects:
+            if (implementation, case, aspect) not in session.verdicts:
+                session.note(
+                    Verdict(
+                        implementation,
+                        case.split("/")[0],
+                        case,
+                        aspect,
+                        Status.CRASH if crashed else Status.ERROR,
+                        reason=text,
+                    )
+                )
+    if session.write_error:
+        pytest.exit(session.write_error, returncode=3)
+
+
+# pytest_runtest_logreport gets no config.
+_REPORTING: dict[str, Session] = {}
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if SESSION in session.config.stash and not _is_worker(session.config):
+        _REPORTING["session"] = session.config.stash[SESSION]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
+    mine = _REPORTING.pop("session", None)
+    if mine is None:
+        return (yield)
+    finished = (
+        exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+        and not session.shouldstop
+        and not session.shouldfail
+        and not session.config.getoption("collectonly", False)
+    )
+    if mine.writer is not None and not mine.write_error:
+        mine.writer.close(complete=finished and bool(mine.verdicts or mine.costs))
+    failing = any(not v.status.is_good for v in mine.verdicts.values())
+    result = yield  # other plugins may add to the status; ours is the last word
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and mine.resumed:
+        session.exitstatus = exitstatus = pytest.ExitCode.OK  # nothing was left to do
+    if exitstatus == pytest.ExitCode.OK and (mine.stale or failing):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return result
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any:
+    """After all that pytest has to say: the table is what is left on the screen."""
+    result = yield
+    session = config.stash.get(SESSION, None)
+    if session is None or not session.verdicts:
+        return result
+    console = Console(file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 160), highlight=False)
+    terminalreporter.section("xentcheck")
+    versions = {i.name: i.version for i in session.implementations}
+    terminal.summary(list(session.verdicts.values()), session.cases, versions, console)
+    for implementation, deviation in session.stale:
+        terminalreporter.write_line(
+            f"{implementation.name}: the known deviation {', '.join(deviation.patterns)} matches no case; delete {deviation.where}",
+            red=True,
+        )
+    if session.writer is not None:
+        terminalreporter.write_line(
+            f"results: {session.writer.path}   reports: xentcheck report {session.writer.path.parent}"
+        )
+    return result
+
+
+def _key(node_id: str) -> Key | None:
+    match = NODE_ID.search(node_id)
+    return (match["implementation"], match["case"], match["aspect"]) if match and match["aspect"] in ASPECTS else None
+
+
+def _workers(config: pytest.Config) -> Workers | None:
+    limit, memory = config.getoption("case_timeout"), config.getoption("worker_memory")
+    if not config.getoption("isolate"):
+        if limit is not None or memory is not None:
+            raise pytest.UsageError("--case-timeout and --worker-memory are for worker processes; give --isolate, too")
+        return None
+    if not (limit is None or 0 < limit < float("inf")):
+        raise pytest.UsageError(f"--case-timeout: expected a number of seconds above 0; found {limit:g}")
+    if not (memory is None or 0 < memory < 2**30):
+        raise pytest.UsageError(f"--worker-memory: expected a number of GiB above 0; found {memory:g}")
+    return Workers(60.0 if limit is None else limit, None if memory is None else round(memory * 2**30))
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")

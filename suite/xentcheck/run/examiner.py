@@ -1,0 +1,110 @@
+"""Puts a case to an implementation: batch, observation, truth and verdict, each made once however many aspects are judged."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from xentcheck.implementation import Implementation
+from xentcheck.reference.truth import Truth, relevant_conventions, truth
+from xentcheck.run.judge import Exam, judge
+from xentcheck.run.observe import Answer, Failure, Observation, Observe, ObserveAll, observe
+from xentcheck.run.relations import NEEDS, Check, applying, related
+from xentcheck.run.verdict import Verdict
+from xentcheck.spec.batch import Batch, build
+from xentcheck.spec.case import Aspect, Case, Relation
+from xentcheck.spec.needs import capabilities_needed
+
+Answered = tuple[Sequence[Batch], Check, Sequence[Answer | Failure]]
+
+KEPT = 8  # batches, truths and observations of the last few cases; a whole run's would not fit in memory
+
+
+class Examiner:
+    """Examines cases one after another. Only the latest few are remembered, so ask for the aspects of a case together.
+
+    observe: where implementations run; see ``isolate`` for another place than this process. observe_all: the same for several
+    batches at once, where that costs less; then all that the relations of a case ask for is asked together.
+    """
+
+    def __init__(self, observe: Observe = observe, observe_all: ObserveAll | None = None) -> None:
+        self._observe, self._observe_all = observe, observe_all
+        self._memory: OrderedDict[Any, Any] = OrderedDict()
+        self.observations = 0
+
+    def batch(self, case: Case) -> Batch:
+        return self._once(("batch", case.id), lambda: build(case))
+
+    def exam(self, case: Case) -> Exam:
+        def make() -> Exam:
+            batch = self.batch(case)
+            relevant = frozenset() if case.expects_error else relevant_conventions(batch)
+            return Exam(
+                case, batch, capabilities_needed(case, batch), relevant, lambda answers: self.truth(case, answers)
+            )
+
+        return self._once(("exam", case.id), make)
+
+    def truth(self, case: Case, answers: Mapping[str, str]) -> Truth:
+        return self._once(("truth", case.id, *sorted(answers.items())), lambda: truth(self.batch(case), answers))
+
+    def observation(self, case: Case, implementation: Implementation) -> Observation | Failure:
+        def make() -> Observation | Failure:
+            self.observations += 1
+            error = case.question.expect.error
+            wants_gradient = case.has_gradient or (error is not None and error.phase == "backward")
+            return self._observe(implementation, self.batch(case), wants_gradient, 2)
+
+        return self._once(("observation", case.id, implementation.name), make)
+
+    def aspects(self, case: Case, implementation: Implementation) -> tuple[Aspect, ...]:
+        """The sides from which the answer is judged: the case's own, and the relations that apply to its batch and for which the
+        implementation offers what they need."""
+        offered = implementation.capabilities
+        if not self.exam(case).needed <= offered:
+            return case.aspects
+        related = applying(case, self.batch(case))
+        return (*case.aspects, *(name for name in related if NEEDS.get(name, frozenset()) <= offered))
+
+    def examine(self, case: Case, aspect: Aspect, implementation: Implementation) -> Verdict:
+        exam = self.exam(case)
+        seen = self.observation(case, implementation) if exam.must_be_put_to(implementation) else None
+
+        def relate(name: Relation) -> Answered:
+            key = ("relations", case.id, implementation.name)
+            if name not in self._memory.get(key, ()):
+                names: Sequence[Relation] = [name]
+                if self._observe_all is not None:  # where all together cost little more
+                    names = [name for name in self.aspects(case, implementation) if name not in case.aspects]
+                self._memory.pop(key, None)
+                self._once(key, lambda: self._related(case, implementation, names))
+            return self._memory[key][name]
+
+        return judge(exam, aspect, implementation, seen, relate)
+
+    def _related(
+        self, case: Case, implementation: Implementation, names: Sequence[Relation]
+    ) -> dict[Relation, Answered]:
+        """The batches of relations, with the checks and the answers."""
+        made = {name: related(name, self.batch(case)) for name in names}
+        batches = [batch for some, _ in made.values() for batch in some]
+        if self._observe_all is None:
+            seen = [self._observe(implementation, batch, True, 1) for batch in batches]
+        else:
+            seen = list(self._observe_all(implementation, batches))
+        answers = iter(map(_first, seen))
+        return {name: (some, check, [next(answers) for _ in some]) for name, (some, check) in made.items()}
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key in self._memory:
+            self._memory.move_to_end(key)
+        else:
+            self._memory[key] = make()
+            while len(self._memory) > 5 * KEPT:
+                self._memory.popitem(last=False)
+        return self._memory[key]
+
+
+def _first(seen: Observation | Failure) -> Answer | Failure:
+    return seen if isinstance(seen, Failure) else seen.first

@@ -1,0 +1,347 @@
+"""Compares an observation with what the case expects. Runs nothing.
+
+A fault is what is wrong with an answer, whatever it is excused by; the verdict on an aspect is a fault, or none, seen in the
+light of what the implementation claims and of its known deviations.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from xentcheck.implementation import Deviation, Implementation
+from xentcheck.reference.truth import Array, Truth
+from xentcheck.run import relations
+from xentcheck.run.observe import Answer, Failure, Observation
+from xentcheck.run.status import Status
+from xentcheck.run.units import ALLOWED_UNITS, compare, first
+from xentcheck.run.verdict import Fault, Verdict
+from xentcheck.spec.batch import Batch
+from xentcheck.spec.capabilities import CONVENTIONS, OPTIONS
+from xentcheck.spec.case import RELATIONS, Aspect, Case, Relation
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A case made ready to be judged.
+
+    needed: the capabilities that it needs. relevant: the conventions on which its answer depends. truth: the expected values
+    under given answers to them.
+    """
+
+    case: Case
+    batch: Batch
+    needed: frozenset[str]
+    relevant: frozenset[str]
+    truth: Callable[[Mapping[str, str]], Truth]
+
+    def may_be_refused_by(self, implementation: Implementation) -> bool:
+        """Whether a convention leaves the call to the implementation, and it does not state that it takes it."""
+        convention = self.case.question.expect.convention
+        return convention is not None and implementation.conventions.get(convention) in (None, "refused")
+
+    @property
+    def asks_for_refusal(self) -> bool:
+        return self.case.question.expect.refused_unless_claimed
+
+    def must_be_put_to(self, implementation: Implementation) -> bool:
+        """Whether the case concerns the implementation at all."""
+        return not implementation.unavailable and (self.asks_for_refusal or self.needed <= implementation.capabilities)
+
+
+# What autograd says where saved logits were edited before the backward pass.
+_EDIT_NOTICED = "modified by an inplace operation"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one aspect: faults, the largest error in units, and the conventions that the answer follows."""
+
+    faults: Sequence[Fault] = ()
+    units: float | None = None
+    conventions: Mapping[str, str] | None = None
+
+
+Relate = Callable[[Relation], tuple[Sequence[Batch], relations.Check, Sequence[Answer | Failure]]]
+
+
+def judge(
+    exam: Exam,
+    aspect: Aspect,
+    implementation: Implementation,
+    seen: Observation | Failure | None,
+    relate: Relate | None = None,
+) -> Verdict:
+    """The verdict on one aspect. seen: None where the implementation was not asked. relate: the batches of a relation,
+    their check, and the answers to them."""
+    case = exam.case
+    blank = Verdict(
+        implementation.name, case.clause.clause, case.id, aspect, Status.UNSUPPORTED, dtype=case.question.dtype
+    )
+    reason = _why_not_asked(exam, aspect, implementation)
+    if reason is not None:
+        status, text = reason
+        return replace(blank, status=status, reason=text)
+    assert seen is not None
+    if isinstance(seen, Failure):
+        return replace(blank, status=Status(seen.status), reason=seen.message)
+    if _is_refusal(exam, aspect, implementation, seen):
+        return replace(blank, reason=f"refused: {seen.first.raised}")
+    if aspect in RELATIONS:
+        if seen.first.loss is None or seen.first.gradient is None:
+            return replace(blank, reason="there is no answer that others could be related to")
+        assert relate is not None
+        asked = relations.Asked(exam.batch, seen.first, _any_truth(exam, implementation), case.question.dtype)
+        broken = relations.broken(aspect, asked, *relate(aspect))
+        finding = Finding([broken] if broken else [])
+    else:
+        finding = _FINDINGS[aspect](exam, implementation, seen)
+    return _verdict(blank, finding, implementation.deviation_for(case.id, aspect))
+
+
+def _why_not_asked(exam: Exam, aspect: Aspect, implementation: Implementation) -> tuple[Status, str] | None:
+    if implementation.unavailable:
+        return Status.UNAVAILABLE, implementation.unavailable
+    missing = (exam.needed | relations.NEEDS.get(aspect, frozenset())) - implementation.capabilities
+    if aspect == "rejection" and exam.asks_for_refusal:
+        claimed = "the option is claimed, so there is nothing to refuse"
+        return None if missing & OPTIONS else (Status.UNSUPPORTED, claimed)
+    return (Status.UNSUPPORTED, f"not claimed: {', '.join(sorted(missing))}") if missing else None
+
+
+def _is_refusal(exam: Exam, aspect: Aspect, implementation: Implementation, seen: Observation) -> bool:
+    """Whether a bare callable refuses what nobody claimed for it; that is not a failure."""
+    raised = seen.first.raised
+    if raised is None or raised.phase != "call" or seen.changed or exam.case.expects_error:
+        return False
+    asks_for_refusal = aspect == "rejection" and exam.asks_for_refusal
+    return not asks_for_refusal and bool(exam.needed & implementation.tentative)
+
+
+def _verdict(blank: Verdict, finding: Finding, deviation: Deviation | None) -> Verdict:
+    """A finding in the light of what is known of the implementation."""
+    if not finding.faults:
+        if deviation is not None and deviation.certain:
+            reason = f"this is a known deviation ({deviation.observed}), and it holds; delete {deviation.where}"
+            return replace(blank, status=Status.UNEXPECTED_PASS, reason=reason, error_units=finding.units)
+        conventions = finding.conventions or {}
+        return replace(blank, status=Status.PASS, error_units=finding.units, conventions=conventions)
+    # A deviation excuses no other fault that stands beside it.
+    worst_first = sorted(finding.faults, key=lambda fault: _ORDER[held_to(deviation, fault)])
+    status, fault = held_to(deviation, worst_first[0]), worst_first[0]
+    known_units = exceeded(deviation, fault)
+    return replace(blank, status=status, error_units=fault.worst_units, fault=fault, known_units=known_units)
+
+
+_ORDER = {status: number for number, status in enumerate(Status)}
+_STATUS_OF = {"raised": Status.ERROR, "crash": Status.CRASH, "timeout": Status.TIMEOUT}
+
+
+def held_to(deviation: Deviation | None, fault: Fault) -> Status:
+    """The status of a fault, beside what is known of the implementation: its kind, and its size at most."""
+    if deviation is None or deviation.fault != fault.kind:
+        return _STATUS_OF.get(fault.kind, Status.FAIL)
+    return Status.DEVIATES if exceeded(deviation, fault) is None else Status.FAIL
+
+
+def exceeded(deviation: Deviation | None, fault: Fault) -> float | None:
+    """How large a fault of this kind may be, by what is known of the implementation, where it is larger."""
+    if deviation is None or deviation.fault != fault.kind or deviation.max_units is None:
+        return None
+    units = np.inf if fault.worst_units is None else fault.worst_units
+    return deviation.max_units if units > deviation.max_units else None
+
+
+def _wrong(kind: str, expected: Any, found: Any, **more: Any) -> Finding:
+    return Finding([Fault(kind, expected=expected, found=found, **more)])
+
+
+def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
+    answer, stated, convention = seen.first, implementation.conventions, exam.case.question.expect.convention
+    if answer.nonzero_padding and answer.nonzero_padding[0] == "loss":
+        return _nonzero_padding(answer.nonzero_padding)
+    if answer.raised and answer.raised.phase == "call":
+        if convention and exam.may_be_refused_by(implementation):
+            return Finding(conventions={convention: "refused"})
+        return _wrong("raised", "a loss", str(answer.raised))
+    if answer.loss is None:
+        return _wrong("missing", "a tensor", answer.loss_type)
+    if convention and stated.get(convention) == "refused":
+        return _wrong("accepted", f"a refusal of {CONVENTIONS[convention][0]}, as is stated", "a loss")
+    # A stated answer is the only one that is right; without one each of them is.
+    choices = [
+        [(name, stated[name])] if name in stated else [(name, a) for a in CONVENTIONS[name][1]]
+        for name in sorted(exam.relevant)
+    ]
+    word, dtype = exam.case.question.expect.loss, exam.case.question.dtype
+    faults = []
+    for answers in itertools.product(*choices):
+        truth = exam.truth(dict(answers))
+        wanted, unit = _expected(word, truth.loss), _exact(word, truth.loss_unit)
+        fault, units = compare("loss", answer.loss, wanted, unit, dtype, answer.loss_type, None)
+        if fault is None:
+            return Finding((), units, dict(answers) | ({convention: "taken"} if convention else {}))
+        faults.append(fault)
+    alternatives = tuple(dict.fromkeys(fault.expected for fault in faults))
+    return Finding([replace(faults[0], expected=alternatives) if len(alternatives) > 1 else faults[0]])
+
+
+def _nonzero_padding(found: tuple[str, int]) -> Finding:
+    quantity, sample = found
+    wanted = f"a {quantity} of zero where the batch was padded with ignored samples"
+    return _wrong("nonzero", wanted, f"another one at sample {sample}")
+
+
+def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
+    answer, dtype = seen.first, exam.case.question.dtype
+    if answer.nonzero_padding and answer.nonzero_padding[0] == "gradient":
+        return _nonzero_padding(answer.nonzero_padding)
+    if answer.raised and exam.case.question.mode == "edited" and _EDIT_NOTICED in answer.raised.text:
+        return Finding()
+    if answer.raised:
+        if exam.may_be_refused_by(implementation):
+            return Finding()
+        return _wrong("raised", "a gradient", str(answer.raised))
+    if answer.gradient is None:
+        return _wrong("missing", "a gradient of the input", "none (input.grad is None)")
+    truth = _any_truth(exam, implementation)
+    word = exam.case.question.expect.gradient
+    wanted, unit = _expected(word, truth.gradient), _exact(word, truth.gradient_unit)
+    compared = [compare("gradient", answer.gradient, wanted, unit, dtype, answer.gradient_type, truth.ignored)]
+    for name, (value, unit) in truth.others.items():
+        if name not in answer.others:
+            compared.append((Fault("missing", expected=f"a gradient of {name}", found="none"), None))
+            continue
+        found, found_type = answer.others[name]
+        of_others = word if isinstance(word, str) else "reference"
+        wanted, exact = _expected(of_others, value), _exact(of_others, unit)
+        none_ignored = np.zeros(value.shape, dtype=bool)
+        compared.append(compare(f"gradient of {name}", found, wanted, exact, dtype, found_type, none_ignored))
+    if truth.second is not None:
+        compared.append(_second(truth, answer, dtype))
+    faults = [fault for fault, _ in compared if fault]
+    return Finding(faults, max((units for _, units in compared if units is not None), default=None))
+
+
+def _second(truth: Truth, answer: Answer, dtype: str) -> tuple[Fault | None, float | None]:
+    name = "gradient of the gradient"
+    if answer.second is None or truth.second is None:
+        return Fault("missing", expected=f"a {name}", found="none"), None
+    return compare(name, answer.second, truth.second, truth.second_unit, dtype, answer.gradient_type, truth.ignored)
+
+
+def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
+    answer, dtype, mode = seen.first, exam.case.question.dtype, exam.case.question.mode
+    if answer.raised and answer.raised.phase == "call":
+        refused = exam.may_be_refused_by(implementation)
+        return Finding() if refused else _wrong("raised", "a loss", str(answer.raised))
+    if answer.loss is None:
+        return _wrong("missing", "a tensor", answer.loss_type)
+    shape = exam.batch.positions if exam.batch.reduction == "none" else ()
+    if answer.loss.shape != shape:
+        return _wrong("shape", shape, answer.loss.shape, quantity="loss")
+    half, stated = dtype in ("bfloat16", "float16") or mode == "autocast", implementation.half_loss_dtype
+    if half and (stated is None or mode == "autocast"):
+        allowed = {dtype, "float32"}
+    else:
+        allowed = {"float32" if half and stated == "float32" else dtype}
+    if answer.loss_type not in allowed:
+        return _wrong("dtype", " or ".join(sorted(allowed)), answer.loss_type, quantity="loss")
+    if not exam.case.has_gradient and answer.requires_grad:
+        return _wrong("dtype", f"a loss without a graph under {mode}", "one that requires grad")
+    if answer.gradient is not None and answer.gradient.shape != tuple(exam.batch.input.shape):
+        return _wrong("shape", tuple(exam.batch.input.shape), answer.gradient.shape, quantity="gradient")
+    if answer.gradient is not None and answer.gradient_type != dtype:
+        return _wrong("dtype", dtype, answer.gradient_type, quantity="gradient")
+    for name, (gradient, found_type) in answer.others.items():
+        wanted = tuple(exam.batch.options[name].shape)
+        if (gradient.shape, found_type) != (wanted, dtype):
+            found = f"shape {gradient.shape} and dtype {found_type}"
+            return _wrong("shape", f"a gradient of {name} of shape {wanted} and dtype {dtype}", found)
+    if half and mode != "autocast":
+        return Finding(conventions={"half_loss_dtype": "input" if answer.loss_type == dtype else "float32"})
+    return Finding()
+
+
+def _rejection(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
+    expected, raised = exam.case.question.expect.error, seen.first.raised
+    if raised is None:
+        found = seen.first.loss_type if seen.first.loss is None else f"a loss of {_show(seen.first.loss)}"
+        unclaimed = "an error, since an option that is not claimed may not be dropped in silence"
+        return _wrong("accepted", unclaimed if expected is None else f"an error in the {expected.phase}", found)
+    if expected is None:
+        return Finding()
+    if expected.match and not re.search(expected.match, f"{raised.type}: {raised.text}", re.IGNORECASE):
+        return _wrong("accepted", f"an error that matches {expected.match!r}", str(raised))
+    return Finding()
+
+
+def _purity(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
+    if seen.changed:
+        return _wrong("changed", "a call that leaves everything as it was", f"changed: {', '.join(seen.changed)}")
+    if seen.again is None or exam.case.expects_error or exam.case.question.expect.loss == "unspecified":
+        return Finding()
+    if seen.again.raised:
+        return _wrong("unstable", "the same answer to the same call", str(seen.again.raised))
+    truth = _any_truth(exam, implementation)
+    pairs = [
+        ("loss", seen.first.loss, seen.again.loss, truth.loss_unit),
+        ("gradient", seen.first.gradient, seen.again.gradient, truth.gradient_unit),
+    ]
+    for name, (_, unit) in truth.others.items():
+        one, two = (a.others.get(name, (None, ""))[0] for a in (seen.first, seen.again))
+        pairs.append((f"gradient of {name}", one, two, unit))
+    for name, one, two, unit in pairs:
+        if one is None and two is None:
+            continue
+        wanted = f"the same {name} from the same call"
+        if one is None or two is None or one.shape != two.shape:
+            return _wrong("unstable", wanted, "another shape")
+        with np.errstate(all="ignore"):
+            noise = unit.astype(np.float64) if unit.shape == one.shape else np.zeros(one.shape)
+            allowed = ALLOWED_UNITS[exam.case.question.dtype] * noise
+            same = (one == two) | (np.isnan(one) & np.isnan(two)) | (abs(one - two) <= allowed)
+        if not same.all():
+            where = first(~same)
+            found = f"{float(one[where])!r} and then {float(two[where])!r}"
+            return _wrong("unstable", wanted, found, index=where)
+    return Finding()
+
+
+_FINDINGS: dict[str, Callable[[Exam, Implementation, Observation], Finding]] = {
+    "loss": _loss,
+    "gradient": _gradient,
+    "shape": _shape,
+    "rejection": _rejection,
+    "purity": _purity,
+}
+
+
+def _any_truth(exam: Exam, implementation: Implementation) -> Truth:
+    """For what no convention decides: gradients and units."""
+    return exam.truth({name: implementation.conventions.get(name, "") for name in exam.relevant})
+
+
+def _expected(word: Any, reference: Array) -> Array | str:
+    """The expected values: an array, or ``finite`` or ``unspecified``."""
+    if word in ("reference", "empty-mean"):
+        return reference
+    if isinstance(word, str):
+        words = {"nan": np.nan, "inf": np.inf, "zero": 0.0}
+        return np.full(reference.shape, words[word]) if word in words else word
+    literal = np.asarray(word, dtype=np.float64)
+    return np.broadcast_to(literal, reference.shape) if literal.ndim == 0 else literal
+
+
+def _exact(word: Any, unit: Array) -> Array:
+    """What must be zero is exactly zero."""
+    return np.zeros_like(unit) if isinstance(word, str) and word == "zero" else unit
+
+
+def _show(values: Array) -> str:
+    return f"{float(values):g}" if values.ndim == 0 else f"shape {values.shape}"

@@ -1,0 +1,240 @@
+"""Runs one implementation on one batch and writes down all that happened. Judges nothing.
+
+``modes`` says how a batch becomes a loss and a gradient; what surrounds that (fresh inputs, a second call, a watch over arguments and
+global state) is the same for all modes.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xentcheck.implementation import Implementation, with_matrix
+from xentcheck.implementation.purity import GlobalState
+from xentcheck.run.modes import Mode, mode_of, padded
+from xentcheck.spec.batch import Batch
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An exception: where (call or backward), its type and its text."""
+
+    phase: str
+    type: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.type} in the {'call' if self.phase == 'call' else 'backward pass'}: {self.text.strip().splitlines()[0] if self.text.strip() else ''}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one call returned. Values as float64, which holds every dtype exactly; None for what was not there."""
+
+    loss: Array | None = None
+    loss_type: str = ""  # a dtype of torch, or the type of what was returned instead of a tensor
+    requires_grad: bool = False  # of the loss
+    gradient: Array | None = None
+    gradient_type: str = ""
+    second: Array | None = None
+    others: Mapping[str, tuple[Array, str]] = field(
+        default_factory=dict
+    )  # further gradients, by argument, with their dtypes
+    raised: Raised | None = None
+    # Where the batch was padded with ignored samples: of which quantity (loss or gradient) the entries of which are not zero.
+    nonzero_padding: tuple[str, int] | None = None
+    # the loss itself, whose memory is the caller's; it means nothing in another process
+    tensor: Tensor | None = field(default=None, metadata={"sent": False})
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One implementation on one batch: the answer, the answer to the same call again, and what was touched on the way."""
+
+    first: Answer
+    again: Answer | None
+    changed: tuple[str, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Failure:
+    """No observation, since the process that was to make it did not live to tell. status: ``crash`` or ``timeout``."""
+
+    status: str
+    message: str
+
+
+Function = Callable[..., Any]
+# How an implementation is put to a batch, in this process (``observe``) or in another one.
+Observe = Callable[[Implementation, Batch, bool, int], Observation | Failure]
+ObserveAll = Callable[
+    [Implementation, Sequence[Batch]], Sequence[Observation | Failure]
+]  # of one call with its gradient each
+
+
+def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, calls: int = 2) -> Observation:
+    """Calls the implementation on fresh copies of the batch: twice, or once where nobody asks what a second call gives."""
+    changed: dict[str, None] = {}
+    answers: list[Answer] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        before = GlobalState(functions=False)
+        _unusual_random_states()  # so that a seed set by the implementation is a change, whichever it is
+        state = GlobalState()
+        ask = _asking(implementation, batch, wants_gradient)
+        for _ in range(calls):
+            copy = batch.fresh()
+            try:
+                answer = ask(copy)
+            finally:
+                changed |= dict.fromkeys(state.restore())
+            changed |= dict.fromkeys(_touched(batch, copy))
+            answers.append(answer)
+            if answer.raised:
+                break
+    before.restore()
+    tensors = [answer.tensor for answer in answers if answer.tensor is not None and answer.tensor.numel()]
+    if len(tensors) == 2 and tensors[0].data_ptr() == tensors[1].data_ptr():
+        changed["the loss that the call before returned"] = None
+    texts = dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught)
+    return Observation(answers[0], answers[1] if len(answers) > 1 else None, tuple(changed), tuple(texts))
+
+
+def _asking(implementation: Implementation, batch: Batch, wants_gradient: bool) -> Callable[[Batch], Answer]:
+    """What is made of the implementation once, however many calls follow."""
+    function = _function(implementation, batch)
+    if implementation.loss_and_gradient is not None:
+        return lambda copy: _from_arrays(function, copy)
+    mode, nonzero = mode_of(batch), []
+    if mode.wrap is padded:
+        function = padded(function, batch, lambda *found: nonzero.append(found))
+    elif mode.wrap is not None:
+        function = mode.wrap(function, batch)
+
+    def ask(copy: Batch) -> Answer:
+        nonzero.clear()
+        answer = _answer(mode, function, copy, wants_gradient)
+        return replace(answer, nonzero_padding=nonzero[0]) if nonzero else answer
+
+    return ask
+
+
+def _unusual_random_states() -> None:
+    # Not torch.manual_seed: for GPUs that are not in use yet it notes down the whole stack, which costs more than a small loss.
+    torch.default_generator.manual_seed(0x5EED_0F_A_CA5E)
+    np.random.seed(0x5EED_CA5E)
+    random.seed(0x5EED_0F_A_CA5E)
+
+
+def _function(implementation: Implementation, batch: Batch) -> Function:
+    """The implementation as a function of input, target and options, in the form that the batch asks for."""
+    if implementation.loss_and_gradient is not None:
+        return implementation.loss_and_gradient
+    through = with_matrix if batch.is_linear else _through_identity
+    return implementation.cross_entropy or through(implementation.linear_cross_entropy)
+
+
+def _answer(mode: Mode, function: Function, batch: Batch, wants_gradient: bool) -> Answer:
+    """What the steps of a mode gave, up to the one that raised."""
+    steps = mode.steps(function, batch)
+    try:
+        loss = next(steps)
+    except BaseException as error:
+        return Answer(raised=_raised("call", error))
+    if not isinstance(loss, Tensor):
+        return Answer(loss_type=type(loss).__name__)
+    answer = Answer(_array(loss), _dtype(loss), loss.requires_grad, tensor=loss.detach())
+    if not wants_gradient:
+        return answer
+    try:
+        gradient, *derivatives = steps
+    except BaseException as error:
+        return replace(answer, raised=_raised("backward", error), tensor=None)
+    if gradient is None:
+        return answer
+    further = {n: t.grad for n, t in batch.differentiated.items() if n != "input" and t.grad is not None}
+    return replace(
+        answer,
+        gradient=_array(gradient),
+        gradient_type=_dtype(gradient),
+        second=_array(derivatives[0]) if derivatives else None,
+        others={name: (_array(one), _dtype(one)) for name, one in further.items()},
+    )
+
+
+def _from_arrays(function: Function, batch: Batch) -> Answer:
+    try:
+        loss, gradient = function(batch.input, batch.target, batch.upstream, **batch.options)
+    except BaseException as error:
+        return Answer(raised=_raised("call", error))
+    loss_values, gradient_values = _numbers(loss), _numbers(gradient)
+    gradient_type = "" if gradient_values is None else _dtype(gradient)
+    return Answer(loss_values, _dtype(loss), gradient=gradient_values, gradient_type=gradient_type)
+
+
+def _numbers(value: Any) -> Array | None:
+    """None for what holds no numbers."""
+    try:
+        return None if value is None else _array(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _through_identity(function: Function | None) -> Function:
+    """A fused linear loss as a loss of logits: hidden states, whose features stand last, times the identity matrix."""
+    assert function is not None
+
+    def call(input: Tensor, target: Tensor, **options: Any) -> Any:
+        hidden = input.movedim(1, -1) if input.dim() > 2 else input
+        return function(hidden, torch.eye(hidden.shape[-1], dtype=input.dtype), target, **options)
+
+    return call
+
+
+def _touched(before: Batch, after: Batch) -> list[str]:
+    """The arguments whose values are no longer what they were, bit for bit."""
+    pairs: dict[str, tuple[Any, Any]] = {"input": (before.input, after.input), "target": (before.target, after.target)}
+    pairs["upstream gradient"] = (before.upstream, after.upstream)
+    pairs |= {name: (value, after.options.get(name)) for name, value in before.options.items()}
+    return [name for name, (old, new) in pairs.items() if not _same(old, new)]
+
+
+def _same(old: Any, new: Any) -> bool:
+    if not isinstance(old, Tensor) or not isinstance(new, Tensor):
+        return type(old) is type(new) and old == new
+    if old.shape != new.shape or old.dtype != new.dtype:
+        return False
+    return _bits(old) == _bits(new)
+
+
+def _bits(tensor: Tensor) -> bytes:
+    # A single element keeps its stride in contiguous(), and as bytes it must have none.
+    whole = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return whole.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def _array(value: Any) -> Array:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", torch.float64).contiguous().numpy().copy()
+    return np.asarray(value, dtype=np.float64)
+
+
+def _dtype(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.") if hasattr(value, "dtype") else type(value).__name__
+
+
+def _raised(phase: str, error: BaseException) -> Raised:
+    """Also what is no Exception, such as sys.exit and pytest.skip: a case must not be lost by it. Ctrl-C is the user's."""
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    return Raised(phase, type(error).__name__, str(error))

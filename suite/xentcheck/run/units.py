@@ -1,0 +1,103 @@
+"""Values held to expected ones, in units: the error that rounding alone can cause in a good implementation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from xentcheck.run.verdict import Fault
+from xentcheck.spec.batch import DTYPES
+
+Array = np.ndarray
+
+# How many units of rounding error an answer may have, calibrated on correct implementations written in different ways.
+ALLOWED_UNITS = {"float64": 3.0, "float32": 3.0, "bfloat16": 1.0, "float16": 1.0}
+
+
+def compare(
+    quantity: str,
+    found: Array,
+    expected: Array | str,
+    unit: Any,
+    dtype: str,
+    found_dtype: str,
+    ignored: Array | None,
+) -> tuple[Fault | None, float | None]:
+    """What is wrong with the found values, and the largest error in units; None where there is none to state.
+
+    Args:
+        expected: numbers, of which NaN in a gradient marks what the definition leaves open; or ``"finite"``, or another word for what is
+            not looked at.
+        unit: of each expected value, or of all.
+        dtype: the case's, which decides how many units are allowed. found_dtype: what the answer came in.
+        ignored: for a gradient, which entries belong to ignored positions and must be zero; None for a loss.
+    """
+    if isinstance(expected, str):
+        if expected == "finite" and not np.isfinite(found).all():
+            index = first(~np.isfinite(found))
+            return Fault(kind_of(found[index]), quantity, expected, float(found[index]), index), None
+        return None, None
+    if found.shape != expected.shape:
+        return Fault("shape", quantity, expected.shape, found.shape), None
+    allowed = ALLOWED_UNITS[dtype]
+    errors = _errors(found, expected, np.asarray(unit), allowed, found_dtype, ignored)
+    worst = float(errors.max()) if errors.size else 0.0
+    if worst <= allowed:
+        return None, worst
+    wrong = errors > allowed
+    index = first(wrong)
+    value, is_ignored = float(found[index]), ignored is not None and bool(ignored[index])
+    return Fault(
+        kind_of(value, is_ignored),
+        quantity,
+        float(expected[index]),
+        value,
+        index,
+        is_ignored,
+        units=finite(float(errors[index])),
+        worst_units=finite(worst),
+        allowed_units=allowed,
+        count=int(wrong.sum()),
+        total=errors.size,
+    ), worst
+
+
+def _errors(
+    found: Array, expected: Array, unit: Array, allowed: float, found_dtype: str, ignored: Array | None
+) -> Array:
+    """In units; infinite where a number is wrong by more than rounding can explain: not finite, or not zero where it must be."""
+    with np.errstate(all="ignore"):
+        is_open = np.isnan(expected.astype(np.float64))
+        same = (found == expected) | (np.isnan(found) & is_open)
+        same |= is_rounded_to_infinity(found, expected, allowed * unit, found_dtype)
+        if ignored is not None:
+            same |= is_open
+        errors = np.asarray(abs(found - expected) / np.where(unit > 0, unit, 1), dtype=np.float64)
+        beyond = ~np.isfinite(errors) | (unit <= 0) | (False if ignored is None else ignored)
+        return np.where(same, 0.0, np.where(beyond, np.inf, errors))
+
+
+def is_rounded_to_infinity(found: Array, expected: Array, slack: Array, dtype: str) -> Array:
+    """Half a step beyond the largest number of the dtype that was returned, rounding gives infinity."""
+    if dtype not in DTYPES:
+        return np.zeros(expected.shape, dtype=bool)
+    info = torch.finfo(DTYPES[dtype])
+    edge = info.max * (1 + info.eps / (4 - 2 * info.eps)) if info.bits < 64 else np.inf
+    return (found == np.where(expected < 0, -np.inf, np.inf)) & (abs(expected) + slack >= edge)
+
+
+def kind_of(wrong: float, must_be_zero: bool = False) -> str:
+    """The kind of fault that a wrong number is (see ``claims.FAULT_KINDS``)."""
+    return "nan" if np.isnan(wrong) else "inf" if np.isinf(wrong) else "nonzero" if must_be_zero else "value"
+
+
+def first(mask: Array) -> tuple[int, ...]:
+    """The index of the first true entry."""
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape))
+
+
+def finite(error: float) -> float | None:
+    """An error as a number of units; None where it is not one of size."""
+    return error if np.isfinite(error) else None

@@ -1,0 +1,230 @@
+"""A ``Batch`` is a case as tensors: the arguments of one call, the same on every machine, torch version and device.
+
+``draw`` makes the numbers, ``layout`` lays them out in memory; ``build`` joins both and checks that the parts fit together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from xentcheck.spec.case import Case, Question, ZeroDim
+from xentcheck.spec.case_modes import MODES, micro_batches
+from xentcheck.spec.draw import LinearLayer, Numbers, numbers
+from xentcheck.spec.layout import copied, float64, lay_out, rounded
+from xentcheck.spec.mistakes import CaseFileError, Mistake
+
+DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
+TARGET_DTYPES = {
+    name: getattr(torch, name) for name in ("int64", "uint8", "int32", "int16", "int8", "bool", "float32", "float64")
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an implementation is called with.
+
+    With a matrix among the options (``linear_weight`` of shape (C, H), perhaps with ``linear_bias`` of shape (C,)) the input is hidden
+    states (N, H), whose product with the matrix are the logits. Otherwise
+    input: (C,), (N, C) or (N, C, d1, ...), in the case's dtype and layout. target: class indices (), (N,) or (N, d1, ...), or
+    class probabilities in the shape and dtype of the input. options: the keyword arguments that the case sets (weight as a tensor of
+    shape (C,)). upstream: the gradient from above, of the loss's shape, its values exact in the case's dtype; None stands for a plain
+    ``loss.backward()``. direction: float64, of the input's shape, where the gradient is to be differentiated as well (mode
+    double_backward): along which direction. padded_to: among how many samples, all others ignored, the batch is to stand.
+    """
+
+    input: Tensor
+    target: Tensor
+    options: dict[str, Any]
+    upstream: Tensor | None
+    mode: str
+    direction: np.ndarray | None = None
+    padded_to: int | None = None
+
+    @property
+    def class_axis(self) -> int:
+        return 0 if self.input.dim() == 1 else 1
+
+    @property
+    def is_linear(self) -> bool:
+        return "linear_weight" in self.options
+
+    @property
+    def differentiated(self) -> dict[str, Tensor]:
+        """The arguments that a gradient is asked of, by name; the input comes first."""
+        if not MODES[self.mode].has_gradient:
+            return {}
+        others = ("linear_weight", "linear_bias")
+        return {"input": self.input, **{name: self.options[name] for name in others if name in self.options}}
+
+    @property
+    def logits(self) -> np.ndarray:
+        """The logits of all positions as float64, (positions, C)."""
+        if self.is_linear:
+            bias = self.options.get("linear_bias")
+            with np.errstate(all="ignore"):
+                product = float64(self.input) @ float64(self.options["linear_weight"]).T
+                return product if bias is None else product + float64(bias)
+        values = np.moveaxis(float64(self.input), 0 if self.input.dim() == 1 else 1, -1)
+        return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
+
+    @property
+    def classes(self) -> int:
+        if self.is_linear:
+            return len(self.options["linear_weight"])
+        return self.input.shape[0] if self.input.dim() == 1 else self.input.shape[1] if self.input.dim() > 1 else 0
+
+    @property
+    def reduction(self) -> str:
+        return self.options.get("reduction", "mean")
+
+    @property
+    def ignore_values(self) -> tuple[int, ...]:
+        value = self.options.get("ignore_index", -100)
+        return (value,) if isinstance(value, int) else tuple(value)
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """The ignore values that the target's dtype can hold; others would wrap to a class."""
+        limits = torch.iinfo(self.target.dtype)
+        return tuple(value for value in self.ignore_values if limits.min <= value <= limits.max)
+
+    @property
+    def has_probabilities(self) -> bool:
+        return self.target.is_floating_point() and self.target.shape == self.input.shape
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The shape of the losses of all positions: the input's without its class axis."""
+        shape = list(self.input.shape)
+        del shape[self.class_axis : self.class_axis + 1]
+        return tuple(shape)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Which of the flattened positions count."""
+        if self.has_probabilities:
+            return np.ones(math.prod(self.positions), dtype=bool)
+        return ~np.isin(self.target.cpu().numpy().reshape(-1), self.ignore_values)
+
+    def fresh(self) -> Batch:
+        """A copy that shares no memory with this one and has the same strides."""
+        options = {
+            k: list(v) if isinstance(v, list) else copied(v) if isinstance(v, Tensor) else v
+            for k, v in self.options.items()
+        }
+        upstream = None if self.upstream is None else copied(self.upstream)
+        return replace(self, input=copied(self.input), target=copied(self.target), options=options, upstream=upstream)
+
+
+# What NumPy, torch and safetensors raise where a case's parts do not fit together.
+_MISFITS = (IndexError, ValueError, KeyError, TypeError, RuntimeError, OSError, OverflowError, SafetensorError)
+
+
+def build(case: Case) -> Batch:
+    """The batch of a case. Raises CaseFileError where the case's parts do not fit together."""
+    try:
+        batch = _batch(case.question, numbers(case))
+        _check_the_mode(batch)
+        if not case.expects_error:
+            _check_there_is_an_answer(batch)
+        return batch
+    except _MISFITS as error:
+        text = f"no batch can be made of it: {error}"
+        raise CaseFileError(Mistake(text, case.path, case.line, case.id)) from error
+
+
+def _batch(question: Question, drawn: Numbers) -> Batch:
+    dtype = DTYPES[question.dtype]
+    options = _options(question, drawn, dtype)
+    if drawn.linear is None:
+        logits = rounded(drawn.logits, torch.int64 if question.logits.dtype else dtype)
+        input_ = lay_out(logits, question.logits.layout)
+    else:
+        input_, layer = _linear(question, drawn.linear, dtype)
+        options |= layer
+    upstream = None if drawn.upstream is None else lay_out(rounded(drawn.upstream, dtype), question.upstream.layout)
+    direction = None if drawn.direction is None else rounded(drawn.direction, dtype).double().numpy()
+    target = _target(question, drawn, dtype)
+    return Batch(input_, target, options, upstream, question.mode, direction, question.padded_to)
+
+
+def _target(question: Question, drawn: Numbers, dtype: torch.dtype) -> Tensor:
+    spec = question.target
+    if spec.probabilities is not None:
+        return lay_out(rounded(drawn.target, dtype), spec.layout)
+    axis = 0 if drawn.logits.ndim == 1 else 1
+    # The gaps of a strided target hold a class that does not exist: reading them cannot go unnoticed.
+    beyond = drawn.logits.shape[axis] if drawn.logits.ndim else 0
+    return lay_out(torch.from_numpy(drawn.target).to(TARGET_DTYPES[spec.dtype]), spec.layout, beyond)
+
+
+def _options(question: Question, drawn: Numbers, dtype: torch.dtype) -> dict[str, Any]:
+    """The keyword arguments that the case sets; what it leaves out is not passed at all."""
+    options: dict[str, Any] = {}
+    if drawn.weight is not None:
+        options["weight"] = lay_out(rounded(drawn.weight, dtype), question.weight_layout)
+    if question.ignore_index is not None:
+        options["ignore_index"] = (
+            question.ignore_index if isinstance(question.ignore_index, int) else list(question.ignore_index)
+        )
+    if question.reduction is not None:
+        options["reduction"] = question.reduction
+    if question.label_smoothing is not None:
+        options["label_smoothing"] = question.label_smoothing
+    if question.normalizer is not None:
+        given = question.normalizer
+        options["normalizer"] = torch.tensor(given.tensor) if isinstance(given, ZeroDim) else given
+    return options
+
+
+def _linear(question: Question, layer: LinearLayer, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+    """The hidden states, and the options that hold matrix and bias."""
+    spec = question.linear
+    assert spec is not None
+    options = {"linear_weight": lay_out(rounded(layer.matrix, dtype), spec.matrix_layout)}
+    if layer.bias is not None:
+        options["linear_bias"] = rounded(layer.bias, dtype)
+    return lay_out(rounded(layer.hidden, dtype), spec.layout), options
+
+
+def _check_there_is_an_answer(batch: Batch) -> None:
+    positions, weight = batch.positions, batch.options.get("weight")
+    if weight is not None and weight.shape != (batch.classes,):
+        raise ValueError(f"weight: expected {batch.classes} class weights, or expect.error; found {len(weight)}")
+    if batch.has_probabilities:
+        return
+    if tuple(batch.target.shape) != positions:
+        raise ValueError(f"target: expected the shape {positions}, or expect.error; found {tuple(batch.target.shape)}")
+    if batch.target.is_floating_point():
+        raise ValueError(f"target: expected integers for classes, or expect.error; found {batch.target.dtype}")
+    target = batch.target.numpy().reshape(-1)
+    beyond = np.flatnonzero(batch.valid & ((target < 0) | (target >= batch.classes)))
+    if len(beyond):
+        raise ValueError(
+            f"target: expected a class from 0 to {batch.classes - 1}, one of the ignore values {list(batch.ignore_values)}, or expect.error; "
+            f"found {target[beyond[0]]} at position {beyond[0]}"
+        )
+
+
+def _check_the_mode(batch: Batch) -> None:
+    if batch.padded_to is not None:
+        if batch.input.dim() < 2 or batch.padded_to < batch.input.shape[0] or batch.has_probabilities:
+            raise ValueError("padded_to: expected class indices, (N, C, ...) logits and at least N samples in all")
+        if not batch.padding:
+            raise ValueError(
+                f"padded_to: there is no ignore value that targets of {batch.target.dtype} could be padded with"
+            )
+    if batch.mode == "accumulated":
+        if batch.input.dim() < 2 or batch.input.shape[0] < 3:
+            raise ValueError("mode: accumulated splits the batch, so it needs at least three samples")
+        valid = batch.valid.reshape(batch.positions)
+        is_counted = "normalizer" in batch.options or batch.reduction == "sum"
+        if not is_counted and not all(valid[part].any() for part in micro_batches(len(batch.input))):
+            raise ValueError("mode: accumulated with a mean needs a position that counts in each micro-batch")

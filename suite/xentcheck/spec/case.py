@@ -1,0 +1,358 @@
+"""A ``Case`` is one question put to an implementation: shapes, dtype, patterns, ignore values, options, what is expected.
+
+The models below are the one definition of the case format; ``cases/schema.json`` is generated from them (``xentcheck schema``).
+Reading files, merging defaults and expanding matrices is ``loader``'s work.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+
+from xentcheck.spec.capabilities import CAPABILITIES
+from xentcheck.spec.case_modes import MODES
+from xentcheck.spec.fields import Bytes, Dtype, Layout, Nested, Number, TargetDtype
+from xentcheck.spec.mistakes import Unexpected
+
+Mode = Literal[tuple(MODES)]  # type: ignore[valid-type]
+Capability = Literal[tuple(CAPABILITIES)]  # type: ignore[valid-type]
+Relation = Literal[
+    "deletion",
+    "poisoning",
+    "permutation",
+    "class_permutation",
+    "shift",
+    "splitting",
+    "linearity",
+    "zero_sum",
+    "reductions",
+]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+Aspect = Literal["loss", "gradient", "shape", "rejection", "purity", Relation]
+ASPECTS: tuple[Aspect, ...] = ("loss", "gradient", "shape", "rejection", "purity", *RELATIONS)
+
+LossWord = Literal["reference", "nan", "inf", "zero", "empty-mean", "finite", "unspecified"]
+# The words that stand for one value everywhere.
+FIXED_ANSWERS: dict[str, float] = {"nan": math.nan, "inf": math.inf, "zero": 0.0}
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+def _exactly_one(model: Model, names: tuple[str, ...]) -> None:
+    given = [name for name in names if getattr(model, name) is not None]
+    if len(given) != 1:
+        raise Unexpected(f"exactly one of {', '.join(names)}", ", ".join(given) or "none of them")
+
+
+class Pattern(Model):
+    """Overwrites the logits at ``rows`` x ``classes`` with ``value``. Rows count the positions of the target, flattened."""
+
+    rows: tuple[int, ...] | Literal["ignored", "valid", "all"] = "all"
+    classes: tuple[int, ...] | Literal["target", "others", "all"] = "all"
+    value: Number
+
+
+class Logits(Model):
+    """The input. ``shape`` is torch's: (C,), (N, C) or (N, C, d1, ...). ``tiled`` repeats one block of normal numbers, for
+    batches that would take long to draw."""
+
+    shape: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    values: Nested | None = None
+    file: str | None = None
+    dtype: Literal["int64"] | None = None  # for logits that are none, to be refused; else the case's
+    fill: Literal["normal", "uniform", "constant", "ramp", "tiled"] = "normal"
+    scale: Number = 1.0
+    shift: Number = 0.0
+    set: tuple[Pattern, ...] = ()
+    layout: Layout = "contiguous"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Logits:
+        _exactly_one(self, ("shape", "values", "file"))
+        return self
+
+
+class Ignore(Model):
+    """Which positions of the target are ignored, counted in the flattened target, and with which of the ignore values.
+
+    With several values they are dealt out in turn.
+    """
+
+    rows: tuple[int, ...] | Literal["all", "none", "first", "last"] | None = None
+    prefix: Annotated[int, Field(ge=0)] | None = None
+    suffix: Annotated[int, Field(ge=0)] | None = None
+    every: Annotated[int, Field(ge=1)] | None = None
+    fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    value: int | tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Ignore:
+        _exactly_one(self, IGNORE_CHOICES)
+        return self
+
+
+IgnoreWord = Literal["all", "none", "first", "last"]
+IGNORE_CHOICES = ("rows", "prefix", "suffix", "every", "fraction")
+
+
+def _ignore(value: Any) -> Any:
+    return {"rows": value} if isinstance(value, str) else value
+
+
+class Target(Model):
+    """The class of each position: drawn from ``classes`` (default: all that are not ignored), literal, or from a file.
+
+    ``probabilities`` makes it a probability for each class instead, in the case's dtype and the logits' shape: drawn, one-hot with
+    drawn classes, or literal.
+    """
+
+    classes: tuple[int, ...] | None = None
+    probabilities: Literal["random", "one-hot"] | Nested | None = None
+    values: Nested | None = None
+    file: str | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: TargetDtype = "int64"
+    layout: Layout = "contiguous"
+    ignore: Annotated[Ignore, BeforeValidator(_ignore, json_schema_input_type=Ignore | IgnoreWord)] | None = None
+
+    @model_validator(mode="after")
+    def _literal_or_drawn(self) -> Target:
+        given = self.model_fields_set
+        if (self.values is not None or self.file is not None) and (self.classes is not None or self.ignore is not None):
+            found = ", ".join(sorted(given & {"values", "file", "classes", "ignore"}))
+            raise Unexpected("either values or file, which show what is ignored, or else classes and ignore", found)
+        others = given & {"values", "file", "classes", "ignore", "shape", "dtype"}
+        if self.probabilities is not None and others:
+            raise Unexpected("probabilities alone, since no position of them is ignored", ", ".join(sorted(others)))
+        return self
+
+
+class Upstream(Model):
+    """The gradient from above, of the loss's shape: ones, one scalar everywhere, drawn per position, or literal."""
+
+    scalar: Number | None = None
+    per_position: Literal[True] | None = None
+    values: Nested | None = None
+    zero: tuple[int, ...] = ()
+    layout: Layout = "contiguous"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Upstream:
+        _exactly_one(self, ("scalar", "per_position", "values"))
+        return self
+
+
+def _upstream(value: Any) -> Any:
+    if value == "unit":
+        return {"scalar": 1.0}
+    if value == "per-position":
+        return {"per_position": True}
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {"scalar": value}
+    return {"values": value} if isinstance(value, (list, tuple)) else value
+
+
+class ZeroDim(Model):
+    """A number as a 0-d tensor: int64 for an integer, float32 for others."""
+
+    tensor: StrictInt | Number
+
+
+class HiddenPattern(Model):
+    """Overwrites the hidden states at ``rows`` x ``features`` with ``value``."""
+
+    rows: tuple[int, ...] | Literal["ignored", "valid", "all"] = "all"
+    features: tuple[int, ...] | Literal["all"] = "all"
+    value: Number
+
+
+class Linear(Model):
+    """Asks for the loss of a linear layer's output: the input is hidden states (N, H), and the call gets a matrix (C, H) as well.
+
+    N and C are those of ``logits.shape``, H is ``features``; hidden states and matrix are drawn so that the logits have the scale
+    ``logits.scale``, or literal. ``bias``: drawn, or C literal numbers.
+    """
+
+    features: Annotated[int, Field(ge=1)] = 8
+    hidden: Nested | None = None
+    matrix: Nested | None = None
+    bias: bool | tuple[Number, ...] = False
+    set: tuple[HiddenPattern, ...] = ()
+    layout: Layout = "contiguous"
+    matrix_layout: Layout = "contiguous"
+
+
+class ExpectedError(Model):
+    """An exception, in the call or in the backward pass; ``match`` is searched in its type and text, ignoring case."""
+
+    phase: Literal["call", "backward"] = "call"
+    match: str | None = None
+
+
+class Expect(Model):
+    """The answer. ``reference`` is computed from the definition (module ``reference``).
+
+    ``zero``: exactly zero everywhere. ``empty-mean``: the mean over no position, NaN or zero by convention. ``finite``: any finite
+    value. ``unspecified``: recorded, not judged. ``error``: the call must raise. ``refused_unless_claimed``: an implementation that
+    does not claim an option used here must raise; one that claims it gives the answer. ``convention``: a convention under which
+    the call may also be refused.
+    """
+
+    loss: LossWord | Nested = "reference"
+    gradient: LossWord | Nested = "reference"
+    error: ExpectedError | None = None
+    refused_unless_claimed: bool = False
+    convention: Literal["int32_target"] | None = None
+
+
+class Question(Model):
+    """All that a case asks, apart from its name. Left-out options are not passed to the implementation at all.
+
+    ``padded_to``: the batch stands spread among ignored samples, so many in all, and the answer is that of the batch alone.
+    """
+
+    dtype: Dtype = "float32"
+    logits: Logits
+    target: Target = Target()
+    ignore_index: int | tuple[int, ...] | None = None
+    weight: tuple[Number, ...] | Literal["random"] | None = None
+    weight_layout: Layout = "contiguous"
+    label_smoothing: Number | None = None
+    reduction: str | None = None
+    normalizer: Annotated[StrictInt | Number | ZeroDim | None, Field(union_mode="left_to_right")] = None
+    padded_to: Annotated[int, Field(ge=1)] | None = None
+    upstream: Annotated[
+        Upstream, BeforeValidator(_upstream, json_schema_input_type=Upstream | Literal["unit", "per-position"] | Nested)
+    ] = Upstream(scalar=1.0)
+    mode: Mode = "eager"
+    linear: Linear | None = None
+    needs: tuple[Capability, ...] = ()
+    memory_limit: Bytes | None = (
+        None  # beside the input, for one call and its backward pass; where its cost is measured
+    )
+    expect: Expect = Expect()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Question:
+        if self.expect.error is None:
+            self._check_options()
+        self._check_mode()
+        if self.linear is not None:
+            self._check_linear()
+        return self
+
+    def _check_options(self) -> None:
+        """What is out of range may be asked only where an error is expected."""
+        if self.reduction not in (None, "mean", "sum", "none"):
+            raise Unexpected("mean, sum or none, or expect.error", repr(self.reduction), key="reduction")
+        if not 0 <= (self.label_smoothing or 0) <= 1:
+            raise Unexpected("a number in [0, 1], or expect.error", f"{self.label_smoothing}", key="label_smoothing")
+        if self.normalizer is not None and self.reduction not in (None, "mean"):
+            found = f"reduction: {self.reduction}"
+            raise Unexpected("reduction: mean, whose denominator it is", found, key="normalizer")
+
+    def _check_mode(self) -> None:
+        if self.target.ignore is not None and self.target.ignore.rows != "none" and not self.ignore_values:
+            raise Unexpected("an ignore value", "an empty list as ignore_index", key="target.ignore")
+        if self.mode == "vmap" and (self.reduction != "none" or self.upstream != Upstream(scalar=1.0)):
+            expected = "reduction: none and no upstream with vmap, which calls the loss once per position"
+            found = "an upstream" if self.reduction == "none" else f"reduction: {self.reduction or 'mean'}"
+            raise Unexpected(expected, found, key="mode")
+        if self.mode == "accumulated" and self.reduction == "none":
+            expected = "reduction: mean or sum with accumulated, which adds up the losses of micro-batches"
+            raise Unexpected(expected, "reduction: none", key="mode")
+        if self.padded_to is not None and (self.mode != "eager" or self.expect.error is not None):
+            found = f"mode: {self.mode}" if self.mode != "eager" else "expect.error"
+            raise Unexpected("mode: eager and an answer beside it", found, key="padded_to")
+
+    def _check_linear(self) -> None:
+        given = self.logits.model_dump(exclude_defaults=True).keys()
+        if given - {"shape", "scale"} or len(self.logits.shape or ()) != 2:
+            found = f"logits with {', '.join(given)}" if given - {"shape", "scale"} else f"{self.logits.shape}"
+            raise Unexpected("logits with a shape (N, C), and a scale at most", found, key="linear")
+        if not MODES[self.mode].takes_linear:
+            wanted = ", ".join(name for name, mode in MODES.items() if mode.takes_linear)
+            raise Unexpected(f"one of the modes {wanted}", f"mode: {self.mode}", key="linear")
+
+    @property
+    def ignore_values(self) -> tuple[int, ...]:
+        """The values whose positions are ignored; -100 where the option is left out, as in torch."""
+        value = -100 if self.ignore_index is None else self.ignore_index
+        return (value,) if isinstance(value, int) else value
+
+
+class Entry(Question):
+    """A case as written in a file: a question, its name, and the axes it is asked along."""
+
+    logits: Logits | None = None  # type: ignore[assignment]  # may come from the defaults
+    id: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+    why: str | None = None
+    matrix: dict[str, Any] = {}
+    kills: tuple[str, ...] = ()
+
+
+class Defaults(Question):
+    logits: Logits | None = None  # type: ignore[assignment]
+
+
+class Clause(Model):
+    """One sentence that an implementation can break, and where it comes from."""
+
+    clause: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+    title: str
+    requirement: str
+    sources: Annotated[tuple[str, ...], Field(min_length=1)]
+    profile: str | None = None  # of a speed case: the name that --profile takes
+
+
+class CaseFile(Clause):
+    """A whole file, for the JSON schema that editors use."""
+
+    model_config = ConfigDict(title="xentcheck case file")
+    defaults: Defaults = Field(default=None)  # type: ignore[assignment]
+    cases: Annotated[tuple[Entry, ...], Field(min_length=1)]
+
+
+class Case(Model):
+    """One expanded case. ``id`` is permanent: ``clause/name[label-label]``."""
+
+    id: str
+    clause: Clause
+    question: Question
+    why: str | None = None
+    kills: tuple[str, ...] = ()
+    path: Path
+    line: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the files that the case names are looked for."""
+        return self.path.parent
+
+    @property
+    def expects_error(self) -> bool:
+        return self.question.expect.error is not None
+
+    @property
+    def has_gradient(self) -> bool:
+        return not self.expects_error and MODES[self.question.mode].has_gradient
+
+    @property
+    def is_huge(self) -> bool:
+        """More than 2^31 logits: beyond what 32-bit indices reach, and many gigabytes."""
+        samples, *rest = self.question.logits.shape or (0,)
+        return (self.question.padded_to or samples) * math.prod(rest) > 2**31
+
+    @property
+    def aspects(self) -> tuple[Aspect, ...]:
+        """The sides from which the answer to this case is judged."""
+        if self.expects_error:
+            return ("rejection", "purity")
+        value: tuple[Aspect, ...] = ("loss", "gradient", "shape") if self.has_gradient else ("loss", "shape")
+        rejection: tuple[Aspect, ...] = ("rejection",) if self.question.expect.refused_unless_claimed else ()
+        return (*value, *rejection, "purity")

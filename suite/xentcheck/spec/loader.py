@@ -1,0 +1,324 @@
+"""Reads case files: merges the defaults, expands the matrices, and collects every mistake with its file, line, case and key."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ValidationError
+
+from xentcheck.spec.case import IGNORE_CHOICES, Case, CaseFile, Clause, Entry, Question
+from xentcheck.spec.mistakes import CaseFileError, Mistake
+from xentcheck.spec.patterns import matches
+from xentcheck.spec.resources import cases_folder
+from xentcheck.spec.validation import M, explained, kind
+from xentcheck.spec.yaml_document import Document, Location, read
+
+CASES = cases_folder()
+# Data beside the clauses that holds no cases of its own.
+CATALOGUES = frozenset({"answers.yaml", "wild-bugs.yaml"})
+# The folder of what is asked of an implementation's cost; see ``speed_cases``.
+SPEED = "speed"
+MAX_CASES_PER_FILE = 2000
+
+# Giving one key of a group replaces whatever the defaults gave of it.
+_ALTERNATIVES = {
+    ("logits",): {"shape", "values", "file"},
+    ("target",): {"values", "file", "classes", "ignore", "probabilities"},
+    ("target", "ignore"): set(IGNORE_CHOICES),
+    ("upstream",): {"scalar", "per_position", "values"},
+}
+_COMPATIBLE = {frozenset({"classes", "ignore"})}
+
+
+def load_all(*folders: Path) -> list[Case]:
+    """Every case of the folders, in the order of the files' names and of the cases in them.
+
+    Args:
+        folders: where to look, with the folders inside them; without any, the specification that comes with this package.
+
+    Raises:
+        CaseFileError: a folder holds no case files, a file is wrong, or two cases have the same id.
+    """
+    cases = [case for folder in folders or (CASES,) for path in _paths(folder) for case in load(path)]
+    check_ids(cases)
+    return cases
+
+
+def load(path: Path) -> list[Case]:
+    """The expanded cases of one file. Raises CaseFileError that lists all its mistakes."""
+    return expanded(read(path), path)
+
+
+def expanded(document: Document, path: Path) -> list[Case]:
+    """The cases of a document, whose path need not exist. Raises CaseFileError that lists all its mistakes."""
+    source = _Source(path, document)
+    clause, defaults, cases = source.clause(), source.defaults(), []
+    for index, name, entry in source.named_entries():
+        for point in source.points(index, name, merge(defaults, entry)):
+            question, meta = source.question(point), source.meta(point)
+            if clause and question and meta:
+                full = f"{clause.clause}/{name}{point.label}"
+                case = Case(
+                    id=full,
+                    clause=clause,
+                    question=question,
+                    why=meta.why,
+                    kills=meta.kills,
+                    path=path,
+                    line=point.line,
+                )
+                cases.append(case)
+        if len(cases) > MAX_CASES_PER_FILE:
+            text = f"expected at most {MAX_CASES_PER_FILE} cases in a file; found more"
+            source.fail(document.line(("cases", index)), text, name, "matrix")
+            break
+    source.raise_if_any()
+    return cases
+
+
+def check_ids(cases: Iterable[Case]) -> None:
+    """Raises CaseFileError that lists the cases whose id another case has."""
+    first: dict[str, Case] = {}
+    repeated = [case for case in cases if first.setdefault(case.id, case) is not case]
+    if repeated:
+        raise CaseFileError(
+            *(
+                Mistake(
+                    f"the id must be unique; it is already used at {first[case.id].path}:{first[case.id].line}",
+                    case.path,
+                    case.line,
+                    case.id,
+                )
+                for case in repeated
+            )
+        )
+
+
+def digest(cases: Iterable[Case]) -> str:
+    """Names the exact questions: a hash over every case and every file that one refers to. Results merge only under equal digests."""
+    sha = hashlib.sha256()
+    for case in sorted(cases, key=lambda c: c.id):
+        sha.update(
+            json.dumps([case.id, case.question.model_dump(mode="json", exclude_defaults=True)], sort_keys=True).encode()
+        )
+        for source in (case.question.logits.file, case.question.target.file):
+            if source:
+                try:
+                    sha.update((case.folder / source).read_bytes())
+                except OSError as error:
+                    unreadable = Mistake(f"{source} cannot be read: {error.strerror}", case.path, case.line, case.id)
+                    raise CaseFileError(unreadable) from error
+    return sha.hexdigest()[:16]
+
+
+def select(cases: list[Case], pattern: str) -> list[Case]:
+    """The cases whose id the pattern matches; several patterns separated by commas. ``*`` and ``?`` are wildcards, brackets are
+    plain characters, and a pattern without them also matches a whole clause or all of a matrix."""
+    parts = [p.strip() for p in pattern.split(",") if p.strip()]
+    return [case for case in cases if any(matches(part, case.id) for part in parts)]
+
+
+def telling_first(cases: list[Case]) -> list[Case]:
+    """The order to ask in: what a wrong loss most likely breaks, in a batch small enough to look at, comes before the rest."""
+
+    def place(case: Case) -> int:
+        logits = case.question.logits
+        large = logits.file is not None or math.prod(logits.shape or ()) > 4096
+        return 3 if large else {"plain-values": 0, "ignored-positions": 1}.get(case.clause.clause, 2)
+
+    return sorted(cases, key=place)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a case file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **CaseFile.model_json_schema()}
+
+
+def merge(base: Any, over: Any, here: Location = ()) -> Any:
+    """``over`` on top of ``base``, mapping by mapping; a key replaces the alternatives to it that the base gives.
+
+    The result shares parts with both, neither of which is changed.
+    """
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    result = dict(base)
+    group = _ALTERNATIVES.get(here, set())
+    for key in group & over.keys():
+        for other in group - {key}:
+            if other not in over and frozenset({key, other}) not in _COMPATIBLE:
+                result.pop(other, None)
+    for key, value in over.items():
+        result[key] = merge(base[key], value, (*here, key)) if key in base else value
+    return result
+
+
+def _paths(folder: Path) -> list[Path]:
+    paths = sorted(
+        p for p in folder.rglob("*.yaml") if p.name not in CATALOGUES and p.relative_to(folder).parts[0] != SPEED
+    )
+    if not paths:
+        raise CaseFileError(Mistake("expected case files (*.yaml); found none", folder))
+    return paths
+
+
+class _Meta(BaseModel):
+    """What an entry says besides its question."""
+
+    model_config = Entry.model_config
+    id: Annotated[str, Entry.model_fields["id"].metadata[0]]
+    why: str | None = None
+    kills: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One combination of a matrix's values: the case that it gives as a document, and where its parts are in the file.
+
+    index: of the entry in the list of cases. axes: the keys that the matrix sets, and the name of the axis that sets each.
+    """
+
+    index: int
+    line: int
+    name: str
+    label: str
+    value: dict[str, Any]
+    axes: dict[Location, str]
+
+
+class _Source:
+    """One file being read. It collects the mistakes, so that all are shown at once, each with the first case that has it."""
+
+    def __init__(self, path: Path, document: Document) -> None:
+        self.path, self.document = path, document
+        self.mistakes: dict[tuple[int, str, str], Mistake] = {}
+        if not isinstance(document.value, dict):
+            expected = "expected a mapping with the keys clause, title, requirement, sources, cases"
+            self.fail(1, f"{expected}; found {kind(document.value)}")
+            self.raise_if_any()
+
+    def fail(self, line: int, text: str, case: str = "", key: str = "") -> None:
+        # One mistake, however many points of a matrix have it.
+        self.mistakes.setdefault((line, key, text), Mistake(text, self.path, line, case, key))
+
+    def raise_if_any(self) -> None:
+        if self.mistakes:
+            raise CaseFileError(*self.mistakes.values())
+
+    def clause(self) -> Clause | None:
+        header = {k: v for k, v in self.document.value.items() if k not in ("defaults", "cases")}
+        return self._validated(Clause, header, CaseFile)
+
+    def defaults(self) -> dict[str, Any]:
+        defaults = self.document.value.get("defaults") or {}
+        if isinstance(defaults, dict):
+            return defaults
+        self.fail(self.document.line(("defaults",)), f"expected a mapping; found {kind(defaults)}", key="defaults")
+        return {}
+
+    def named_entries(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        """Each entry of ``cases`` that can be told from the others: its index and its id."""
+        entries, lines_of_ids = self.document.value.get("cases"), {}
+        if not isinstance(entries, list) or not entries:
+            self.fail(self.document.line(("cases",)), f"expected a list of cases; found {kind(entries)}", key="cases")
+            return
+        for index, entry in enumerate(entries):
+            line = self.document.line(("cases", index))
+            name = entry.get("id") if isinstance(entry, dict) else entry
+            if not isinstance(entry, dict) or not isinstance(name, str):
+                self.fail(line, f"expected a mapping with a readable id; found {kind(name)}", key="id")
+            elif name in lines_of_ids:
+                place = self.document.line(("cases", index, "id"))
+                self.fail(place, f"must be unique; it is already used on line {lines_of_ids[name]}", name, "id")
+            else:
+                lines_of_ids[name] = line
+                yield index, name, entry
+
+    def points(self, index: int, name: str, merged: dict[str, Any]) -> Iterator[_Point]:
+        """Every combination of the values of the entry's matrix; the entry itself where it has none."""
+        axes = self._axes(index, name, merged.pop("matrix", None) or {})
+        line = self.document.line(("cases", index))
+        for combination in itertools.product(*axes) if axes is not None else ():
+            value, keys = merged, {}
+            for axis, _, choice in combination:
+                if axis == "vary":
+                    value = merge(value, choice)
+                else:
+                    keys[tuple(axis.split("."))] = axis
+                    value = merge(value, _nested(axis.split("."), choice))
+            label = "-".join(label for _, label, _ in combination)
+            yield _Point(index, line, name, f"[{label}]" if label else "", value, keys)
+
+    def _axes(self, index: int, name: str, matrix: Any) -> list[list[tuple[str, str, Any]]] | None:
+        """For each axis its choices: (axis, label, value). None where there is a mistake."""
+        before = len(self.mistakes)
+
+        def fail(text: str, *where: Any) -> None:
+            line = self.document.line(("cases", index, "matrix", *where[:1]))
+            self.fail(line, text, name, ".".join(["matrix", *where]))
+
+        if not isinstance(matrix, dict):
+            fail(f"expected a mapping from keys to lists of values; found {kind(matrix)}")
+            return None
+        axes = []
+        for axis, choices in matrix.items():
+            if isinstance(choices, list):
+                labelled = {_label(choice): choice for choice in choices}
+                choices = labelled if len(labelled) == len(choices) else {}
+            if not isinstance(choices, dict) or not choices:
+                fail("expected a list of different values, or a mapping from labels to values", axis)
+                continue
+            for label, choice in choices.items():
+                if axis == "vary" and not isinstance(choice, dict):
+                    fail(f"expected a mapping with keys of a case; found {kind(choice)}", axis, label)
+            axes.append([(axis, label, choice) for label, choice in choices.items()])
+        return axes if len(self.mistakes) == before else None
+
+    def question(self, point: _Point) -> Question | None:
+        value = {k: v for k, v in point.value.items() if k not in ("id", "why", "kills")}
+        return self._validated(Question, value, Entry, point)
+
+    def meta(self, point: _Point) -> _Meta | None:
+        return self._validated(
+            _Meta, {k: v for k, v in point.value.items() if k in ("id", "why", "kills")}, Entry, point
+        )
+
+    def _validated(self, model: type[M], value: Any, keys_of: type[BaseModel], point: _Point | None = None) -> M | None:
+        """None where the value does not fit the model. keys_of: whose keys are suggested for an unknown one."""
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            case = f"{point.name}{point.label}" if point else ""
+            for where, text in explained(error, value, keys_of):
+                line = self._line(point, where) if point else self.document.line(where)
+                self.fail(line, text, case, ".".join(map(str, where)))
+            return None
+
+    def _line(self, point: _Point, where: Location) -> int:
+        """Where the file sets the value: in the matrix, in the entry or in the defaults."""
+        for end in range(len(where), 0, -1):
+            part = where[:end]
+            if part in point.axes:
+                return self.document.line(("cases", point.index, "matrix", point.axes[part]))
+            for place in (("cases", point.index, *part), ("defaults", *part)):
+                if place in self.document.lines:
+                    return self.document.lines[place]
+        return point.line
+
+
+def _nested(keys: list[str], value: Any) -> Any:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, list):
+        return "x".join(map(_label, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

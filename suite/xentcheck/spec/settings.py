@@ -1,0 +1,62 @@
+"""A user's own folders of cases and implementations: from the command line, or from ``[tool.xentcheck]`` in their pyproject.toml."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which pytest brings
+
+from xentcheck.spec.mistakes import UsageError
+from xentcheck.spec.patterns import nearest
+
+
+@dataclass(frozen=True)
+class Settings:
+    """cases: a folder whose case files are asked beside the shipped ones. implementations: a folder of files that ``--impl`` finds by name."""
+
+    cases: Path | None = None
+    implementations: Path | None = None
+
+
+KEYS = tuple(Settings.__dataclass_fields__)
+
+
+def read_settings(root: Path) -> Settings:
+    """The settings of the project in a folder; none where its pyproject.toml has no such table. Raises UsageError that names file and key."""
+    path = root / "pyproject.toml"
+    if not path.is_file():
+        return Settings()
+    try:
+        table: Any = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("xentcheck", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: expected TOML: {error}") from error
+    for key, value in table.items():
+        if key not in KEYS:
+            raise UsageError(
+                f"{path}: tool.xentcheck.{key}: unknown key{nearest(key, KEYS)} Expected one of: {', '.join(KEYS)}"
+            )
+        if not isinstance(value, str):
+            raise UsageError(f"{path}: tool.xentcheck.{key}: expected the path of a folder; found {value!r}")
+    return Settings(**{key: folder(root / value, f"{path}: tool.xentcheck.{key}") for key, value in table.items()})
+
+
+def folder(path: Path, where: str) -> Path:
+    """The path, resolved. Raises UsageError where it is not a folder."""
+    if not path.expanduser().is_dir():
+        raise UsageError(f"{where}: expected a folder; found none at {path}")
+    return path.expanduser().resolve()
+
+
+def with_own(specification: str, implementations: Path | None) -> str:
+    """What ``--impl`` takes, with the names of files in the user's folder replaced by their places. They come before shipped ones."""
+    if implementations is None:
+        return specification
+    parts = [part.strip() for part in specification.split(",")]
+    own = {path.stem: f"{path}:implementation" for path in implementations.glob("*.py")}
+    return ",".join(own.get(part, part) for part in parts)
