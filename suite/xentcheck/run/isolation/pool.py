@@ -411,7 +411,7 @@ def _raise_here(answer: dict[str, str]) -> None:
 _DUMP = re.compile(
     r"^(Fatal Python error: .*|(Current thread|Thread|Stack) .*\(most recent call first\):)$", re.MULTILINE
 )
-_OURS = re.compile(r'^  File ".*[/\\]xentcheck[/\\](observe|worker)\.py"', re.MULTILINE)
+_OURS = re.compile(r'^  File ".*[/\\]xentcheck[/\\]run[/\\](modes|observe|isolation[/\\]worker)\.py"', re.MULTILINE)
 
 
 def _story(text: str) -> str:
