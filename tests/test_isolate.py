@@ -377,7 +377,7 @@ def test_a_server_that_died_is_a_crash_of_one_case(five):
 def start(tmp_path, heeding_interrupts):
     """``start(option, ...)``: ``python -m pytest suite/ --isolate`` as a process, with the specification unread."""
     running = []
-    (tmp_path / "quick.py").write_text("from xentcheck import loader\nloader.load_all = lambda: []\n")
+    (tmp_path / "quick.py").write_text("from xentcheck.spec import loader\nloader.load_all = lambda: []\n")
 
     def popen(*options, **environment):
         command = [sys.executable, "-m", "pytest", "suite/", "-p", "quick", "-p", "no:cacheprovider", "--isolate"]

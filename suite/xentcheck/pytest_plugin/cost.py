@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from xentcheck.cost import figures as terminal_cost
 from xentcheck.cost import measure as cost
 from xentcheck.cost import timing
 from xentcheck.implementation import Implementation, find
-from xentcheck.pytest_plugin.session import NOTHING_TO_TEST, SESSION, Session
+from xentcheck.pytest_plugin.session import NOTHING_TO_TEST, SESSION, Session, asked_of
 from xentcheck.results.record import RecordError
 from xentcheck.run.status import Status
 from xentcheck.spec import speed_cases
@@ -29,7 +28,6 @@ from xentcheck.spec.yaml_document import CaseFileError
 
 SUITE = suite_folder()
 MEASURING = ("test_memory.py", "test_speed.py")
-NODE_ID = re.compile(r"test_(?P<measure>memory|speed)\[(?P<implementation>[^:]+):(?P<case>.+)\]$")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -192,14 +190,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     places = {case.id: n for n, case in enumerate(mine.cases)}
     measuring, others, done = [], [], []
     for item in items:
-        match = NODE_ID.search(item.nodeid)
-        if match is None:
+        key = asked_of(item, "cost")
+        if key is None:
             others.append(item)
-        elif (match["measure"], match["implementation"], match["case"]) in mine.session.costs:
+            continue
+        measure, place = key.aspect, places[key.case]
+        if (measure, key.implementation, key.case) in mine.session.costs:
             done.append(item)
         else:
-            measuring.append((places[match["case"]], cost.MEASURES.index(match["measure"]), len(measuring), item))
-            mine.left += expected_seconds(match["measure"], mine.cases[places[match["case"]]], mine.costs.device)
+            measuring.append((place, cost.MEASURES.index(measure), len(measuring), item))
+            mine.left += expected_seconds(measure, mine.cases[place], mine.costs.device)
     if done:
         config.hook.pytest_deselected(items=done)
     items[:] = [*others, *(item for *_, item in sorted(measuring, key=lambda m: m[:3]))]

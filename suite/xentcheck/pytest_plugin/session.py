@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from xentcheck.spec.patterns import nearest
 from xentcheck.spec.settings import folder, read_settings, with_own
 
 pytest_plugins = ["xentcheck.pytest_plugin.explore"]
-NODE_ID = re.compile(r"::test_(?P<aspect>\w+)\[(?P<implementation>[^:]+):(?P<case>.+)\](@\w+)?$")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -93,6 +91,12 @@ class Session:
                 (i.name, case.id): self.examiner.aspects(case, i) for case in self.cases for i in self.implementations
             }
             speed = speed_cases.load_speed()
+            # By pytest's name of the test: what is left of a triple where a worker of pytest-xdist has died.
+            self._keys = {
+                f"test_{aspect}[{name}:{case}]": Key(name, case, aspect)
+                for (name, case), aspects in self.aspects.items()
+                for aspect in aspects
+            }
         except UsageError as error:
             self.close()
             raise pytest.UsageError(str(error)) from error
@@ -114,6 +118,9 @@ class Session:
     def close(self) -> None:
         if self.workers:
             self.workers.close()
+
+    def key_of(self, node_id: str) -> Key | None:
+        return self._keys.get(node_id.rpartition("::")[2])
 
     def _selected(self, patterns: str | None) -> list[Case]:
         huge = self.config.getoption("huge")
@@ -174,6 +181,7 @@ class Session:
 
 
 SESSION = pytest.StashKey[Session]()
+KEY = pytest.StashKey[Key]()  # of an item: what it is about
 VERDICT = pytest.StashKey[Verdict]()
 NOTHING_TO_TEST = pytest.StashKey[bool]()
 
@@ -190,8 +198,6 @@ def pytest_configure(config: pytest.Config) -> None:
     session.open_results()
     if getattr(config.option, "numprocesses", None):
         session.close()  # from here on it is for xdist's workers to ask
-    if getattr(config.option, "numprocesses", None) and config.option.maxworkerrestart is None:
-        config.option.maxworkerrestart = "1000000"  # a loss that crashes in every case is a result
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -208,36 +214,17 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A case's aspects stay together, so that each case runs once, and the run goes on after a worker died.
-
-    pytest-xdist 3.8 groups nothing under pytest 9.2, would run the test that killed a worker again, and ends the run with an
-    internal error when two die (https://github.com/pytest-dev/pytest-xdist/issues/1362, 1378).
-    """
+    """A case's aspects stay together, so that each case runs once; pytest-xdist 3.8 groups nothing under pytest 9.2."""
     if SESSION not in config.stash:
         return None
     from xdist.scheduler import LoadScopeScheduling
 
+    session = config.stash[SESSION]
+
     class CaseByCase(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return (_key(nodeid) or (nodeid, nodeid))[1]
-
-        def remove_node(self, node: Any) -> str | None:
-            work = self.assigned_work.pop(node)
-            pending = [(unit, item) for unit in work.values() for item, done in unit.items() if not done]
-            if not pending:
-                return None
-            self.registered_collections.pop(node, None)
-            crashed = pending[0][1]
-            for unit, item in pending:  # the other aspects of the case would kill the next worker
-                unit[item] = (_key(item) or (item,))[:2] == (_key(crashed) or (crashed,))[:2]
-            self.workqueue.update({scope: unit for scope, unit in work.items() if not all(unit.values())})
-            for other in self.assigned_work:
-                self._reschedule(other)
-            return crashed
-
-        def _reschedule(self, node: Any) -> None:
-            if node in self.registered_collections:
-                super()._reschedule(node)
+            key = session.key_of(nodeid)
+            return key.case if key else nodeid
 
     return CaseByCase(config, log)
 
@@ -274,6 +261,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("examine", pairs, indirect=True, ids=[f"{i.name}:{case.id}" for case, i in pairs])
 
 
+def asked_of(item: pytest.Item, fixture: str) -> Key | None:
+    """The triple that a test is about: the implementation and the case that the fixture is given, and the aspect, or for ``cost`` the
+    measure, that the test is named after."""
+    given = item.callspec.params.get(fixture) if hasattr(item, "callspec") else None
+    if not isinstance(given, tuple):
+        return None
+    case, implementation = given
+    return Key(implementation.name, case.id, item.function.__name__.removeprefix("test_"))  # type: ignore[attr-defined]
+
+
+def _is_empty(item: pytest.Item) -> bool:
+    """Whether a test has nothing to ask, since no selected case has its aspect; pytest makes one test of an empty list."""
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    return any(not isinstance(given[name], tuple) for name in ("examine", "cost", "explore") if name in given)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Case by case, so that a batch, its truth and each observation are made once and then dropped."""
@@ -286,15 +289,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     session = config.stash[SESSION]
     case_order = {case.id: n for n, case in enumerate(session.cases)}
     implementation_order = {i.name: n for n, i in enumerate(session.implementations)}
-    places: dict[str, tuple[int, int, int]] = {}
+    places: dict[pytest.Item, tuple[int, int, int]] = {}
     kept, done = [], []
     for item in items:
-        key = _key(item.nodeid)
-        if key is not None and key[0] in implementation_order and key[1] in case_order:
-            places[item.nodeid] = case_order[key[1]], implementation_order[key[0]], ASPECTS.index(key[2])  # type: ignore[arg-type]
-        nothing_to_ask = item.nodeid.endswith("[NOTSET]")  # no selected case has this aspect
-        (done if nothing_to_ask or key in session.resumed else kept).append(item)
-    kept.sort(key=lambda item: places.get(item.nodeid, (-1, 0, 0)))
+        key = asked_of(item, "examine")
+        if key is not None:
+            item.stash[KEY] = key
+            places[item] = case_order[key.case], implementation_order[key.implementation], ASPECTS.index(key.aspect)  # type: ignore[arg-type]
+        (done if _is_empty(item) or key in session.resumed else kept).append(item)
+    kept.sort(key=lambda item: places.get(item, (-1, 0, 0)))
     if done:
         config.hook.pytest_deselected(items=done)
     items[:] = kept
@@ -322,38 +325,39 @@ def examine(request: pytest.FixtureRequest) -> Any:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report = yield
+    if KEY in item.stash:
+        report.xentcheck_key = list(item.stash[KEY])
     if VERDICT in item.stash and report.when == "call":
         report.xentcheck = to_json(item.stash[VERDICT])
     return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    session, key = _REPORTING.get("session"), _key(report.nodeid)
-    if session is None or key is None:
+    session = _REPORTING.get("session")
+    if session is None:
+        return
+    given = getattr(report, "xentcheck_key", None)
+    key = Key(*given) if given else session.key_of(report.nodeid)
+    if key is None:
         return
     if hasattr(report, "xentcheck"):
         session.note(from_json(report.xentcheck))
-    elif report.failed or (report.when == "call" and report.skipped):
-        # The harness itself failed or skipped, or an xdist worker died.
-        implementation, case, aspect = key
-        crashed = report.when == "???"
+    elif report.when == "???" and key not in session.verdicts:
+        session.note(_not_judged(key, Status.CRASH, "the process that called it died"))
+    elif (report.failed or (report.when == "call" and report.skipped)) and key not in session.verdicts:
         place = getattr(report.longrepr, "reprcrash", None)
         text = (place.message if place else str(report.longrepr or "no report").strip()).splitlines()[0][:300]
-        aspects = session.aspects[implementation, case] if crashed else (aspect,)
-        for aspect in aspects:
-            if (implementation, case, aspect) not in session.verdicts:
-                session.note(
-                    Verdict(
-                        implementation,
-                        case.split("/")[0],
-                        case,
-                        aspect,
-                        Status.CRASH if crashed else Status.ERROR,
-                        reason=text,
-                    )
-                )
+        session.note(_not_judged(key, Status.ERROR, text))
     if session.write_error:
         pytest.exit(session.write_error, returncode=3)
+    if report.when == "???":
+        advice = "run it with --isolate, where a crash is the verdict of one case and the run goes on"
+        pytest.exit(f"{key.implementation} killed a worker of pytest-xdist in {key.case}; {advice}", returncode=3)
+
+
+def _not_judged(key: Key, status: Status, reason: str) -> Verdict:
+    """Of a test whose harness failed or skipped, or whose process died."""
+    return Verdict(key.implementation, key.case.split("/")[0], key.case, key.aspect, status, reason=reason)
 
 
 # pytest_runtest_logreport gets no config.
@@ -408,11 +412,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
             f"results: {session.writer.path}   reports: xentcheck report {session.writer.path.parent}"
         )
     return result
-
-
-def _key(node_id: str) -> Key | None:
-    match = NODE_ID.search(node_id)
-    return (match["implementation"], match["case"], match["aspect"]) if match and match["aspect"] in ASPECTS else None
 
 
 def _workers(config: pytest.Config) -> Workers | None:
