@@ -1,1 +1,1 @@
-pytest_plugins = ["xentcheck.pytest_plugin.session", "xentcheck.pytest_plugin.cost", "xentcheck.pytest_plugin.gate"]
+pytest_plugins = ["xentcheck.pytest_plugin.conformance", "xentcheck.pytest_plugin.cost", "xentcheck.pytest_plugin.gate"]

@@ -576,7 +576,7 @@ def test_speed_cases_are_listed(capsys):
 
 def test_tests_of_the_same_name_elsewhere_are_not_ours(monkeypatch, tmp_path, run):
     (tmp_path / "test_memory.py").write_text("def test_mine():\n    pass\n")
-    plugins = [o for name in ("session", "cost") for o in ("-p", f"xentcheck.pytest_plugin.{name}")]
+    plugins = [o for name in ("conformance", "cost") for o in ("-p", f"xentcheck.pytest_plugin.{name}")]
     alone = "--import-mode=importlib"  # the suite has a module of that name,
     monkeypatch.setitem(sys.modules, "test_memory", None)  # which runs before this one may have imported,
     del sys.modules["test_memory"]  # and those after it are to find as it was

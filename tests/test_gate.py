@@ -8,9 +8,10 @@ import pytest
 
 from test_cost import fake, quick_rounds, run, specification, speed_case, tiny  # noqa: F401
 from xentcheck import cli
-from xentcheck.gate import compare as gate
 from xentcheck.gate import confirm as second_process
-from xentcheck.gate.compare import BETTER, INCONCLUSIVE, WORSE, GateError, baseline, compare, markdown
+from xentcheck.gate.baseline import GateError, as_text, read_baseline
+from xentcheck.gate.baseline import make_baseline as baseline
+from xentcheck.gate.compare import BETTER, INCONCLUSIVE, WORSE, compare, markdown
 from xentcheck.results import record
 from xentcheck.results.record import Results
 from xentcheck.run.verdict import Verdict
@@ -279,7 +280,7 @@ def test_a_baseline_without_anything_compares_nothing():
 
 
 def test_a_baseline_holds_no_seconds():
-    text = gate.text(BASE)
+    text = as_text(BASE)
     assert "second" not in text
     assert BASE["implementations"]["mine"]["speed"]["speed/one"]["ratio"][0] == pytest.approx(1, abs=0.01)
     assert json.loads(text) == BASE
@@ -310,7 +311,7 @@ def test_what_is_no_baseline(tmp_path, content, message):
     if content is not None:
         path.write_text(content)
     with pytest.raises(GateError, match=message):
-        gate.read(path)
+        read_baseline(path)
 
 
 def test_long_lists_are_cut_and_pipes_escaped():

@@ -289,7 +289,7 @@ def test_without_the_suites_tests_the_plugin_is_inert(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
     with contextlib.redirect_stdout(io.StringIO()) as screen:
-        assert pytest.main([str(tmp_path), "--capture=no", "-p", "xentcheck.pytest_plugin.session", *OPTIONS]) == 0
+        assert pytest.main([str(tmp_path), "--capture=no", "-p", "xentcheck.pytest_plugin.conformance", *OPTIONS]) == 0
     lines = [line for line in screen.getvalue().splitlines() if not line.startswith("plugins: ")]  # pytest's own list
     assert not [line for line in lines if "xentcheck" in line]
 

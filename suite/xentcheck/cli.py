@@ -213,16 +213,16 @@ def _lint(options: argparse.Namespace) -> int:
 
 
 def _baseline(options: argparse.Namespace) -> int:
-    from xentcheck.gate import compare as gate
+    from xentcheck.gate.baseline import GateError, as_text, make_baseline
 
     results = _results(options.results)
     if not results.complete or not (results.verdicts or results.costs):
-        raise gate.GateError(
+        raise GateError(
             "expected results of runs that ended and held something; a baseline of less would forgive too much"
         )
-    value, left_out = gate.baseline(results)
+    value, left_out = make_baseline(results)
     options.to.parent.mkdir(parents=True, exist_ok=True)
-    options.to.write_text(gate.text(value), encoding="utf-8")
+    options.to.write_text(as_text(value), encoding="utf-8")
     for text in left_out:
         print(f"xentcheck: left out: {text}", file=sys.stderr)
     print(f"wrote {options.to}")
@@ -231,10 +231,11 @@ def _baseline(options: argparse.Namespace) -> int:
 
 def _gate(options: argparse.Namespace) -> int:
     from xentcheck.gate import compare as gate
+    from xentcheck.gate.baseline import read_baseline
     from xentcheck.gate.confirm import measure_again
 
     results = _results(options.results)
-    report = gate.compare(results, gate.read(options.baseline), measure_again)
+    report = gate.compare(results, read_baseline(options.baseline), measure_again)
     text = gate.markdown(report, options.strict_perf)
     print(text, end="")
     gate.publish(text)

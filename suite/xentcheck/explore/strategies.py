@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from xentcheck.explore.drawing import ABSENT, Draw, Facts
+from xentcheck.explore.spoiled import SPOILED, _nested
 from xentcheck.spec.batch import Batch
-from xentcheck.spec.capabilities import CAPABILITIES, OPTIONS
+from xentcheck.spec.capabilities import CAPABILITIES
 from xentcheck.spec.case import Case, Question
 from xentcheck.spec.case_modes import MODES
-
-ABSENT: Any = object()
-Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 LITERAL = 12  # up to so many logits may be written out
 # 1e30 is as large as shipped cases go. Near a dtype's largest number sums overflow in its own arithmetic, and nothing says that they may not.
@@ -36,43 +34,6 @@ OUTSIDE = (-1, 255, 256, 257, -255, 1000, 2**31, -(2**31), 2**32, 2**32 + 1, 2**
 # Modes in which no gradient from above can be given.
 WITHOUT_UPSTREAM = {"vmap", *(name for name, mode in MODES.items() if not mode.has_gradient)}
 LAYOUTS = ("strided", "transposed", "offset", "expanded")
-
-
-@dataclass
-class Facts:
-    """What is drawn so far, and what may be drawn at all."""
-
-    draw: Draw
-    capabilities: frozenset[str]
-    entry: dict[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"
-    classes: int = 0
-    shape: tuple[int, ...] = ()
-    ignore_values: tuple[int, ...] = (-100,)
-    usable: list[int] = field(default_factory=list)  # those that the target's dtype can hold
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """The target's shape."""
-        return self.shape[:1] + self.shape[2:] if len(self.shape) > 1 else ()
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.positions)
-
-    def can(self, name: str) -> bool:
-        return name in self.capabilities
-
-    def chance(self, one_in: int) -> bool:
-        """True once in so many times, and never where it need not be."""
-        return self.draw(st.sampled_from([False] * (one_in - 1) + [True]))
-
-    def likely(self) -> bool:
-        """True three times in four, and never where it need not be."""
-        return self.draw(st.sampled_from([False, True, True, True]))
-
-    def one_of(self, *values: Any) -> Any:
-        return self.draw(st.sampled_from(values))
 
 
 def documents(capabilities: Collection[str] = frozenset(CAPABILITIES)) -> st.SearchStrategy[dict[str, Any]]:
@@ -370,86 +331,3 @@ KEYS: dict[str, Callable[[Facts], Any]] = {
     "padded_to": _padded_to,
     "expect": _expect,
 }
-
-
-# --- questions without an answer: one thing is wrong, and the call must be refused
-
-
-def _refusable(facts: Facts) -> bool:
-    """Only a plain call, and one with positions, is made wrong: there it is certain that somebody looks."""
-    target = facts.entry.get("target", {})
-    if not facts.count or target.get("dtype", "int64") != "int64" or "probabilities" in target:
-        return False
-    for key in ("normalizer", "mode", "upstream", "padded_to"):
-        facts.entry.pop(key, None)
-    return True
-
-
-def _spoil_target(facts: Facts) -> None:
-    if not _refusable(facts) or facts.count > 6:
-        return
-    wrong = [
-        v
-        for v in (facts.classes, -1, -100, facts.classes + 1, 255, 2**31, 2**32, -(2**63))
-        if v not in facts.ignore_values and not 0 <= v < facts.classes
-    ]
-    right = [c for c in range(facts.classes) if c not in facts.ignore_values] or [0]
-    flat = facts.draw(st.lists(st.sampled_from(right), min_size=facts.count, max_size=facts.count))
-    flat[facts.draw(st.integers(0, facts.count - 1))] = facts.one_of(*wrong)
-    facts.entry["target"] = {"values": _nested(flat, facts.positions)}
-    facts.entry["expect"] = {"error": {}}
-
-
-def _spoil_smoothing(facts: Facts) -> None:
-    if facts.can("label_smoothing") and _refusable(facts):
-        facts.entry |= {"label_smoothing": facts.one_of(1.5, -0.5, 2, -1e-3), "expect": {"error": {}}}
-
-
-def _spoil_reduction(facts: Facts) -> None:
-    if facts.can("reduction_option") and _refusable(facts):
-        facts.entry |= {"reduction": facts.one_of("average", "MEAN", "max"), "expect": {"error": {}}}
-
-
-def _spoil_weight(facts: Facts) -> None:
-    if facts.can("weight") and facts.classes <= 8 and _refusable(facts):
-        length = facts.one_of(facts.classes + 1, *([facts.classes - 1] if facts.classes > 1 else []))
-        facts.entry |= {"weight": [1] * length, "expect": {"error": {}}}
-
-
-def _spoil_shape(facts: Facts) -> None:
-    if not _refusable(facts) or not facts.positions:
-        return
-    first, *rest = facts.positions
-    shape = facts.one_of([first + 1, *rest], [*facts.positions, 1], [1, *facts.positions], [first + 1])
-    if tuple(shape) != facts.positions:
-        facts.entry["target"] = {
-            "classes": [c for c in range(facts.classes) if c not in facts.ignore_values][:1] or [0],
-            "shape": shape,
-        }
-        facts.entry["logits"].pop("set", None)  # rows are told by their targets
-        facts.entry["expect"] = {"error": {}}
-
-
-def _ask_for_refusal(facts: Facts) -> None:
-    """An option that is not claimed: it must be refused. Only values that would change the answer."""
-    options: dict[str, Any] = {
-        "weight": "random",
-        "label_smoothing": 0.5,
-        "reduction_sum": "sum",
-        "reduction_none": "none",
-    }
-    missing = sorted(name for name in options if name in OPTIONS and not facts.can(name))
-    if missing and facts.classes > 1 and _refusable(facts):
-        name = facts.one_of(*missing)
-        facts.entry[name.partition("_")[0] if name.startswith("reduction") else name] = options[name]
-        facts.entry["expect"] = {"refused_unless_claimed": True}
-
-
-SPOILED = (_spoil_target, _spoil_smoothing, _spoil_reduction, _spoil_weight, _spoil_shape, _ask_for_refusal)
-
-
-def _nested(flat: list[Any], shape: tuple[int, ...]) -> Any:
-    if not shape:
-        return flat[0]
-    step = len(flat) // shape[0] if shape[0] else 0
-    return [_nested(flat[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0])]

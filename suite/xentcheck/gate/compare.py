@@ -7,10 +7,9 @@ about speed is no change or inconclusive. A baseline holds verdicts, bytes and r
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,28 +18,19 @@ from xentcheck.cost import figures as terminal_cost
 from xentcheck.cost import measure as cost
 from xentcheck.cost.memory import SLACK, size
 from xentcheck.cost.timing import Ratio
+from xentcheck.gate.baseline import BYTES, GateError, Line, why_unsure
 from xentcheck.results.markdown import table
 from xentcheck.results.record import Results
 from xentcheck.run.status import Status
 from xentcheck.run.verdict import Verdict
-from xentcheck.spec.mistakes import UsageError
 
-FORMAT = 1
 # A ratio may grow by so much. On another CPU or torch than the baseline's the ratio itself is another; only the crudest is then said.
 THRESHOLD, ELSEWHERE = 1.05, 2.0
-# The control has come out as 1 if its interval holds 1, or misses it by no more than this, and reaches no further than that.
-MISSED, WIDE = 1.01, 1.10
 PROCESSES = 3  # in which a ratio is measured at most, the run itself included
 WORSE, BETTER, INCONCLUSIVE, SAME = "worse", "better", "inconclusive", "same"
-_BYTES = ("forward", "kept", "backward", "retained")
 _SHOWN = 40
 
-Line = Mapping[str, Any]
 Again = Callable[[Sequence[Line]], Sequence[Line]]
-
-
-class GateError(UsageError):
-    """A baseline that cannot be read, or that nothing can be compared with. The text says what to do."""
 
 
 @dataclass(frozen=True)
@@ -71,89 +61,6 @@ class Report:
     def is_red(self, strict: bool = False) -> bool:
         """strict: an inconclusive finding is red, too."""
         return bool(self.problems or self.of(WORSE) or (strict and self.of(INCONCLUSIVE)))
-
-
-# --- the baseline
-
-
-def baseline(results: Results) -> tuple[dict[str, Any], list[str]]:
-    """What later runs are held to, and what had to be left out. The ratios of several runs on one case are taken together."""
-    left_out: list[str] = []
-    found: dict[str, Any] = {}
-    for name, claims in sorted(results.run["implementations"].items()):
-        mine = [line for line in results.costs if line["implementation"] == name]
-        found[name] = {
-            "version": claims["version"],
-            "capabilities": claims["capabilities"],
-            "verdicts": _packed(v for v in results.verdicts if v.implementation == name),
-            "memory": {
-                line["case"]: {"question": line["question"], "device": line["device"]}
-                | {part: line["bytes"][part] for part in (*_BYTES, "uncounted")}
-                for line in mine
-                if line["measure"] == cost.MEMORY and line["status"] == "pass"
-            },
-            "speed": dict(_ratios([line for line in mine if line["measure"] == cost.SPEED], left_out)),
-        }
-    environment = results.run["environment"]
-    return {
-        "format": FORMAT,
-        "cases": results.run["cases"],
-        "environment": {k: environment.get(k) for k in ("torch", "cpu")},
-        "implementations": found,
-    }, left_out
-
-
-def _ratios(lines: list[Line], left_out: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for case in dict.fromkeys(line["case"] for line in lines):
-        measured = [(line, cost.ratio(line, cost.whole(line))) for line in lines if line["case"] == case]
-        told = [(line, r) for line, r in measured if r is not None and not _unsure(line)]
-        if told:
-            middle = sorted(r.estimate for _, r in told)[len(told) // 2]
-            low, high = min(r.low for _, r in told), max(r.high for _, r in told)
-            last = told[-1][0]
-            yield (
-                case,
-                {
-                    "question": last["question"],
-                    "device": last["device"],
-                    "threads": last["settings"]["threads"],
-                    "ratio": [round(v, 4) for v in (middle, low, high)],
-                },
-            )
-        elif any(r is not None for _, r in measured):
-            left_out.append(
-                f"{lines[0]['implementation']} {case}: {_unsure(measured[-1][0])}; measure again on a quieter machine"
-            )
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A baseline file. Raises GateError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GateError(
-            f"{path}: no baseline can be read: {error.strerror}; write one by `xentcheck baseline RESULTS --to {path}`"
-        ) from error
-    except ValueError as error:
-        raise GateError(f"{path}: expected a baseline in JSON; {error}") from error
-    if not isinstance(value, dict) or value.get("format") != FORMAT or "implementations" not in value:
-        raise GateError(f"{path}: expected a baseline of format {FORMAT}; write it anew by `xentcheck baseline`")
-    return value
-
-
-def text(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"
-
-
-def _packed(verdicts: Iterable[Verdict]) -> dict[str, Any]:
-    """A case's status, or its statuses by aspect where they differ."""
-    cases: dict[str, dict[str, str]] = {}
-    for v in verdicts:
-        cases.setdefault(v.case, {})[v.aspect] = v.status
-    return {c: next(iter(s.values())) if len(set(s.values())) == 1 else s for c, s in sorted(cases.items())}
-
-
-# --- the comparison
 
 
 def compare(
@@ -274,7 +181,7 @@ def _not_comparable(line: Line, was: Mapping[str, Any]) -> Finding | None:
 
 
 def _memory(line: Line, was: Mapping[str, Any]) -> Iterator[Finding]:
-    for part in (*_BYTES, "uncounted"):
+    for part in (*BYTES, "uncounted"):
         before, now = was.get(part), line["bytes"][part]
         if part == "uncounted":  # no exact figure, and 0 stands for whatever is within the slack
             is_same = before is None or abs(max(now, SLACK) - max(before, SLACK)) <= SLACK
@@ -346,7 +253,7 @@ def _one_speed(line: Line, was: Mapping[str, Any], threshold: float) -> tuple[st
         return INCONCLUSIVE, "there is no ratio"
     if line["settings"]["threads"] != was["threads"]:
         return INCONCLUSIVE, f"measured with {line['settings']['threads']} threads, the baseline with {was['threads']}"
-    unsure = _unsure(line)
+    unsure = why_unsure(line)
     if unsure:
         return INCONCLUSIVE, unsure
     if now.low > max(before.high, threshold * before.estimate):
@@ -354,17 +261,6 @@ def _one_speed(line: Line, was: Mapping[str, Any], threshold: float) -> tuple[st
     if now.high < min(before.low, before.estimate / threshold):
         return BETTER, ""
     return SAME, ""
-
-
-def _unsure(line: Line) -> str:
-    control = cost.control(line, cost.whole(line))
-    if control is None:
-        return "there is no control"
-    if control.low > MISSED or control.high < 1 / MISSED:
-        return f"the control came out as {terminal_cost.figure(control, None)}, not as 1"
-    if control.spread > WIDE:
-        return f"the control is wide: {terminal_cost.figure(control, None)}"
-    return ""
 
 
 def _shown(line: Line) -> str:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from xentcheck.gate.compare import GateError, Line
+from xentcheck.gate.baseline import GateError, Line
 from xentcheck.implementation import ImplementationError, find
 from xentcheck.results.record import RecordError, load
 from xentcheck.spec.resources import PYTEST_PLUGINS, suite_folder

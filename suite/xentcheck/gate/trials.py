@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xentcheck.gate import compare as gate
+from xentcheck.gate.baseline import as_text, make_baseline
 from xentcheck.implementation import find
 from xentcheck.results import record
 from xentcheck.results.environment import environment, now
@@ -158,10 +158,10 @@ def prepare(folder: Path) -> None:
         where = folder / f"baseline-{number}"
         _pytest(folder, "identical", ["--results", str(where)])
         parts.append(record.load(where))
-    value, left_out = gate.baseline(record.merge(parts))
+    value, left_out = make_baseline(record.merge(parts))
     for text in left_out:
         print(f"left out of the baseline: {text}", file=sys.stderr)
-    (folder / "baseline.json").write_text(gate.text(value), encoding="utf-8")
+    (folder / "baseline.json").write_text(as_text(value), encoding="utf-8")
 
 
 def run(folder: Path, kind: str, number: int) -> dict[str, Any]:

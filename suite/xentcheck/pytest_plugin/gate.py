@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from xentcheck.gate import compare as gate
+from xentcheck.gate.baseline import GateError, read_baseline
 from xentcheck.gate.confirm import measure_again
 from xentcheck.pytest_plugin.session import SESSION, Session
 from xentcheck.results import record
@@ -38,8 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if SESSION not in config.stash:
         raise pytest.UsageError("--gate needs --impl: the implementations to hold to the baseline")
     try:
-        config.stash[BASELINE] = gate.read(path)  # before an hour of measurements, not after
-    except gate.GateError as error:
+        config.stash[BASELINE] = read_baseline(path)  # before an hour of measurements, not after
+    except GateError as error:
         raise pytest.UsageError(str(error)) from error
 
 

@@ -99,7 +99,7 @@ def applying(case: Case, batch: Batch) -> tuple[Relation, ...]:
     question = case.question
     if question.mode != "eager" or not case.has_gradient or question.padded_to or question.linear is not None:
         return ()
-    if "unspecified" in _words(case):
+    if "unspecified" in (question.expect.loss, question.expect.gradient):
         return ()
     if not batch.input.numel() or relevant_conventions(batch) - {"empty_mean"}:
         return ()  # where a convention decides, it may decide differently for each batch
@@ -301,10 +301,6 @@ def _reductions(batch: Batch) -> Related:
     ], check
 
 
-def _ignores_some(batch: Batch) -> bool:
-    return not batch.valid.all()
-
-
 def _weighs_nothing_below_zero(batch: Batch) -> bool:
     weight = batch.options.get("weight")
     return weight is None or bool((weight >= 0).all())
@@ -319,13 +315,13 @@ def _can_be_split(batch: Batch) -> bool:
 # name: (applies, what is done to the batch, holds)
 _RELATIONS: dict[Relation, tuple[Callable[[Batch], bool], str, Callable[[Batch], Related]]] = {
     "deletion": (
-        lambda b: bool(_ignores_some(b) and b.valid.any()),
+        lambda b: bool(not b.valid.all() and b.valid.any()),
         "with the ignored positions deleted",
         _deletion,
     ),
     "poisoning": (
         # Positions that share their memory cannot be poisoned one by one.
-        lambda b: _ignores_some(b) and 0 not in b.input.stride(),
+        lambda b: not b.valid.all() and 0 not in b.input.stride(),
         "with NaN, infinities and huge values at the ignored positions",
         _poisoning,
     ),
@@ -360,11 +356,6 @@ def _overflowing(values: Array, dtype: str) -> Array:
     if dtype not in DTYPES or dtype == "float64":
         return values
     return np.where(abs(values) > torch.finfo(DTYPES[dtype]).max, np.copysign(np.inf, values), values)
-
-
-def _words(case: Case) -> tuple[Any, ...]:
-    expect = case.question.expect
-    return tuple(word for word in (expect.loss, expect.gradient) if isinstance(word, str))
 
 
 def _mass(batch: Batch) -> float:

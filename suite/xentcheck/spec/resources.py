@@ -6,7 +6,7 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # What pytest registers where the suite is asked for.
-PYTEST_PLUGINS = tuple(f"xentcheck.pytest_plugin.{name}" for name in ("session", "cost", "gate"))
+PYTEST_PLUGINS = tuple(f"xentcheck.pytest_plugin.{name}" for name in ("conformance", "cost", "gate"))
 
 
 def cases_folder() -> Path:
