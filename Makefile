@@ -42,21 +42,21 @@ gate: $(VENV)/.installed
 
 # How often the gate is right. Some 110 runs of it, resumable; needs a machine that does nothing else.
 gate-trials: $(VENV)/.installed
-	$(BIN)/python -m xentcheck.gate.trials --folder $(RESULTS)/gate-trials
-	$(BIN)/python -m xentcheck.gate.trials --folder $(RESULTS)/gate-trials --report reports/gate.md
+	$(BIN)/python tests/studies/gate_trials.py --folder $(RESULTS)/gate-trials
+	$(BIN)/python tests/studies/gate_trials.py --folder $(RESULTS)/gate-trials --report reports/gate.md
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/ -q -n 2
 
 # Puts every case to every mutant and writes reports/mutants.md; takes a while, and goes on where it was interrupted.
 mutants: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_matrix.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/studies/kill_matrix.py
 
 # The shipped implementations and tests/lookalikes/ on an older torch, in an environment of its own; writes reports/older-torch.md.
 older-torch: $(VENV)/.installed $(OLDER_VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python tests/older_torch.py ask $(RESULTS)-torch/pinned
-	OMP_NUM_THREADS=1 $(OLDER_VENV)/bin/python tests/older_torch.py ask $(RESULTS)-torch/older
-	$(BIN)/python tests/older_torch.py page $(RESULTS)-torch/pinned $(RESULTS)-torch/older reports/older-torch.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/studies/older_torch.py ask $(RESULTS)-torch/pinned
+	OMP_NUM_THREADS=1 $(OLDER_VENV)/bin/python tests/studies/older_torch.py ask $(RESULTS)-torch/older
+	$(BIN)/python tests/studies/older_torch.py page $(RESULTS)-torch/pinned $(RESULTS)-torch/older reports/older-torch.md
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 
+import gate_trials
+from gate_trials import KINDS, inject, is_right, page, plan, wilson
 from xentcheck.cost import memory, timing
-from xentcheck.gate import trials as gate_trials
-from xentcheck.gate.trials import KINDS, inject, is_right, page, plan, wilson
 from xentcheck.implementation import Implementation
 from xentcheck.spec.batch import build
 

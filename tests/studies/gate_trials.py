@@ -1,6 +1,6 @@
 """Proves the gate: runs it on identical code and on injected slow-downs and buffers, and counts how often it is right.
 
-``python -m xentcheck.gate.trials`` writes each trial to a file as soon as it is over and goes on where it stopped; ``--report`` makes
+``python tests/studies/gate_trials.py`` writes each trial to a file as soon as it is over and goes on where it stopped; ``--report`` makes
 ``reports/gate.md`` of them. A trial is a whole run of pytest with ``--gate``, a process of its own; in every second one another
 process loads the machine.
 """
@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[int, str, bool]] = {
 BASELINES = 3  # runs that the baseline is made of
 CASES = ("few-classes", "scattered-tokens", "pixels")
 LONGEST = 30.0  # seconds that a trial may take
-_CANDIDATE = "from xentcheck.gate.trials import inject\n\ncandidate = inject({kind!r})\n"
+_CANDIDATE = f"import sys\n\nsys.path.append({str(Path(__file__).parent)!r})\nfrom gate_trials import inject\n\ncandidate = inject({{kind!r}})\n"
 
 
 def inject(kind: str) -> Callable[..., Tensor]:
@@ -112,7 +112,7 @@ def _wait(start: float, share: float) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m xentcheck.gate.trials", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python tests/studies/gate_trials.py", description=__doc__)
     parser.add_argument(
         "--folder", type=Path, default=Path("reports/results/gate-trials"), help="where the trials are kept"
     )

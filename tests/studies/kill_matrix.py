@@ -1,6 +1,6 @@
 """Which case catches which bug: puts every case to every mutant, from every side, and publishes the answer as ``reports/mutants.md``.
 
-``make mutants`` runs it: ``python tests/kill_matrix.py``. What was found out is kept in ``reports/results-mutants/``, a line for each
+``make mutants`` runs it: ``python tests/studies/kill_matrix.py``. What was found out is kept in ``reports/results-mutants/``, a line for each
 case, so that an interrupted run goes on where it was, and a changed case costs only itself. The exit status is 1 where a mutant
 survives, where a case does not kill what it names, and where a case kills nothing.
 """
@@ -38,7 +38,7 @@ from xentcheck.spec.case import RELATIONS, Case
 from xentcheck.spec.loader import digest, load_all
 from xentcheck.spec.patterns import matches
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 FOLDER = HERE / "mutants"
 PAGE = HERE.parent / "reports" / "mutants.md"
 STORE = HERE.parent / "reports" / "results-mutants" / "cases.jsonl"

@@ -1,4 +1,4 @@
-"""What ``--isolate`` costs: ``python tests/overhead.py``. Puts each case of the specification in this process and in a worker, in turns and
+"""What ``--isolate`` costs: ``python tests/studies/overhead.py``. Puts each case of the specification in this process and in a worker, in turns and
 each first half of the time, with and without its relations; the least of either place is kept, and the difference printed, and what a
 restart takes."""
 

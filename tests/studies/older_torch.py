@@ -1,7 +1,7 @@
 """What differs on an older torch, as ``reports/older-torch.md``.
 
-``make older-torch`` runs ``python tests/older_torch.py ask FOLDER`` under the pinned and under the older torch, which puts all cases to
-the shipped implementations and to ``lookalikes/``, and then ``python tests/older_torch.py page PINNED OLDER FILE``.
+``make older-torch`` runs ``python tests/studies/older_torch.py ask FOLDER`` under the pinned and under the older torch, which puts all cases to
+the shipped implementations and to ``lookalikes/``, and then ``python tests/studies/older_torch.py page PINNED OLDER FILE``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xentcheck.results.record import NAME, Results, Writer, load, run_header
 from xentcheck.run.examiner import Examiner
 from xentcheck.spec.loader import digest, load_all
 
-LOOKALIKES = Path(__file__).resolve().parent / "lookalikes"
+LOOKALIKES = Path(__file__).resolve().parents[1] / "lookalikes"
 
 
 def ask(folder: Path) -> None:
