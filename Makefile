@@ -11,7 +11,7 @@ MEASURED_LINEAR := native,maskedce,linear_maskedce,linear_cross_entropy,linear_c
 ARGS :=
 OTHERS := native_module,nll,remapped,masked_mean,filtered,nan_guard,maskedce_inplace,linear_maskedce,linear_cross_entropy,linear_cross_entropy_chunked
 
-.PHONY: conform test mutants older-torch speed baseline gate gate-trials lint clean
+.PHONY: conform test test-all mutants older-torch speed baseline gate gate-trials lint clean
 
 # Runs the suite, then the implementations that the reports compare beside the first two, and writes reports/.
 # The reports are written even where something fails; the exit status still says that it did.
@@ -45,8 +45,12 @@ gate-trials: $(VENV)/.installed
 	$(BIN)/python tests/studies/gate_trials.py --folder $(RESULTS)/gate-trials
 	$(BIN)/python tests/studies/gate_trials.py --folder $(RESULTS)/gate-trials --report reports/gate.md
 
+# What takes seconds alone is left to test-all.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/ -q -n 2
+	$(BIN)/python -m pytest tests/ -q -n 2 -m "not slow"
+
+test-all: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/ -q -n 2 --durations=10
 
 # Puts every case to every mutant and writes reports/mutants.md; takes a while, and goes on where it was interrupted.
 mutants: $(VENV)/.installed

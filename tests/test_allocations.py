@@ -14,6 +14,8 @@ from xentcheck.cost.memory import Memory, OverLimit, limited, measure
 from xentcheck.implementation import Implementation
 from xentcheck.spec.batch import Batch
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 ROWS, CLASSES = 64, 1024  # 256 KiB of float32
 LOGITS = ROWS * CLASSES * 4

@@ -27,6 +27,8 @@ from xentcheck.spec import speed_cases
 from xentcheck.spec.loader import load_all
 from xentcheck.spec.yaml_document import CaseFileError
 
+pytestmark = pytest.mark.slow
+
 HEADER = """clause: tiny
 profile: quick
 title: Tiny

@@ -25,6 +25,8 @@ from xentcheck.spec import loader
 from xentcheck.spec.batch import build
 from xentcheck.spec.capabilities import CAPABILITIES
 
+pytestmark = pytest.mark.slow
+
 SUITE = Path(xentcheck.__file__).resolve().parents[1]
 FAKES = Path(fakes.__file__)
 LOOKALIKES = FAKES.parent / "lookalikes" / "whole.py"

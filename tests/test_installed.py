@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LOSS = """
 import torch.nn.functional as F
 
+pytestmark = pytest.mark.slow
+
 
 def cross_entropy(input, target, *, ignore_index=-100):
     return F.cross_entropy(input, target, ignore_index=ignore_index)

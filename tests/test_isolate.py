@@ -26,6 +26,8 @@ from xentcheck.spec import loader
 from xentcheck.spec.batch import build
 from xentcheck.spec.case import RELATIONS
 
+pytestmark = pytest.mark.slow
+
 SUITE = Path(xentcheck.__file__).resolve().parents[1]
 HERE = Path(__file__).parent
 FAULTS, FAKES = HERE / "faults.py", HERE / "fakes.py"

@@ -16,6 +16,8 @@ from xentcheck.implementation import find
 from xentcheck.run.examiner import Examiner
 from xentcheck.spec.loader import load_all
 
+pytestmark = pytest.mark.slow
+
 LOOKALIKES = [find(source)[0] for source in found_in(Path(__file__).parent / "lookalikes").values()]
 CASES = asked(load_all())
 ENTRIES = defaultdict(list)

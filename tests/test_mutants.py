@@ -12,6 +12,8 @@ from xentcheck.implementation import find
 from xentcheck.run.examiner import Examiner
 from xentcheck.spec.loader import load_all
 
+pytestmark = pytest.mark.slow
+
 CASES = load_all()
 MUTANTS = found_in(FOLDER)
 NAMED = defaultdict(list)  # (entry of a case file, mutant): the expanded cases

@@ -27,6 +27,8 @@ from xentcheck.run import examiner as examine
 from xentcheck.spec import loader
 from xentcheck.spec.case import ASPECTS as ASPECT_NAMES
 
+pytestmark = pytest.mark.slow
+
 SUITE = Path(xentcheck.__file__).resolve().parents[1]
 ROOT = SUITE.parent
 FAKES = Path(fakes.__file__)

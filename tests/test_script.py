@@ -25,6 +25,8 @@ from xentcheck.run.examiner import Examiner
 from xentcheck.spec.batch import build
 from xentcheck.spec.loader import load, load_all
 
+pytestmark = pytest.mark.slow
+
 FAKES = Path(fakes.__file__)
 
 OWN = '''

@@ -12,6 +12,8 @@ from xentcheck.cost.timing import BASE, CANDIDATE, CONTROL, PHASES, Ratio, Step,
 from xentcheck.implementation import Implementation
 from xentcheck.spec.batch import build
 
+pytestmark = pytest.mark.slow
+
 NATIVE = Implementation(name="native", cross_entropy=torch.nn.functional.cross_entropy)
 LANES = {name: Step(lambda name=name: name, None) for name in (BASE, CONTROL, CANDIDATE)}
 

@@ -12,6 +12,8 @@ from xentcheck.spec import bug_reports
 from xentcheck.spec.patterns import matches
 from xentcheck.spec.yaml_document import CaseFileError
 
+pytestmark = pytest.mark.slow
+
 THEMES = bug_reports.load()
 REPORTS = [report for theme in THEMES for report in theme.reports]
 CAUGHT = [report for report in REPORTS if report.cases]

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from forced_routes import ROUTES, take_route
+
+
+# What `make test` runs of maskedce; the others take many calls each, or a compiler.
+QUICK = ("test_arguments", "test_ignored_positions", "test_normalizer", "test_routes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.stem not in QUICK:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=ROUTES)
