@@ -8,7 +8,6 @@ import pytest
 import torch
 from forced_routes import ROUTES, take_route
 
-
 # What `make test` runs of maskedce; the others take many calls each, or a compiler.
 QUICK = ("test_arguments", "test_ignored_positions", "test_normalizer", "test_routes")
 
