@@ -62,7 +62,7 @@ class Material:
             }
             for v in self.results.verdicts
         ]
-        frame = pd.DataFrame(rows, columns=_COLUMNS).astype({"units": float})
+        frame = pd.DataFrame(rows, columns=_COLUMNS).astype({"units": float, "relation": bool, "asked": bool})
         frame["implementation"] = pd.Categorical(frame["implementation"], list(self.claims), ordered=True)
         frame["aspect"] = pd.Categorical(frame["aspect"], ASPECTS, ordered=True)
         return frame.sort_values(["implementation", "case", "aspect"], ignore_index=True)
