@@ -86,7 +86,7 @@ def test_what_overwrites_the_logits_is_marked(tmp_path):
         text = (tmp_path / "marked" / page).read_text()
         assert text.count("`slow` *") == 8
         assert text.count("` *") == 8
-        assert "\n\\* overwrites the logits" in text
+        assert "\n\\* is known to overwrite the logits" in text
 
 
 def test_a_forward_pass_alone_has_no_other_figures(tmp_path):

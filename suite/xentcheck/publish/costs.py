@@ -50,15 +50,9 @@ def _speed(lines: list[Line], results: Results, folder: Path, written: list[Path
     parts = [
         "# How long it takes",
         _truncated(results),
-        "Times over those of `native`, measured side by side in one process, with their 99 % intervals; less is faster. `~` is a difference that cannot be told from "
-        "none: smaller than the control's, which is `native` beside itself in the same rounds, or with 1 in its interval. **of the limit**: the whole step, forward and "
-        "backward together or forward alone, in times of what moving the bytes takes that must be moved, at the copy and fill bandwidth measured in the same run; below 1 "
-        "where zeros are left as the system gives them, unwritten. **first call**: the first step on this shape in its process, in "
-        "steps of later; compiling is part of it. Who computes the gradient on the way forward is slow there and has nearly no backward pass; "
-        "**both** is what training takes. In a case named `compiled` all run under torch.compile, `native` included; one named `forward` asks for no gradient. Under "
-        "`linear` the step is that of a linear layer and the loss, with the gradients of both; who is not fused stands behind that layer, `native` included, and there "
-        "is no limit, since products take most of the time. What fails on a shape, or is known to be wrong there, shows "
-        "that instead of a time; where it is `native`, the others' times are still over its.",
+        "Times over those of `native`, measured side by side in one process, with their 99 % intervals; less is faster. `~` means no difference that could be shown: it is smaller than the control's (`native` beside itself in the same rounds), or its interval holds 1.",
+        "**of the limit**: the time of the whole step over the time that moving the necessary bytes takes, at the copy and fill bandwidth measured in the same run. It is below 1 where pages of zeros are left as the system gives them. **first call**: the first step on this shape in its process over a later one; compiling is part of it. **both**: forward and backward together, which is what training takes; a loss that computes its gradient in the forward pass is slow there and has hardly any backward pass.",
+        "In a case named `compiled` everything runs under torch.compile, `native` included; one named `forward` asks for no gradient. Under `linear` a step is a linear layer and the loss, with the gradients of both; a loss that is not fused is measured behind that layer, and there is no limit, since matrix products take most of the time. An implementation that fails on a shape, or is known to be wrong there, shows that instead of a time.",
     ]
     for profile in _profiles(lines):
         if profile != "sweeps":
@@ -184,11 +178,9 @@ def _memory(lines: list[Line], results: Results, folder: Path, written: list[Pat
     parts = [
         "# How much memory it takes",
         _truncated(results),
-        "Bytes beside the logits themselves, as multiples of the logits' size: the peak during the forward pass, what it keeps for the backward pass, the peak during "
-        "the backward pass (what was kept and the gradient included), and what is still held once loss and gradient are gone. Counted exactly, by torch's own "
-        "allocation events and by anonymous maps of `mmap.mmap`; what a library takes by other ways leaves no event, and is said with **and ... more** where the process "
-        "was seen to hold more than 24 MiB beyond what was counted. The least there can be is 1 in the backward pass, the gradient, and 0 where it "
-        "overwrites the logits (\\*). Under `linear`, it is the gradients of hidden states and matrix, and the logits are those that a fused loss does not hold.",
+        "Bytes beside the logits themselves, as multiples of the logits' size: the peak during the forward pass, what is kept for the backward pass, the peak during the backward pass (what was kept and the gradient included), and what is still held once loss and gradient are gone.",
+        "Bytes are counted exactly, from torch's own allocation events and anonymous maps of `mmap.mmap`. Other allocations leave no event; where the process was seen to hold more than 24 MiB beyond what was counted, **and ... more** is added.",
+        "The least possible is 1 in the backward pass, for the gradient, and 0 where it overwrites the logits (\\*). Under `linear` it is the gradients of hidden states and matrix, and the logits are those that a fused loss does not hold.",
     ]
     for profile in _profiles(lines):
         parts += [f"## {profile}", _table(_memory_row, [line for line in lines if line["profile"] == profile])]
@@ -201,7 +193,7 @@ def _memory(lines: list[Line], results: Results, folder: Path, written: list[Pat
     if rows:
         plot_cost.bytes_(rows, plot_cost.styles(line["implementation"] for line in lines), folder / "memory.svg")
         written.append(folder / "memory.svg")
-        parts.insert(3, "![peak and kept bytes by case and implementation](memory.svg)")
+        parts.insert(5, "![peak and kept bytes by case and implementation](memory.svg)")
     return _joined([*parts, _marked(lines), MADE, _environment(results, lines)])
 
 
@@ -229,9 +221,7 @@ def _names(line: Line) -> dict[str, str]:
 def _marked(lines: Iterable[Line]) -> str:
     if not any(line.get("overwrites") for line in lines):
         return ""
-    return (
-        "\\* overwrites the logits, as is known of it; each step gets fresh ones, which is no part of what is measured."
-    )
+    return "\\* is known to overwrite the logits; each step gets fresh ones, which are not part of what is measured."
 
 
 def _table(row: Callable[[Line], dict[str, str]], lines: Sequence[Line]) -> str:
