@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 LOSS = """
 import torch.nn.functional as F
-
-pytestmark = pytest.mark.slow
 
 
 def cross_entropy(input, target, *, ignore_index=-100):
