@@ -26,15 +26,16 @@ from xentcheck.spec import loader
 from xentcheck.spec.batch import build
 from xentcheck.spec.case import RELATIONS
 
-pytestmark = pytest.mark.slow
-
 SUITE = Path(xentcheck.__file__).resolve().parents[1]
 HERE = Path(__file__).parent
 FAULTS, FAKES = HERE / "faults.py", HERE / "fakes.py"
 
 ASPECTS = ["-k", "not relations"]  # those of the case's own batch: loss, gradient, shape, purity
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="--isolate is for Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="--isolate is for Linux"),
+]
 
 
 @pytest.fixture(scope="module")

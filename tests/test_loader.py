@@ -719,7 +719,7 @@ def test_the_schema_takes_every_short_form(tmp_path):
 
 def test_reading_cases_imports_neither_torch_nor_numpy():
     modules = "loader, speed_cases, bug_reports, patterns, case, yaml_document"
-    code = f"import sys; from xentcheck import {modules}; loader.load_all(); print({{'torch', 'numpy'}} & set(sys.modules))"
+    code = f"import sys; from xentcheck.spec import {modules}; loader.load_all(); print({{'torch', 'numpy'}} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
     assert found.stdout == "set()\n"
 
