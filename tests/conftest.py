@@ -1,13 +1,21 @@
 """What the tests share: small cases written as YAML, and an implementation's verdicts on them."""
 
+import contextlib
+import io
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from cost_material import HEADER as TINY
+from cost_material import ONE, TWO
+from suite_runs import ROOT, SUITE
+from xentcheck.cost import timing
 from xentcheck.implementation import Implementation
+from xentcheck.reference import blockwise
 from xentcheck.run.examiner import Examiner
+from xentcheck.spec import loader, speed_cases
 from xentcheck.spec.loader import load
 
 HEADER = """clause: small
@@ -16,6 +24,9 @@ requirement: The answer is the definition's.
 sources: [https://example.org/definition]
 cases:
 """
+
+# unraisableexception collects garbage ten times a run, which takes most of a short run's time
+OFF = ("cacheprovider", "faulthandler", "unraisableexception", "threadexception")
 
 # Tiny tensors on many threads mostly wait for one another.
 torch.set_num_threads(1)
@@ -63,6 +74,66 @@ def verdicts():
         return {aspect: examiner.examine(case, aspect, implementation) for aspect in case.aspects}
 
     return examine
+
+
+@pytest.fixture
+def specification(monkeypatch, write):
+    """``specification(entry, ...)``: these cases instead of those in cases/; none at first."""
+
+    def replace(*entries):
+        cases = load(write(*entries, name="specification.yaml")) if entries else []
+        monkeypatch.setattr(loader, "load_all", lambda: cases)
+
+    replace()
+    return replace
+
+
+@pytest.fixture
+def run(monkeypatch, specification):
+    """``run(option, ...)``: the exit status and the screen of ``pytest suite/ option ...`` inside this process; ``off``: plugins to do
+    without."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "110")
+
+    def main(*options, path=SUITE, off=(*OFF, "benchmark")):
+        screen = io.StringIO()
+        plugins = [option for name in off for option in ("-p", f"no:{name}")]
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+            status = pytest.main([str(path), "--capture=no", *plugins, *map(str, options)])
+        return int(status), screen.getvalue()
+
+    return main
+
+
+@pytest.fixture
+def quick_rounds(monkeypatch):
+    """As few rounds of timing as there can be."""
+    monkeypatch.setattr(timing, "BUDGET", 0.0)
+    monkeypatch.setattr(timing, "BLOCK", 0.0)
+    monkeypatch.setattr(timing, "_best", lambda work, like: work() is None or 1.0)
+
+
+@pytest.fixture
+def speed_case(write):
+    """``speed_case(body)``: one tiny speed case."""
+    return lambda body=ONE: speed_cases.load(write(body, name="tiny.yaml", header=TINY))[0]
+
+
+@pytest.fixture
+def run_tiny(run, monkeypatch, write):
+    """``run`` with two tiny speed cases, which are measured."""
+    cases = speed_cases.load(write(ONE, TWO, name="tiny.yaml", header=TINY))
+    monkeypatch.setattr(speed_cases, "load_profiles", lambda names=None: cases)
+    monkeypatch.setenv("COLUMNS", "180")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # the runs inside a test are no workers
+    return lambda *options, path=SUITE: run(*options, path=path, off=OFF)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """The truth of small batches, too, is made in several blocks."""
+    monkeypatch.setattr(blockwise, "BLOCK", 170)
+    monkeypatch.setattr(blockwise, "LINEAR_BLOCK", 170)
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from xentcheck.spec import bug_reports, common_claims
 from xentcheck.spec.case import Case, Clause, Question
 from xentcheck.spec.loader import CASES
 
+GOLDEN = Path(__file__).parent / "publish" / "golden"
 CLAUSES = {
     "ignored": Clause(
         clause="ignored",
@@ -162,3 +163,9 @@ def made(shown=None, folder=Path("nowhere")):
 def pages(folder, shown=None):
     report.write(made(shown, folder), folder)
     return folder
+
+
+if __name__ == "__main__":
+    for name, content in made().items():
+        if name.endswith(".md"):
+            (GOLDEN / name).write_bytes(content)

@@ -3,30 +3,13 @@
 import numpy as np
 import pytest
 
+from block_bodies import BODIES, LINEAR
 from xentcheck.reference import blockwise
 from xentcheck.reference.linear import ParameterGradients
 from xentcheck.reference.truth import truth
 from xentcheck.spec.batch import build
 
-BODIES = [
-    "logits: {shape: [40, 50]}, target: {ignore: {fraction: 0.3}}",
-    "logits: {shape: [40, 50], scale: 10}, reduction: sum, dtype: bfloat16",
-    "logits: {shape: [40, 50]}, reduction: none, upstream: per-position, target: {ignore: {every: 3}}",
-    "logits: {shape: [2, 7, 5, 4]}, weight: random, ignore_index: 255, target: {ignore: {suffix: 9}}",
-    "logits: {shape: [40, 50]}, label_smoothing: 0.1, weight: random, target: {ignore: first}",
-    "logits: {shape: [40, 50], scale: 30}, dtype: float64, upstream: -3, reduction: sum",
-]
-LINEAR = [
-    "logits: {shape: [30, 20], scale: 2}, linear: {features: 6, bias: true}, target: {ignore: {fraction: 0.3}}",
-    "logits: {shape: [30, 20]}, linear: {features: 6}, reduction: none, upstream: per-position, target: {ignore: {every: 3}}",
-    "logits: {shape: [30, 20]}, linear: {features: 6}, weight: random, label_smoothing: 0.1, dtype: bfloat16",
-]
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(blockwise, "BLOCK", 170)
-    monkeypatch.setattr(blockwise, "LINEAR_BLOCK", 170)
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 @pytest.mark.parametrize("body", BODIES)

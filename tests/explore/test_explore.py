@@ -1,7 +1,6 @@
 """``--explore``: what is drawn can be stored and read back, a rare bug is found and made small, and a right loss is left alone."""
 
 import contextlib
-import io
 import json
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, seed, settings
 
 import fakes
-import xentcheck
+from suite_runs import FAKES
 from xentcheck.cli import main as xentcheck_command
 from xentcheck.explore import known_failures as situations
 from xentcheck.explore import search as explore
@@ -27,11 +26,7 @@ from xentcheck.spec.capabilities import CAPABILITIES
 
 pytestmark = pytest.mark.slow
 
-SUITE = Path(xentcheck.__file__).resolve().parents[1]
-FAKES = Path(fakes.__file__)
 LOOKALIKES = FAKES.parent / "lookalikes" / "whole.py"
-# unraisableexception collects garbage ten times a run, which takes most of a short run's time
-OFF = ("cacheprovider", "faulthandler", "benchmark", "unraisableexception", "threadexception")
 QUIET = settings(
     max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
@@ -406,24 +401,15 @@ def test_finds_belong_to_one_implementation(one, folder):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
+def run(run, monkeypatch, tmp_path):
     """``run(option, ...)``: the exit status and the screen of ``pytest suite/ option ...`` with a specification of one case."""
     shipped = tmp_path / "shipped.yaml"
     header = {**explore.HEADER, "clause": "small", "cases": [{"id": "one", **ENTRY}]}
     shipped.write_text(yaml.safe_dump(header))
     cases = loader.load(shipped)
     monkeypatch.setattr(loader, "load_all", lambda: cases)
-    monkeypatch.chdir(SUITE.parent)
     monkeypatch.setenv("COLUMNS", "150")
-
-    def main(*options):
-        screen = io.StringIO()
-        plugins = [option for name in OFF for option in ("-p", f"no:{name}")]
-        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
-            status = pytest.main([str(SUITE), "--capture=no", *plugins, *map(str, options)])
-        return int(status), screen.getvalue()
-
-    return main
+    return run
 
 
 def test_from_finding_to_a_script(run, rare, tmp_path, capsys):

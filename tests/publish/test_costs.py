@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from test_gate import memory, results, speed
+from cost_material import memory, results, speed
 from xentcheck import cli
 from xentcheck.publish import costs as report_cost
 from xentcheck.publish.costs import write

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import fakes
+from block_bodies import BODIES, LINEAR
 from maskedce import masked_cross_entropy
-from test_blockwise import BODIES, LINEAR, small_blocks  # noqa: F401
 from xentcheck.cost import check as cost_check
 from xentcheck.cost import timing
 from xentcheck.implementation import Implementation
@@ -14,6 +14,8 @@ from xentcheck.reference import blockwise
 from xentcheck.reference.truth import truth
 from xentcheck.run.verdict import describe
 from xentcheck.spec.batch import build
+
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 def answer(function, batch):

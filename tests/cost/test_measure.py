@@ -14,7 +14,9 @@ import torch
 from rich.console import Console
 
 import fakes
-from test_plugin import FAKES, ROOT, SUITE, specification  # noqa: F401
+import suite_runs
+from cost_material import HEADER, ONE, TWO
+from suite_runs import ROOT, SUITE
 from xentcheck import cli
 from xentcheck.cost import figures as terminal_cost
 from xentcheck.cost import measure as cost
@@ -27,30 +29,9 @@ from xentcheck.spec import speed_cases
 from xentcheck.spec.loader import load_all
 from xentcheck.spec.yaml_document import CaseFileError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_rounds")]
 
-HEADER = """clause: tiny
-profile: quick
-title: Tiny
-requirement: The answer is the definition's.
-sources: [https://example.org]
-cases:
-"""
 NATIVE = Implementation(name="native", cross_entropy=torch.nn.functional.cross_entropy)
-ONE = "id: one, logits: {shape: [6, 5], fill: tiled}, target: {ignore: {rows: [1]}}, memory_limit: 1 GiB"
-TWO = "id: two, logits: {shape: [2, 5, 3], fill: tiled}, reduction: sum, memory_limit: 1 GiB"
-
-
-@pytest.fixture(autouse=True)
-def quick_rounds(monkeypatch):
-    monkeypatch.setattr(timing, "BUDGET", 0.0)
-    monkeypatch.setattr(timing, "BLOCK", 0.0)
-    monkeypatch.setattr(timing, "_best", lambda work, like: work() is None or 1.0)
-
-
-@pytest.fixture
-def speed_case(write):
-    return lambda body=ONE: speed_cases.load(write(body, name="tiny.yaml", header=HEADER))[0]
 
 
 def impl(function, **more):
@@ -427,40 +408,8 @@ def test_the_table_has_a_failure_in_place_of_a_time(speed_case):
 # --- the plugin
 
 
-@pytest.fixture
-def tiny(monkeypatch, speed_case, write):
-    cases = speed_cases.load(write(ONE, TWO, name="tiny.yaml", header=HEADER))
-    monkeypatch.setattr(speed_cases, "load_profiles", lambda names=None: cases)
-    return cases
-
-
-@pytest.fixture
-def run(monkeypatch, tmp_path, specification, tiny):  # noqa: F811
-    """``run(option, ...)``: the exit status and the screen of ``pytest suite/ option ...`` with two tiny speed cases."""
-    import contextlib
-    import io
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("COLUMNS", "180")
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # the runs inside a test are no workers
-    off = ("cacheprovider", "faulthandler", "unraisableexception", "threadexception")
-
-    def main(*options, path=SUITE):
-        screen = io.StringIO()
-        plugins = [option for name in off for option in ("-p", f"no:{name}")]
-        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
-            status = pytest.main([str(path), "--capture=no", *plugins, *map(str, options)])
-        return int(status), screen.getvalue()
-
-    return main
-
-
-def fake(*names):
-    return ",".join(f"{FAKES}:{name}" for name in names)
-
-
-def test_a_run_measures_prints_and_records(run, tmp_path):
-    status, screen = run("--impl", fake("right", "refuses_label_smoothing"), "--results", tmp_path)
+def test_a_run_measures_prints_and_records(run_tiny, tmp_path):
+    status, screen = run_tiny("--impl", suite_runs.impl("right", "refuses_label_smoothing"), "--results", tmp_path)
     assert status == 0, screen
     assert "cost: profile quick, 2 cases, about" in screen
     table = screen.split("xentcheck: cost")[1]
@@ -477,15 +426,15 @@ def test_a_run_measures_prints_and_records(run, tmp_path):
     assert all(len(c["rounds"]["native"]["both"]) >= 8 for c in results.costs if c["measure"] == "speed")
 
 
-def test_a_wrong_loss_fails_its_measurements(run):
-    status, screen = run("--impl", fake("zero_gradient"))
+def test_a_wrong_loss_fails_its_measurements(run_tiny):
+    status, screen = run_tiny("--impl", suite_runs.impl("zero_gradient"))
     assert status == 1
     assert "expected a gradient of" in screen.split("xentcheck: cost")[0]
     assert "again      pytest 'suite/test_" in screen
 
 
-def test_memory_comes_first_and_each_case_together(run):
-    _, screen = run("--impl", fake("right"), "--collect-only", "-q")
+def test_memory_comes_first_and_each_case_together(run_tiny):
+    _, screen = run_tiny("--impl", suite_runs.impl("right"), "--collect-only", "-q")
     order = [line.split("::")[1] for line in screen.splitlines() if "::test_" in line]
     assert [name.split("[")[0] for name in order] == ["test_memory", "test_speed"] * 2
 
@@ -498,26 +447,26 @@ def test_memory_comes_first_and_each_case_together(run):
         (["--cases", "small.yaml"], "--cases selects others"),
     ],
 )
-def test_when_nothing_is_measured(run, tmp_path, write, options, reason):
+def test_when_nothing_is_measured(run_tiny, tmp_path, write, options, reason):
     path = write("id: one, logits: {shape: [3, 4]}")
-    _, screen = run("--impl", fake("right"), *[str(path) if o == "small.yaml" else o for o in options])
+    _, screen = run_tiny("--impl", suite_runs.impl("right"), *[str(path) if o == "small.yaml" else o for o in options])
     assert f"cost: not measured ({reason}" in screen
     assert "test_speed" not in screen
     assert "xentcheck: cost" not in screen
 
 
-def test_disabled_benchmarks_are_no_measurements(run, tmp_path):
-    _, screen = run("--impl", fake("right"), "--benchmark-disable", "--results", tmp_path)
+def test_disabled_benchmarks_are_no_measurements(run_tiny, tmp_path):
+    _, screen = run_tiny("--impl", suite_runs.impl("right"), "--benchmark-disable", "--results", tmp_path)
     assert "2 passed, 2 skipped" in screen
     assert {c["measure"] for c in record.load(tmp_path).costs} == {"memory"}
 
 
-def test_what_is_measured_already_is_not_measured_again(run, tmp_path):
-    run("--impl", fake("right"), "--results", tmp_path)
+def test_what_is_measured_already_is_not_measured_again(run_tiny, tmp_path):
+    run_tiny("--impl", suite_runs.impl("right"), "--results", tmp_path)
     path = tmp_path / record.NAME
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-2]))  # without its end and the last measurement
-    _, screen = run("--impl", fake("right"), "--results", tmp_path, "--resume")
+    _, screen = run_tiny("--impl", suite_runs.impl("right"), "--results", tmp_path, "--resume")
     assert "1 passed, " in screen
     assert record.load(tmp_path).complete
     assert len(record.load(tmp_path).costs) == 4
@@ -527,8 +476,8 @@ def test_what_is_measured_already_is_not_measured_again(run, tmp_path):
     ("options", "message"),
     [(["--memory-limit", "lots"], "--memory-limit: expected a size such as '6 GiB'; found 'lots'")],
 )
-def test_options_that_say_nothing(run, options, message):
-    status, screen = run("--impl", fake("right"), *options)
+def test_options_that_say_nothing(run_tiny, options, message):
+    status, screen = run_tiny("--impl", suite_runs.impl("right"), *options)
     assert status == 4
     assert message in screen
 
@@ -576,11 +525,11 @@ def test_speed_cases_are_listed(capsys):
     assert "quick/pixels" in capsys.readouterr().out.splitlines()
 
 
-def test_tests_of_the_same_name_elsewhere_are_not_ours(monkeypatch, tmp_path, run):
+def test_tests_of_the_same_name_elsewhere_are_not_ours(monkeypatch, tmp_path, run_tiny):
     (tmp_path / "test_memory.py").write_text("def test_mine():\n    pass\n")
     plugins = [o for name in ("conformance", "cost") for o in ("-p", f"xentcheck.pytest_plugin.{name}")]
     alone = "--import-mode=importlib"  # the suite has a module of that name,
     monkeypatch.setitem(sys.modules, "test_memory", None)  # which runs before this one may have imported,
     del sys.modules["test_memory"]  # and those after it are to find as it was
-    _, screen = run("--impl", fake("right"), "--benchmark-skip", alone, *plugins, path=tmp_path)
+    _, screen = run_tiny("--impl", suite_runs.impl("right"), "--benchmark-skip", alone, *plugins, path=tmp_path)
     assert "1 passed" in screen

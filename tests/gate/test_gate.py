@@ -3,78 +3,16 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from test_cost import fake, quick_rounds, run, specification, speed_case, tiny  # noqa: F401
+from cost_material import BYTES, ENVIRONMENT, line, memory, results, speed, verdict
+from suite_runs import impl
 from xentcheck import cli
 from xentcheck.gate import confirm as second_process
 from xentcheck.gate.baseline import GateError, as_text, read_baseline
 from xentcheck.gate.baseline import make_baseline as baseline
 from xentcheck.gate.compare import BETTER, INCONCLUSIVE, WORSE, compare, markdown
 from xentcheck.results import record
-from xentcheck.results.record import Results
-from xentcheck.run.verdict import Verdict
-
-ENVIRONMENT = {"torch": "2.13", "cpu": "a CPU", "threads": 1}
-BYTES = {"forward": 100, "kept": 100, "backward": 300, "retained": 0, "uncounted": 0}
-
-
-def memory(case="speed/one", name="mine", **more):
-    return line("memory", case, name) | {"bytes": BYTES | more}
-
-
-def line(measure, case="speed/one", name="mine"):
-    return {
-        "kind": "cost",
-        "measure": measure,
-        "profile": "quick",
-        "implementation": name,
-        "source": f"path.py:{name}",
-        "case": case,
-        "question": "q1",
-        "device": "cpu",
-        "status": "pass",
-        "message": "",
-        "logits": {"bytes": 100},
-        "settings": {"threads": 1},
-    }
-
-
-def speed(ratio=1.0, noise=0.01, control=1.0, control_noise=0.01, case="speed/one", name="mine", seed=0):
-    draw = np.random.default_rng(seed)
-
-    def lane(factor, spread):
-        return {"both": [factor * float(np.exp(v)) for v in draw.normal(0, spread, 15)]}
-
-    rounds = {
-        "native": {"both": [1.0] * 15},
-        "candidate": lane(ratio, noise),
-        "control": lane(control, control_noise),
-    }
-    return line("speed", case, name) | {"rounds": rounds}
-
-
-def verdict(status="pass", case="plain/one", aspect="loss", name="mine"):
-    return Verdict(name, "plain", case, aspect, status, reason="" if status == "pass" else "expected 1; found 2")
-
-
-PASSED = verdict()
-
-
-def results(
-    *costs, verdicts=(PASSED,), capabilities=("weight", "vmap"), complete=True, environment=ENVIRONMENT, name="mine"
-):
-    header = {
-        "kind": "run",
-        "format": 2,
-        "cases": "c1",
-        "started": "2026-01-01",
-        "environment": environment,
-        "implementations": {name: {"version": "1", "capabilities": list(capabilities)}},
-    }
-    return Results(header, tuple(verdicts), costs, complete)
-
 
 BASE = baseline(results(memory(), speed()))[0]
 
@@ -342,24 +280,24 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
     assert cli.main(["gate", str(tmp_path / "bad"), str(tmp_path / "absent.json")]) == 2
 
 
-def test_a_run_with_a_gate(run, tmp_path):  # noqa: F811
-    right = fake("right")
-    status, _ = run("--impl", right, "--results", tmp_path / "one")
+def test_a_run_with_a_gate(run_tiny, quick_rounds, tmp_path):
+    right = impl("right")
+    status, _ = run_tiny("--impl", right, "--results", tmp_path / "one")
     assert status == 0
     where = tmp_path / "baseline.json"
     cli.main(["baseline", str(tmp_path / "one"), "--to", str(where)])
     value = json.loads(where.read_text())
     value["implementations"]["right"]["speed"] = {}  # two rounds of nothing say nothing
     where.write_text(json.dumps(value))
-    status, screen = run("--impl", right, "--gate", where)
+    status, screen = run_tiny("--impl", right, "--gate", where)
     assert status == 0, screen
     assert "## Gate: green" in screen
     value["implementations"]["right"]["memory"]["tiny/one"]["kept"] -= 4
     where.write_text(json.dumps(value))
-    status, screen = run("--impl", right, "--gate", where)
+    status, screen = run_tiny("--impl", right, "--gate", where)
     assert status == 1
     assert "## Gate: red" in screen
-    status, screen = run("--impl", right, "--gate", where, "--benchmark-skip")
+    status, screen = run_tiny("--impl", right, "--gate", where, "--benchmark-skip")
     assert status == 1, "measuring nothing is red"
     assert "this run measured none of it" in screen
 
@@ -371,8 +309,8 @@ def test_a_run_with_a_gate(run, tmp_path):  # noqa: F811
         (["--strict-perf"], "--strict-perf says how strict"),
     ],
 )
-def test_a_gate_that_cannot_be(run, options, message):  # noqa: F811
-    status, screen = run("--impl", fake("right"), *options)
+def test_a_gate_that_cannot_be(run_tiny, options, message):
+    status, screen = run_tiny("--impl", impl("right"), *options)
     assert status == 4
     assert message in screen
 

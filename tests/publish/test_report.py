@@ -1,12 +1,11 @@
-"""The reports as golden files, from records written by hand. ``python tests/test_report.py`` writes the golden files anew."""
+"""The reports as golden files, from records written by hand. ``python tests/report_material.py`` writes the golden files anew."""
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from report_material import made, material, pages, questions, results, verdict
+from report_material import GOLDEN, made, material, pages, questions, results, verdict
 from xentcheck import cli
 from xentcheck.publish import check as report_check
 from xentcheck.publish import page_answers, page_summary, report
@@ -14,8 +13,6 @@ from xentcheck.publish.page import WIDEST
 from xentcheck.results import record
 from xentcheck.run.verdict import Fault
 from xentcheck.spec import common_claims
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.mark.parametrize(
@@ -303,9 +300,3 @@ def test_shards_merge_into_one_file(tmp_path):
     merged = record.load(tmp_path / "both")
     assert merged.complete
     assert {v.implementation for v in merged.verdicts} == {"known", "right"}
-
-
-if __name__ == "__main__":
-    for name, content in made().items():
-        if name.endswith(".md"):
-            (GOLDEN / name).write_bytes(content)

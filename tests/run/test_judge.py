@@ -691,7 +691,7 @@ def known(**changes):
             fakes.right,
             known(),
             "unexpected-pass",
-            r"^this is a known deviation \(too large\), and it holds; delete tests/test_judge.py:\d+",
+            r"^this is a known deviation \(too large\), and it holds; delete run/test_judge.py:\d+",
         ),
         (fakes.right, known(torch="<1.0"), "pass", "^$"),
         (fakes.right, known(certain=False), "pass", "^$"),

@@ -4,8 +4,6 @@ Most runs are made inside this process, with an empty specification; a run that 
 of its own.
 """
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -13,13 +11,11 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
-import fakes
-import xentcheck
+from suite_runs import FAKES, ROOT, SUITE, impl
 from xentcheck import cli
 from xentcheck.results import record
 from xentcheck.results.record import NAME, load
@@ -29,46 +25,9 @@ from xentcheck.spec.case import ASPECTS as ASPECT_NAMES
 
 pytestmark = pytest.mark.slow
 
-SUITE = Path(xentcheck.__file__).resolve().parents[1]
-ROOT = SUITE.parent
-FAKES = Path(fakes.__file__)
 ASPECTS = 11  # loss, gradient, shape, purity; of the relations all but the two about ignored positions
-# unraisableexception collects garbage ten times a run, which takes most of a short run's time
-OFF = ("cacheprovider", "faulthandler", "benchmark", "unraisableexception", "threadexception")
-OPTIONS = [option for name in OFF for option in ("-p", f"no:{name}")]
 
 TWO = ("id: one, why: the plainest, logits: {shape: [3, 4]}", "id: two, logits: {shape: [5, 4]}, reduction: none")
-
-
-def impl(*names):
-    return ",".join(f"{FAKES}:{name}" for name in names)
-
-
-@pytest.fixture
-def specification(monkeypatch, write):
-    """``specification(entry, ...)``: these cases instead of those in cases/."""
-
-    def replace(*entries):
-        cases = loader.load(write(*entries, name="specification.yaml")) if entries else []
-        monkeypatch.setattr(loader, "load_all", lambda: cases)
-
-    replace()
-    return replace
-
-
-@pytest.fixture
-def run(monkeypatch, specification):
-    """``run(option, ...)``: the exit status and the screen of ``pytest suite/ option ...``."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("COLUMNS", "110")
-
-    def main(*options):
-        screen = io.StringIO()
-        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
-            status = pytest.main([str(SUITE), "--capture=no", *OPTIONS, *map(str, options)])
-        return int(status), screen.getvalue()
-
-    return main
 
 
 @pytest.fixture
@@ -287,12 +246,13 @@ def test_selecting_nothing_is_an_error(run, two, tmp_path):
     assert not load(tmp_path).complete
 
 
-def test_without_the_suites_tests_the_plugin_is_inert(tmp_path, monkeypatch):
+def test_without_the_suites_tests_the_plugin_is_inert(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
-    with contextlib.redirect_stdout(io.StringIO()) as screen:
-        assert pytest.main([str(tmp_path), "--capture=no", "-p", "xentcheck.pytest_plugin.conformance", *OPTIONS]) == 0
-    lines = [line for line in screen.getvalue().splitlines() if not line.startswith("plugins: ")]  # pytest's own list
+    quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # this process has imported the plugin already
+    status, screen = run("-p", "xentcheck.pytest_plugin.conformance", *quiet, path=tmp_path)
+    assert status == 0, screen
+    lines = [line for line in screen.splitlines() if not line.startswith("plugins: ")]  # pytest's own list
     assert not [line for line in lines if "xentcheck" in line]
 
 

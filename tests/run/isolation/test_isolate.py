@@ -27,7 +27,7 @@ from xentcheck.spec.batch import build
 from xentcheck.spec.case import RELATIONS
 
 SUITE = Path(xentcheck.__file__).resolve().parents[1]
-HERE = Path(__file__).parent
+HERE = Path(fakes.__file__).parent
 FAULTS, FAKES = HERE / "faults.py", HERE / "fakes.py"
 
 ASPECTS = ["-k", "not relations"]  # those of the case's own batch: loss, gradient, shape, purity
