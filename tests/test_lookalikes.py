@@ -3,7 +3,6 @@
 A test is an entry of a case file put to all of ``lookalikes/``, so that its batches are made once.
 """
 
-import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from kill_matrix import found_in
-from kill_page import asked, entry
+from kill_page import asked, entry, size
 from xentcheck.implementation import find
 from xentcheck.run.examiner import Examiner
 from xentcheck.spec.loader import load_all
@@ -46,13 +45,8 @@ def test_correct_losses_fail_nowhere(name):
     assert wrong([first], LOOKALIKES[turn::5]) + wrong(others, ()) == []
 
 
-def _size(case):
-    samples, *rest = case.question.logits.shape or (PARALLEL if case.question.logits.file else 0,)
-    return (case.question.padded_to or samples) * math.prod(rest)
-
-
-LARGE = [case for case in CASES if _size(case) >= PARALLEL]
-OTHERS = [case for case in CASES if _size(case) < PARALLEL][::40]
+LARGE = [case for case in CASES if size(case) >= PARALLEL]
+OTHERS = [case for case in CASES if size(case) < PARALLEL][::40]
 
 
 @pytest.fixture
@@ -66,7 +60,7 @@ def two_threads():
 @pytest.mark.parametrize("case", [*LARGE, *OTHERS], ids=lambda case: case.id)
 def test_correct_losses_fail_nowhere_with_two_threads(case, two_threads):
     # Relations ask for a dozen batches of the same size, so they are left to the smaller ones of those that are shared out.
-    assert wrong([case], LOOKALIKES[::5] if _size(case) < 2 * PARALLEL else ()) == []
+    assert wrong([case], LOOKALIKES[::5] if size(case) < 2 * PARALLEL else ()) == []
 
 
 def test_there_are_enough_large_cases_for_two_threads():

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import signal
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 import xentcheck
-from kill_page import Matrix, asked, page, summary
+from kill_page import Matrix, asked, page, size, summary
 from xentcheck.implementation import Implementation, find
 from xentcheck.run.examiner import Examiner
 from xentcheck.run.isolation.protocol import TOKEN, frame
@@ -217,8 +216,7 @@ def run(cases: Sequence[Case], sources: dict[str, str], store: Store, console: C
 
 def _cost(case: Case) -> int:
     """Roughly, in units of a small case."""
-    logits = case.question.logits
-    return 1 + math.prod(logits.shape or ()) // 10_000 + (20 if logits.file else 0)
+    return 1 + size(case) // 10_000 + (20 if case.question.logits.file else 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

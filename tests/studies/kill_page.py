@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from xentcheck.spec.case import RELATIONS, Case
 
 DIGEST = re.compile(r"<!-- digest ([0-9a-f]+) -->")
-MANY = 12  # longer lists are counted, not written out
+CAPTURED = 2**15  # elements, about: the logits that training runs left in files
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,12 @@ class Matrix:
                 found[name.replace("-", "_")].add(entry(case))
         return found
 
+    @cached_property
+    def smallest(self) -> dict[str, str]:
+        """For each mutant that is killed, the id of the case with the fewest logits that kills it; the first of several."""
+        sizes = {case.id: size(case) for case in self.cases}
+        return {name: min(cases, key=sizes.__getitem__) for name, cases in self.killers.items() if cases}
+
     def only_by_relations(self) -> list[str]:
         return [n for n, cases in self.killers.items() if cases and set(cases.values()) <= set(RELATIONS)]
 
@@ -107,6 +116,15 @@ def asked(cases: Iterable[Case]) -> list[Case]:
 
 def entry(case: Case) -> str:
     return case.id.partition("[")[0]
+
+
+def size(case: Case) -> int:
+    """How many logits it has."""
+    logits = case.question.logits
+    if logits.file:
+        return CAPTURED
+    samples, *rest = np.shape(logits.values) if logits.shape is None else logits.shape
+    return (case.question.padded_to or samples) * math.prod(rest)
 
 
 def _described(file: Path) -> list[Mutant]:
@@ -143,7 +161,7 @@ def page(matrix: Matrix) -> str:
         "mutants that take a case of more than 2^31 logits, which is not asked here": len(matrix.out_of_reach),
         "cases": len(asked(matrix.cases)),
         "entries of case files, which expand to these": len(matrix.entries),
-        "entries that kill at least one mutant": sum(map(bool, matrix.killed_by_entry.values())),
+        "entries that kill nothing": sum(not killed for killed in matrix.killed_by_entry.values()),
         "pairs of a mutant and a case that kills it": cells,
     }
     problems = matrix.problems()
@@ -155,14 +173,15 @@ def page(matrix: Matrix) -> str:
         table({"": name, "count": str(count)} for name, count in counts.items()),
         *([_folded(f"What is wrong: {len(problems)} problems", _items(problems))] if problems else []),
         "## By bug",
-        "**cases**: how many of them kill the mutant. **named by**: the entry of a case file that was written against it. **shows in**: the first "
-        "aspect that fails, with the number of cases where it is that one; an answer's own aspects are looked at before relations.",
+        "**cases**: how many of them kill the mutant. **smallest**: of these, the one with the fewest logits. **shows in**: the first aspect that "
+        "fails, with the number of cases where it is that one; an answer's own aspects are looked at before relations.",
         *(_theme(matrix, theme) for theme in dict.fromkeys(m.theme for m in matrix.mutants)),
         "## Bugs that only relations catch",
         "No case's own answer gives them away; only two answers that do not fit each other do.",
         table(_relation_rows(matrix, relations)),
         "## By case",
-        "**kills**: mutants that any case of the entry kills. **alone**: those that no other entry kills.",
+        "An entry stands in a case file; its matrix expands to several cases. **kills**: mutants that any case of the entry kills. **alone**: those "
+        "that no other entry kills.",
         *(_clause(matrix, clause) for clause in dict.fromkeys(case.clause.clause for case in matrix.cases)),
         "## How it is made",
         "`make mutants` puts all cases to all mutants, except those of more than 2^31 logits, and exits with 1 where a mutant survives, where a case "
@@ -184,18 +203,12 @@ def _theme(matrix: Matrix, theme: str) -> str:
             "mutant": f"`{m.name}`",
             "bug": _escape(m.bug) + "".join(f" [{_short(link)}]({link})" for link in m.links),
             "cases": str(len(matrix.killers[m.name])),
-            "named by": _listed(f"`{e}`" for e in sorted(matrix.named_by.get(m.name, ()))),
+            "smallest": f"`{matrix.smallest[m.name]}`" if m.name in matrix.smallest else "none",
             "shows in": _shown(matrix.killers[m.name].values()),
         }
         for m in mine
     ]
-    places = _items(f"`{m.name}`: {_clauses(matrix, m.name)}" for m in mine)
-    return f"### {theme}\n\n{about}\n\n{table(rows)}\n\n{_folded(f'{theme}: the clauses that catch each, and by how many cases', places)}"
-
-
-def _clauses(matrix: Matrix, name: str) -> str:
-    counts = Counter(case.partition("/")[0] for case in matrix.killers[name])
-    return ", ".join(f"{clause} {count}" for clause, count in counts.most_common()) or "none"
+    return f"### {theme}\n\n{about}\n\n{table(rows)}"
 
 
 def _relation_rows(matrix: Matrix, names: Iterable[str]) -> list[dict[str, str]]:
@@ -203,7 +216,7 @@ def _relation_rows(matrix: Matrix, names: Iterable[str]) -> list[dict[str, str]]
         {
             "mutant": f"`{name}`",
             "relations": _shown(matrix.killers[name].values()),
-            "for instance": f"`{next(iter(matrix.killers[name]))}`",
+            "smallest": f"`{matrix.smallest[name]}`",
         }
         for name in names
     ]
@@ -221,8 +234,7 @@ def _clause(matrix: Matrix, clause: str) -> str:
                 "entry": f"`{name.partition('/')[2]}`",
                 "cases": str(len(cases)),
                 "kills": str(len(killed)),
-                "alone": _listed(f"`{n}`" for n in alone),
-                "which": _listed(f"`{n}`" for n in sorted(killed)) if len(killed) <= MANY else "",
+                "alone": ", ".join(f"`{n}`" for n in alone),
             }
         )
     in_all = {n for name, killed in matrix.killed_by_entry.items() if name.startswith(f"{clause}/") for n in killed}
@@ -236,10 +248,6 @@ def _shown(aspects: Iterable[str]) -> str:
 
 def _items(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
 
 
 def _short(link: str) -> str:

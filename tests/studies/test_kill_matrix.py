@@ -1,5 +1,6 @@
 """The published kill matrix belongs to the cases and mutants as they are, and the tool that makes it notices what it should."""
 
+import itertools
 import json
 
 import pytest
@@ -8,6 +9,7 @@ import kill_matrix
 from kill_matrix import FOLDER, PAGE, Asking, Store, found_in, matrix_digest
 from kill_page import DIGEST, Matrix, page
 from xentcheck.implementation import find
+from xentcheck.publish.page import WIDEST
 from xentcheck.run.examiner import Examiner
 from xentcheck.spec.loader import load_all
 
@@ -45,8 +47,6 @@ def mutants(tmp_path):
 
 
 def test_the_published_matrix_is_that_of_the_current_cases_and_mutants():
-    if not PAGE.exists():
-        pytest.skip("not published yet: make mutants")
     published = DIGEST.search(PAGE.read_text())
     assert published, f"{PAGE} holds no digest"
     assert published[1] == matrix_digest(load_all()), "the cases or mutants have changed since: make mutants"
@@ -106,24 +106,57 @@ def test_what_was_found_out_is_found_again_and_a_torn_line_is_not(cases, tmp_pat
     ]
 
 
-def test_the_page_counts_and_says_what_is_wrong(cases, mutants):
+@pytest.fixture
+def small_matrix(cases, mutants):
+    """Three cases, the largest first, and three mutants, of which two are killed."""
     entries = cases(
-        "id: a, logits: {shape: [3, 4]}, kills: [wrong]", "id: b, logits: {shape: [3, 5]}, kills: [right, nobody]"
+        "id: a, logits: {shape: [30, 4]}, kills: [wrong]",
+        "id: b, logits: {shape: [3, 5]}, kills: [right, nobody]",
+        "id: c, logits: {values: [[1, 2, 3]]}, kills: [wrong_in_the_fifth_call]",
     )
-    kills = {entries[0].id: {"wrong": "loss"}, entries[1].id: {"wrong": "shift"}}
-    matrix = Matrix(entries, mutants, kills, "abc123")
-    assert matrix.problems() == [
+    kills = {"small/a": {"wrong": "loss", "wrong_in_the_fifth_call": "shift"}, "small/b": {"wrong": "shift"}}
+    return Matrix(entries, mutants, kills, "abc123")
+
+
+def test_a_matrix_knows_what_is_wrong(small_matrix):
+    assert small_matrix.problems() == [
         "right: survives every case",
-        "wrong_in_the_fifth_call: survives every case",
-        "wrong_in_the_fifth_call: no case names it in its kills",
         "right: survives small/b, which names it in its kills",
         "nobody: named in the kills of small/b, but there is no such mutant",
+        "wrong_in_the_fifth_call: survives small/c, which names it in its kills",
+        "small/c: kills no mutant",
     ]
-    text = page(matrix)
-    assert DIGEST.search(text)[1] == "abc123"
-    assert "[owner/name#12](https://github.com/owner/name/issues/12)" in text
-    assert "A theme." in text
-    assert "loss 1, shift 1" in text
+
+
+def test_the_page_says_what_kills_a_mutant_and_what_a_case_kills(small_matrix):
+    lines = page(small_matrix).splitlines()
+    assert "### theme" in lines
+    assert "A theme." in lines
+    link = "[owner/name#12](https://github.com/owner/name/issues/12)"
+    assert f"| `wrong` | Twice the loss. {link} | 2 | `small/b` | loss 1, shift 1 |" in lines
+    assert "| `wrong_in_the_fifth_call` | Right at first. | 1 | `small/a` | shift 1 |" in lines
+    assert "| `right` | Nothing is wrong. | 0 | none | nothing |" in lines
+    by_relations = lines[lines.index("## Bugs that only relations catch") :]
+    assert "| `wrong_in_the_fifth_call` | shift 1 | `small/a` |" in by_relations
+    for row in ("`a` | 1 | 2 | `wrong_in_the_fifth_call`", "`b` | 1 | 1 | ", "`c` | 1 | 0 | "):
+        assert f"| {row} |" in lines
+    assert "| entries that kill nothing | 1 |" in lines
+    assert "| mutants that only one entry of the case files kills | 1 |" in lines
+    assert DIGEST.fullmatch(lines[-1])[1] == "abc123"
+
+
+def headers(text):
+    """The first line of each table, and each heading but those of themes."""
+    lines = text.splitlines()
+    found = {line for line, following in itertools.pairwise(lines) if following.startswith("| ---")}
+    return found | {line for line in lines if line.startswith(("# ", "## "))}
+
+
+def test_the_published_page_is_laid_out_as_the_code_does_it_and_fits_a_reader(small_matrix):
+    published = PAGE.read_text()
+    assert headers(published) == headers(page(small_matrix))
+    assert len(published.encode()) < 100_000
+    assert max(line.count("|") for line in headers(published)) - 1 <= WIDEST
 
 
 def test_an_entry_that_kills_nothing_is_a_problem(cases, mutants):
