@@ -193,7 +193,7 @@ class Foreign:
         ({"loss": object()}, "dict['loss']: expected"),
         (Answer(loss=[1, {2, 3}]), "Answer.loss[1]: expected"),
         (Observation(Answer(), Answer(second=np.array([None])), ()), "Observation.again.second: expected"),
-        (Foreign(), "found test_wire.Foreign, which cannot be passed to a worker"),
+        (Foreign(), f"found {__name__}.Foreign, which cannot be passed to a worker"),
         (np.float64(1), "found numpy.float64"),
         (torch.zeros(2, requires_grad=True), "found torch.Tensor"),
         (torch.zeros(2).to_sparse(), "found torch.Tensor"),
