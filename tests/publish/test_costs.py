@@ -128,6 +128,7 @@ def cells(text, case, implementation):
     return [cell.strip() for cell in row.split("|")[1:-1]]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_every_page_and_plot_is_written_and_linked(tmp_path):
     paths = made(tmp_path, lines())
     names = {p.name for p in paths}
@@ -214,6 +215,7 @@ def test_profiles_stand_in_the_order_that_people_know(tmp_path):
     assert text.index("## quick") < text.index("## lm") < text.index("## sweeps in numbers")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_plots_are_the_same_each_time(tmp_path):
     one, two = (made(tmp_path / name, lines()) for name in ("one", "two"))
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]

@@ -32,10 +32,13 @@ def test_pages_of_other_commands_are_named_where_they_are(tmp_path):
     assert "(gate.md)" not in after
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_plot_is_the_same_each_time_and_has_every_implementation(tmp_path):
     one, two = (pages(tmp_path / name, results()) / "accuracy.svg" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
-    assert one.read_text().startswith("<?xml")
+    text = one.read_text()
+    assert text.startswith("<?xml")
+    assert all(f"<!-- {name} -->" in text for name in ("known", "right", "wrong")), "labels are drawn, and named beside"
 
 
 def test_a_truncated_run_says_so_on_every_page(tmp_path):
