@@ -1,6 +1,7 @@
 """What the tests share: small cases written as YAML, and an implementation's verdicts on them."""
 
 import contextlib
+import gc
 import io
 import signal
 from pathlib import Path
@@ -30,6 +31,16 @@ OFF = ("cacheprovider", "faulthandler", "unraisableexception", "threadexception"
 
 # Tiny tensors on many threads mostly wait for one another.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What was collected stays to the end, so no later search for garbage, of which timing does many, has to walk over it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # libraries that count what they leave at exit would complain
 
 
 @pytest.fixture
