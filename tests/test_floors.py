@@ -13,7 +13,8 @@ FLOORS = [
     {"implementation"},
     {"reference"},
     {"run"},
-    {"cost", "results", "repro", "explore", "lint"},
+    {"cost", "repro", "explore", "lint"},
+    {"results"},
     {"publish", "gate"},
     {"pytest_plugin", "cli"},
 ]

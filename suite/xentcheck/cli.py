@@ -73,11 +73,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add.add_argument(
         "results", type=Path, nargs="+", help="folders that --results wrote; ratios of several runs are taken together"
     )
-    add.add_argument("--to", type=Path, default=Path("reports/baseline.json"))
+    add.add_argument(
+        "--to",
+        type=Path,
+        default=Path("reports/baseline.json"),
+        help="where to write (default: reports/baseline.json); the anchors of a baseline that is there already are kept",
+    )
+    add.add_argument(
+        "--anchor-anew",
+        metavar="PATTERNS",
+        help="give these a new anchor, such as 'maskedce:lm/*': it may be slower now",
+    )
+    add.add_argument("--forget", action="store_true", help="keep nothing of the baseline that is there")
     add.set_defaults(run=_baseline)
-    add = commands.add_parser("gate", help="hold results to a baseline: exit 1 where something is worse")
+    add = commands.add_parser("gate", help="hold results to a baseline: exit 1 where something is worse or missing")
     add.add_argument("results", type=Path, nargs="+")
     add.add_argument("baseline", type=Path)
+    add.add_argument(
+        "--gate-only", metavar="PATTERNS", help="hold them to this part of the baseline, such as 'ignored-*'"
+    )
+    add.add_argument("--impl", help="what to measure again where a ratio is worse; without it, it stays inconclusive")
     add.add_argument("--strict-perf", action="store_true", help="inconclusive is red, too")
     add.set_defaults(run=_gate)
     options = parser.parse_args(arguments)
@@ -213,16 +228,19 @@ def _lint(options: argparse.Namespace) -> int:
 
 
 def _baseline(options: argparse.Namespace) -> int:
-    from xentcheck.gate.baseline import GateError, as_text, make_baseline
+    from xentcheck.gate.baseline import GateError, as_text, make_baseline, read_baseline
+    from xentcheck.gate.selection import Selection
 
     results = _results(options.results)
     if not results.complete or not (results.verdicts or results.costs):
         raise GateError(
             "expected results of runs that ended and held something; a baseline of less would forgive too much"
         )
-    value, left_out = make_baseline(results)
+    before = None if options.forget else read_baseline(options.to) if options.to.exists() else None
+    anew = Selection(options.anchor_anew) if options.anchor_anew else None
+    made, left_out = make_baseline(results, before, anew)
     options.to.parent.mkdir(parents=True, exist_ok=True)
-    options.to.write_text(as_text(value), encoding="utf-8")
+    options.to.write_text(as_text(made), encoding="utf-8")
     for text in left_out:
         print(f"xentcheck: left out: {text}", file=sys.stderr)
     print(f"wrote {options.to}")
@@ -230,15 +248,20 @@ def _baseline(options: argparse.Namespace) -> int:
 
 
 def _gate(options: argparse.Namespace) -> int:
-    from xentcheck.gate import compare as gate
     from xentcheck.gate.baseline import read_baseline
-    from xentcheck.gate.confirm import measure_again
+    from xentcheck.gate.compare import compare
+    from xentcheck.gate.confirm import measurer
+    from xentcheck.gate.selection import Selection
+    from xentcheck.gate.summary import markdown, publish
+    from xentcheck.implementation import find
 
-    results = _results(options.results)
-    report = gate.compare(results, read_baseline(options.baseline), measure_again)
-    text = gate.markdown(report, options.strict_perf)
+    selection = Selection(options.gate_only or "")
+    results, baseline = _results(options.results), read_baseline(options.baseline)
+    sources = {i.name: i.source or i.name for i in find(options.impl)} if options.impl else {}
+    report = compare(results, baseline, measurer(sources), selection=selection)
+    text = markdown(report, options.strict_perf)
     print(text, end="")
-    gate.publish(text)
+    publish(text)
     return 1 if report.is_red(options.strict_perf) else 0
 
 

@@ -1,7 +1,6 @@
 """Costs of a case: what is measured only after it is right, what stands in the record instead, and what the plugin does with it."""
 
 import io
-import json
 import math
 import os
 import re
@@ -18,10 +17,10 @@ import suite_runs
 from cost_material import HEADER, ONE, TWO
 from suite_runs import ROOT, SUITE
 from xentcheck import cli
-from xentcheck.cost import figures as terminal_cost
-from xentcheck.cost import measure as cost
-from xentcheck.cost import memory, timing
-from xentcheck.cost.timing import Ratio
+from xentcheck.cost import measure, memory
+from xentcheck.cost.figures import again, figure, summary
+from xentcheck.cost.measure import Costs, question
+from xentcheck.cost.measurement import MEASURES, PHASES, Measurement, Ratio, as_of_one
 from xentcheck.implementation import Deviation, Implementation
 from xentcheck.pytest_plugin import cost as plugin_cost
 from xentcheck.results import record
@@ -68,7 +67,7 @@ def test_lint_reads_them_too(tmp_path, monkeypatch, capsys):
     assert "memory_limt: unknown key; did you mean memory_limit?" in capsys.readouterr().err
 
 
-def test_speed_cases_are_no_part_of_the_specification():
+def test_speed_cases_are_not_part_of_the_specification():
     assert not {c.id for c in load_all()} & {c.id for c in speed_cases.load_speed()}
 
 
@@ -121,21 +120,21 @@ def test_a_tiled_batch_has_no_two_equal_rows(speed_case):
 
 
 def test_a_line_has_all_that_a_reader_needs(speed_case):
-    line = cost.Costs(NATIVE).speed(speed_case(), impl(fakes.right))
-    assert (line["status"], line["measure"], line["profile"], line["case"]) == ("pass", "speed", "quick", "tiny/one")
-    assert line["logits"] == {"shape": [6, 5], "dtype": "float32", "bytes": 120}
-    assert json.loads(json.dumps(line)) == line
-    for phase in timing.PHASES:
-        assert cost.ratio(line, phase).estimate > 0 < cost.control(line, phase).estimate
-    assert cost.seconds(line, "both") > 0 < cost.limit(line, "both")
-    assert line["settings"]["threads"] == torch.get_num_threads()
+    line = Costs(NATIVE).speed(speed_case(), impl(fakes.right))
+    assert (line.status, line.measure, line.profile, line.case) == ("pass", "speed", "quick", "tiny/one")
+    assert line.logits.model_dump() == {"shape": (6, 5), "dtype": "float32", "bytes": 120}
+    assert Measurement.model_validate_json(line.model_dump_json(by_alias=True)) == line
+    for phase in PHASES:
+        assert line.timing.ratio(phase).estimate > 0 < line.timing.control(phase).estimate
+    assert line.timing.seconds("both") > 0 < line.timing.limit("both")
+    assert line.timing.settings.threads == torch.get_num_threads()
 
 
 def test_native_itself_has_a_control_and_no_ratio(speed_case):
-    line = cost.Costs(NATIVE).speed(speed_case(), NATIVE)
-    assert cost.ratio(line, "both") is None
-    assert cost.control(line, "both") is not None
-    assert cost.seconds(line, "both") > 0
+    line = Costs(NATIVE).speed(speed_case(), NATIVE)
+    assert line.timing.ratio("both") is None
+    assert line.timing.control("both") is not None
+    assert line.timing.seconds("both") > 0
 
 
 @pytest.mark.parametrize(
@@ -152,32 +151,32 @@ def test_native_itself_has_a_control_and_no_ratio(speed_case):
     ids=lambda v: getattr(v, "__name__", None),
 )
 def test_what_is_wrong_gets_its_failure_in_place_of_figures(speed_case, function, status, message):
-    measuring, case = cost.Costs(NATIVE), speed_case()
+    measuring, case = Costs(NATIVE), speed_case()
     for line in (measuring.speed(case, impl(function)), measuring.memory(case, impl(function))):
-        assert line["status"] == status
-        assert re.search(message, line["message"])
-        assert not {"rounds", "bytes", "bandwidth"} & line.keys()
-    assert measuring.speed(case, impl(fakes.right))["status"] == "pass", "the next one is not harmed"
+        assert line.status == status
+        assert re.search(message, line.message)
+        assert (line.timing, line.memory) == (None, None)
+    assert measuring.speed(case, impl(fakes.right)).status == "pass", "the next one is not harmed"
 
 
 def test_what_is_not_claimed_or_not_here(speed_case):
-    measuring = cost.Costs(NATIVE)
+    measuring = Costs(NATIVE)
     small = impl(fakes.right, capabilities=frozenset({"float32"}))
-    assert measuring.speed(speed_case(), small)["status"] == "unsupported"
+    assert measuring.speed(speed_case(), small).status == "unsupported"
     away = impl(fakes.right, unavailable="no such library")
-    assert measuring.memory(speed_case(), away)["status"] == "unavailable"
+    assert measuring.memory(speed_case(), away).status == "unavailable"
     if not torch.cuda.is_available():
-        line = cost.Costs(NATIVE, "cuda").speed(speed_case(), impl(fakes.right))
-        assert (line["status"], line["message"]) == ("unavailable", "no cuda device here")
+        line = Costs(NATIVE, "cuda").speed(speed_case(), impl(fakes.right))
+        assert (line.status, line.message) == ("unavailable", "no cuda device here")
 
 
 def test_what_only_a_gpu_can_take_is_not_begun_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(cost, "build", lambda case: pytest.fail("a batch was made"))
+    monkeypatch.setattr(measure, "build", lambda case: pytest.fail("a batch was made"))
     (case, *_) = speed_cases.load_profiles("cuda")
     for device, said in (("cpu", "measured on a CUDA device only, by --device cuda"), ("cuda", "no cuda device here")):
         if device == "cpu" or not torch.cuda.is_available():
-            line = cost.Costs(NATIVE, device).memory(case, NATIVE)
-            assert (line["status"], line["message"]) == ("unavailable", said)
+            line = Costs(NATIVE, device).memory(case, NATIVE)
+            assert (line.status, line.message) == ("unavailable", said)
 
 
 def test_a_known_deviation_gets_no_figure_either_and_hides_no_other(speed_case):
@@ -185,14 +184,14 @@ def test_a_known_deviation_gets_no_figure_either_and_hides_no_other(speed_case):
         Deviation("tiny/one", aspect=aspect, observed="a thousandth more", fault="value", link="x")
         for aspect in ("loss", "gradient")
     )
-    line = cost.Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth, deviations=(of_loss, of_gradient)))
-    assert line["status"] == "deviates"
-    assert "rounds" not in line
-    line = cost.Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth, deviations=(of_loss,)))
-    assert line["status"] == "fail"
-    assert line["message"].startswith("expected a gradient of")
-    line = cost.Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth))
-    assert [m.split(" of ")[0] for m in line["message"].split("; ") if m.startswith("expected")] == [
+    line = Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth, deviations=(of_loss, of_gradient)))
+    assert line.status == "deviates"
+    assert line.timing is None
+    line = Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth, deviations=(of_loss,)))
+    assert line.status == "fail"
+    assert line.message.startswith("expected a gradient of")
+    line = Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth))
+    assert [m.split(" of ")[0] for m in line.message.split("; ") if m.startswith("expected")] == [
         "expected a loss",
         "expected a gradient",
     ]
@@ -207,10 +206,10 @@ def test_what_is_worse_than_the_known_deviation_fails(speed_case, known, said):
         Deviation("tiny/one", aspect=aspect, observed="a thousandth more", link="x", **known)
         for aspect in ("loss", "gradient")
     )
-    line = cost.Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth, deviations=both))
-    assert line["status"] == "fail"
-    assert "units where 3 are allowed" in line["message"]
-    assert line["message"].endswith(said)
+    line = Costs(NATIVE).speed(speed_case(), impl(fakes.off_by_a_thousandth, deviations=both))
+    assert line.status == "fail"
+    assert "units where 3 are allowed" in line.message
+    assert line.message.endswith(said)
 
 
 def eats(input, target, **options):
@@ -219,22 +218,22 @@ def eats(input, target, **options):
 
 
 def test_the_limit_of_a_case_stops_what_would_eat_the_machine(speed_case):
-    line = cost.Costs(NATIVE).memory(speed_case(), impl(eats))
-    assert line["status"] == "fail"
-    assert "expected at most 1 GiB beside the input" in line["message"]
+    line = Costs(NATIVE).memory(speed_case(), impl(eats))
+    assert line.status == "fail"
+    assert "expected at most 1 GiB beside the input" in line.message
 
 
 def test_the_least_limit_holds(speed_case):
-    measuring = cost.Costs(NATIVE, limit=2**20)
+    measuring = Costs(NATIVE, limit=2**20)
     assert measuring._allowed(speed_case()) == 2**20
-    assert cost.Costs(NATIVE, limit=2**50)._allowed(speed_case()) <= 2**30
+    assert Costs(NATIVE, limit=2**50)._allowed(speed_case()) <= 2**30
 
 
 def test_arrays_are_checked_and_measured(speed_case):
     arrays = Implementation(name="arrays", loss_and_gradient=fakes.arrays)
-    line = cost.Costs(NATIVE).speed(speed_case("id: two, logits: {shape: [6, 5], fill: tiled}"), arrays)
-    assert line["status"] == "pass", line["message"]
-    assert list(line["rounds"]["candidate"]) == ["both"]
+    line = Costs(NATIVE).speed(speed_case("id: two, logits: {shape: [6, 5], fill: tiled}"), arrays)
+    assert line.status == "pass", line.message
+    assert list(line.timing.rounds["candidate"]) == ["both"]
 
 
 LINEAR = "logits: {shape: [8, 5]}, linear: {features: 3, bias: true}"
@@ -247,23 +246,23 @@ def test_a_linear_layer_stands_before_what_is_not_fused(speed_case):
         seen.append((tuple(input.shape), set(options)))
         return fakes.right(input, target, **options)
 
-    measuring, case = cost.Costs(NATIVE), speed_case(f"id: head, {LINEAR}")
+    measuring, case = Costs(NATIVE), speed_case(f"id: head, {LINEAR}")
     fused = Implementation(name="fused", linear_cross_entropy=fakes.fused)
     for implementation in (NATIVE, impl(watched), fused):
         for line in (measuring.memory(case, implementation), measuring.speed(case, implementation)):
-            assert line["status"] == "pass", line["message"]
-            assert line["logits"] == {"shape": [8, 5], "dtype": "float32", "bytes": 160}
-            assert cost.limit(line, "both") is None
+            assert line.status == "pass", line.message
+            assert line.logits.model_dump() == {"shape": (8, 5), "dtype": "float32", "bytes": 160}
+            assert line.timing is None or line.timing.limit("both") is None
     assert ((8, 5), set()) in seen
     wrong = Implementation(name="wrong", linear_cross_entropy=lambda h, v, t, **o: fakes.fused(h, v.detach(), t, **o))
-    assert measuring.speed(case, wrong)["status"] == "error"
+    assert measuring.speed(case, wrong).status == "error"
 
 
 def test_a_layer_that_rounds_its_logits_is_not_laid_at_the_door_of_the_loss(speed_case):
     case = speed_case(f"id: half, {LINEAR}, dtype: bfloat16")
-    line = cost.Costs(NATIVE).speed(case, impl(fakes.right))
-    assert (line["status"], line["message"][:9]) == ("unsupported", "not fused")
-    assert cost.Costs(NATIVE).speed(case, Implementation(name="f", linear_cross_entropy=fakes.fused))["rounds"]
+    line = Costs(NATIVE).speed(case, impl(fakes.right))
+    assert (line.status, line.message[:9]) == ("unsupported", "not fused")
+    assert Costs(NATIVE).speed(case, Implementation(name="f", linear_cross_entropy=fakes.fused)).timing
 
 
 def test_a_forward_pass_alone(speed_case):
@@ -274,18 +273,18 @@ def test_a_forward_pass_alone(speed_case):
         seen.append(torch.is_grad_enabled())
         return fakes.right(input, target, **options)
 
-    measuring = cost.Costs(NATIVE)
+    measuring = Costs(NATIVE)
     case = speed_case("id: alone, logits: {shape: [6, 5], fill: tiled}, mode: no_grad")
     line = measuring.speed(case, impl(watched))
     assert not any(seen)
-    assert {phase for lane in line["rounds"].values() for phase in lane} == {"forward"}
-    assert cost.whole(line) == "forward"
-    assert list(line["first"]) == ["forward"]
-    assert measuring.memory(case, NATIVE)["bytes"]["kept"] == 4
+    assert {phase for lane in line.timing.rounds.values() for phase in lane} == {"forward"}
+    assert line.timing.whole == "forward"
+    assert list(line.timing.first) == ["forward"]
+    assert measuring.memory(case, NATIVE).memory.kept == 4
     arrays = measuring.speed(case, Implementation(name="arrays", loss_and_gradient=fakes.arrays))
-    assert list(arrays["rounds"]["candidate"]) == ["forward"]
+    assert list(arrays.timing.rounds["candidate"]) == ["forward"]
     console = Console(width=200, record=True, file=io.StringIO())
-    terminal_cost.summary([line], console)
+    summary([line], console)
     assert re.search(r"tiny/alone +watched +\S.* within", console.export_text())
 
 
@@ -305,15 +304,15 @@ def test_what_is_known_to_overwrite_the_logits_gets_fresh_ones_for_each_step(spe
 
     seen = []
     known = Deviation("*", aspect="purity", observed="other logits", fault="changed", link="x", certain=False)
-    measuring = cost.Costs(replace(NATIVE, cross_entropy=watched))
+    measuring = Costs(replace(NATIVE, cross_entropy=watched))
     knows, does_not = (
         Implementation(name=name, loss_and_gradient=in_place, deviations=deviations)
         for name, deviations in (("knows", (known,)), ("does_not", ()))
     )
     case = speed_case("id: two, logits: {shape: [6, 5], fill: tiled}")
     lines = measuring.speed(case, knows), measuring.memory(case, knows)
-    assert [line["status"] for line in lines] == ["pass"] * 2, lines
-    assert lines[0]["overwrites"]
+    assert [line.status for line in lines] == ["pass"] * 2, lines
+    assert lines[0].overwrites
     assert len(set(firsts + seen)) == 1
     step, prepare = measuring.training_step(case, knows)
     for _ in range(2):
@@ -321,7 +320,7 @@ def test_what_is_known_to_overwrite_the_logits_gets_fresh_ones_for_each_step(spe
         step()
     assert len(set(firsts)) == 1
     assert not measuring.speed(case, impl(fakes.right))["overwrites"]
-    assert "found input changed" in measuring.speed(case, does_not)["message"]
+    assert "found input changed" in measuring.speed(case, does_not).message
 
 
 @pytest.mark.parametrize("name", ["target", "weight"])
@@ -331,11 +330,11 @@ def test_who_changes_the_question_fails_alone(speed_case, name):
         return fakes.right(input, target, **options)
 
     case = speed_case("id: two, logits: {shape: [6, 5], fill: tiled}, target: {ignore: first}, weight: random")
-    measuring = cost.Costs(NATIVE)
+    measuring = Costs(NATIVE)
     line = measuring.memory(case, impl(changes))
-    assert line["status"] == "fail"
-    assert f"found {name} changed" in line["message"]
-    assert measuring.memory(case, NATIVE)["status"] == "pass"
+    assert line.status == "fail"
+    assert f"found {name} changed" in line.message
+    assert measuring.memory(case, NATIVE).status == "pass"
 
 
 def test_who_changes_the_upstream_gradient_fails_alone(speed_case):
@@ -345,10 +344,10 @@ def test_who_changes_the_upstream_gradient_fails_alone(speed_case):
         return found
 
     case = speed_case("id: two, logits: {shape: [6, 5], fill: tiled}, upstream: 2")
-    measuring = cost.Costs(NATIVE)
+    measuring = Costs(NATIVE)
     line = measuring.memory(case, Implementation(name="changes", loss_and_gradient=changes))
-    assert (line["status"], "found upstream changed" in line["message"]) == ("fail", True)
-    assert measuring.memory(case, NATIVE)["status"] == "pass"
+    assert (line.status, "found upstream changed" in line.message) == ("fail", True)
+    assert measuring.memory(case, NATIVE).status == "pass"
 
 
 def test_the_copy_for_what_overwrites_the_logits_is_not_held_against_it(speed_case):
@@ -358,9 +357,9 @@ def test_the_copy_for_what_overwrites_the_logits_is_not_held_against_it(speed_ca
     known = Deviation("*", aspect="purity", observed="other logits", fault="changed", link="x")
     implementation = Implementation(name="frugal", loss_and_gradient=in_place, deviations=(known,))
     case = speed_case("id: large, logits: {shape: [2048, 16000]}, target: {ignore: all}, reduction: sum")
-    line = cost.Costs(NATIVE, limit=64 * 2**20).memory(case, implementation)
-    assert line["status"] == "pass", line["message"]
-    assert line["bytes"]["forward"] < 2**20
+    line = Costs(NATIVE, limit=64 * 2**20).memory(case, implementation)
+    assert line.status == "pass", line.message
+    assert line.memory.forward < 2**20
 
 
 def test_too_much_memory_only_when_it_is_measured_is_a_failure(speed_case, monkeypatch):
@@ -368,13 +367,13 @@ def test_too_much_memory_only_when_it_is_measured_is_a_failure(speed_case, monke
         raise memory.OverLimit("expected at most 3 bytes")
 
     monkeypatch.setattr(memory, "measure", takes)
-    line = cost.Costs(NATIVE).memory(speed_case(), impl(fakes.right))
-    assert (line["status"], line["message"]) == ("fail", "expected at most 3 bytes")
+    line = Costs(NATIVE).memory(speed_case(), impl(fakes.right))
+    assert (line.status, line.message) == ("fail", "expected at most 3 bytes")
 
 
 def test_the_question_names_the_exact_case(speed_case):
-    assert cost.question(speed_case()) == cost.question(speed_case())
-    assert cost.question(speed_case()) != cost.question(speed_case(TWO))
+    assert question(speed_case()) == question(speed_case())
+    assert question(speed_case()) != question(speed_case(TWO))
 
 
 # --- numbers for people
@@ -392,17 +391,15 @@ def test_the_question_names_the_exact_case(speed_case):
     ],
 )
 def test_a_ratio_has_the_digits_that_its_interval_supports(found, control, text):
-    assert terminal_cost.figure(found, control) == text
+    assert figure(found, control) == text
 
 
 def test_the_table_has_a_failure_in_place_of_a_time(speed_case):
-    measuring = cost.Costs(NATIVE)
+    measuring = Costs(NATIVE)
     lines = [measuring.speed(speed_case(), impl(f)) for f in (fakes.right, fakes.zero_gradient)]
     console = Console(width=200, record=True, quiet=True)
-    terminal_cost.summary([*lines, measuring.memory(speed_case(), impl(fakes.right))], console)
-    assert terminal_cost.again(lines[0]) == (
-        "pytest 'suite/test_speed.py::test_speed[right:tiny/one]' --impl right --profile quick"
-    )
+    summary([*lines, measuring.memory(speed_case(), impl(fakes.right))], console)
+    assert again(lines[0]) == ("pytest suite/test_speed.py --impl right --profile tiny/one")
 
 
 # --- the plugin
@@ -416,21 +413,21 @@ def test_a_run_measures_prints_and_records(run_tiny, tmp_path):
     assert "tiny/one" in table
     results = record.load(tmp_path)
     assert results.complete
-    keys = {(c["measure"], c["implementation"], c["case"]) for c in results.costs}
+    keys = {(c.measure, c.implementation, c.case) for c in results.costs}
     assert keys == {
         (m, i, c)
         for m in ("speed", "memory")
         for i in ("right", "refuses_label_smoothing")
         for c in ("tiny/one", "tiny/two")
     }
-    assert all(len(c["rounds"]["native"]["both"]) >= 8 for c in results.costs if c["measure"] == "speed")
+    assert all(len(c.timing.rounds["native"]["both"]) >= 8 for c in results.costs if c.measure == "speed")
 
 
 def test_a_wrong_loss_fails_its_measurements(run_tiny):
     status, screen = run_tiny("--impl", suite_runs.impl("zero_gradient"))
     assert status == 1
     assert "expected a gradient of" in screen.split("xentcheck: cost")[0]
-    assert "again      pytest 'suite/test_" in screen
+    assert "again      pytest suite/test_" in screen
 
 
 def test_memory_comes_first_and_each_case_together(run_tiny):
@@ -458,7 +455,7 @@ def test_when_nothing_is_measured(run_tiny, tmp_path, write, options, reason):
 def test_disabled_benchmarks_are_no_measurements(run_tiny, tmp_path):
     _, screen = run_tiny("--impl", suite_runs.impl("right"), "--benchmark-disable", "--results", tmp_path)
     assert "2 passed, 2 skipped" in screen
-    assert {c["measure"] for c in record.load(tmp_path).costs} == {"memory"}
+    assert {c.measure for c in record.load(tmp_path).costs} == {"memory"}
 
 
 def test_what_is_measured_already_is_not_measured_again(run_tiny, tmp_path):
@@ -486,18 +483,17 @@ def test_the_expected_time_is_said_for_people():
     assert plugin_cost.about(0.2) == "about 1 seconds"
     assert plugin_cost.about(100) == "about 2 minutes"
     for case in speed_cases.load_profiles("all"):
-        for measure in cost.MEASURES:
-            assert 0 < plugin_cost.expected_seconds(measure, case, "cuda") < 6000
-            assert (plugin_cost.expected_seconds(measure, case) == 0) == (case.clause.profile == "cuda")
-    total = sum(plugin_cost.expected_seconds(m, c) for m in cost.MEASURES for c in speed_cases.load_profiles())
+        for kind in MEASURES:
+            assert 0 < plugin_cost.expected_seconds(kind, case, "cuda") < 6000
+            assert (plugin_cost.expected_seconds(kind, case) == 0) == (case.clause.profile == "cuda")
+    total = sum(plugin_cost.expected_seconds(m, c) for m in MEASURES for c in speed_cases.load_profiles())
     assert total * 2 < 60, "the quick profile takes a minute for two implementations"
     assert math.isfinite(total)
 
 
-def test_costs_in_the_record_are_found_by_key():
-    lines = ({"measure": "speed", "implementation": "a", "case": "c", "n": n} for n in (1, 2))
-    assert record.costs_by_key(lines)["speed", "a", "c"]["n"] == 2
-    assert replace(Ratio(1, 1, 1), estimate=2).estimate == 2
+def test_the_last_of_several_measurements_holds(speed_case):
+    lines = [Costs(NATIVE).memory(speed_case(), NATIVE) for _ in range(2)]
+    assert as_of_one(lines) == {("native", "tiny/one", "memory"): lines[1]}
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal of its own")

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from xentcheck.cost import memory, timing
-from xentcheck.cost.memory import Memory, OverLimit, limited, measure
+from xentcheck.cost.measurement import Memory
+from xentcheck.cost.memory import OverLimit, limited, measure
 from xentcheck.implementation import Implementation
 from xentcheck.spec.batch import Batch
 

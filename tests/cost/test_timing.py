@@ -8,7 +8,8 @@ import torch
 
 import fakes
 from xentcheck.cost import timing
-from xentcheck.cost.timing import BASE, CANDIDATE, CONTROL, PHASES, Ratio, Step, limit, must_move, ratio, take
+from xentcheck.cost.measurement import BASE, CANDIDATE, CONTROL, PHASES, Moved, Ratio, Timing, ratio
+from xentcheck.cost.timing import Step, must_move, take
 from xentcheck.implementation import Implementation
 from xentcheck.spec.batch import build
 
@@ -162,7 +163,7 @@ def test_a_measurement_has_all_its_parts(case, monkeypatch):
     found = timing.measure(native, timing.step(NATIVE, batch_of(case)), batch_of(case), progress=shares.append)
     assert set(found.rounds) == {BASE, CANDIDATE, CONTROL}
     assert {len(v) for lane in found.rounds.values() for v in lane.values()} == {timing.FEWEST_ROUNDS}
-    assert found.bandwidth["copy"] > 0 < found.bandwidth["fill"]
+    assert found.bandwidth.copy_ > 0 < found.bandwidth.fill
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     alone = timing.measure(native, None, batch_of(case))
@@ -243,21 +244,29 @@ def test_what_must_move(case):
     batch = batch_of(case, "logits: {shape: [6, 5]}, dtype: bfloat16, target: {ignore: {rows: [1, 4]}}")
     row = 5 * 2
     assert must_move(batch) == {
-        "forward": {"copied": 4 * row, "filled": 0},
-        "backward": {"copied": 8 * row, "filled": 2 * row},
-        "both": {"copied": 8 * row, "filled": 2 * row},
+        "forward": Moved(copied=4 * row, filled=0),
+        "backward": Moved(copied=8 * row, filled=2 * row),
+        "both": Moved(copied=8 * row, filled=2 * row),
     }
     pixels = batch_of(case, "logits: {shape: [2, 3, 4, 4]}, target: {ignore: {rows: [0]}}")
-    assert must_move(pixels)["forward"] == {"copied": 31 * 3 * 4, "filled": 0}
+    assert must_move(pixels)["forward"] == Moved(copied=31 * 3 * 4, filled=0)
 
 
 def test_the_limit_is_bytes_over_bandwidth():
-    assert limit({"copied": 100, "filled": 50}, {"copy": 10.0, "fill": 25.0}) == 12.0
+    found = Timing(
+        rounds={"native": {"forward": (1.0,)}},
+        repetitions=1,
+        bandwidth={"copy": 10.0, "fill": 25.0},
+        first={"forward": 1.0},
+        settings={"threads": 1, "huge_pages": "never", "environment": {}},
+        must_move={"forward": {"copied": 100, "filled": 50}},
+    )
+    assert found.limit("forward") == 12.0
 
 
 def test_settings_name_what_changes_a_time(monkeypatch):
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
     found = timing.settings()
-    assert found["threads"] == torch.get_num_threads()
-    assert found["environment"]["THP_MEM_ALLOC_ENABLE"] == "1"
-    assert found["huge_pages"] in ("always", "madvise", "never", "unknown")
+    assert found.threads == torch.get_num_threads()
+    assert found.environment["THP_MEM_ALLOC_ENABLE"] == "1"
+    assert found.huge_pages in ("always", "madvise", "never", "unknown")

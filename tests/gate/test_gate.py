@@ -1,20 +1,28 @@
-"""The gate: red for what got worse, in numbers that were seen twice; green for a noisy machine; red for having done nothing."""
+"""The gate: red for what is missing or got worse, in numbers that were seen twice; green for a noisy machine; red for having done nothing."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
-from cost_material import BYTES, ENVIRONMENT, line, memory, results, speed, verdict
+from cost_material import BYTES, ENVIRONMENT, QUESTIONS, broken, memory, results, speed, verdict
 from suite_runs import impl
 from xentcheck import cli
-from xentcheck.gate import confirm as second_process
-from xentcheck.gate.baseline import GateError, as_text, read_baseline
-from xentcheck.gate.baseline import make_baseline as baseline
-from xentcheck.gate.compare import BETTER, INCONCLUSIVE, WORSE, compare, markdown
+from xentcheck.gate.baseline import GateError, as_text, make_baseline, read_baseline
+from xentcheck.gate.compare import BETTER, INCONCLUSIVE, MISSING, WORSE, compare
+from xentcheck.gate.confirm import measurer
+from xentcheck.gate.selection import Selection
+from xentcheck.gate.summary import markdown
 from xentcheck.results import record
+from xentcheck.spec.mistakes import UsageError
 
-BASE = baseline(results(memory(), speed()))[0]
+
+def baseline(results, *before):
+    return make_baseline(results, *before)[0]
+
+
+BASE = baseline(results(memory(), speed()))
 
 
 def outcomes(report):
@@ -33,8 +41,8 @@ def put(*lines):
 def test_the_same_again_is_green():
     report = compare(results(memory(), speed(seed=1)), BASE)
     assert (outcomes(report), report.is_red(strict=True)) == ([], False)
-    assert report.compared == {"verdicts": 1, "capabilities": 1, "memory": 1, "speed": 1}
-    assert markdown(report).startswith("## Gate: green\n\n0 worse, 0 better, 0 inconclusive.")
+    assert report.compared == {"verdicts": 1, "memory": 1, "speed": 1}
+    assert markdown(report).startswith("## Gate: green\n\n0 missing, 0 worse, 0 better, 0 inconclusive.")
 
 
 def test_memory_taken_out_of_sight_is_compared_as_far_as_it_is_exact():
@@ -44,10 +52,8 @@ def test_memory_taken_out_of_sight_is_compared_as_far_as_it_is_exact():
         (2**30, 2**30 + 2**24, []),
         (0, 25 * 2**20, []),
     ):
-        base = baseline(results(memory(uncounted=before), speed()))[0]
+        base = baseline(results(memory(uncounted=before), speed()))
         assert outcomes(compare(results(memory(uncounted=now), speed()), base)) == expected
-    del base["implementations"]["mine"]["memory"]["speed/one"]["uncounted"]  # an older baseline
-    assert outcomes(compare(results(memory(uncounted=2**30), speed()), base)) == []
 
 
 @pytest.mark.parametrize("status", ["fail", "error", "deviates", "unsupported", "unavailable", "crash", "timeout"])
@@ -59,14 +65,14 @@ def test_a_verdict_that_got_worse_is_red(status):
 
 
 def test_a_verdict_that_got_better_is_green_and_said():
-    base = baseline(results(memory(), speed(), verdicts=[verdict("fail")]))[0]
+    base = baseline(results(memory(), speed(), verdicts=[verdict("fail")]))
     report = compare(results(memory(), speed()), base)
     assert (outcomes(report), report.is_red(strict=True)) == ([(BETTER, "verdict")], False)
 
 
 def test_a_failure_that_is_known_to_the_baseline_is_no_news():
     failing = results(memory(), speed(), verdicts=[verdict("fail"), verdict(aspect="gradient")])
-    assert outcomes(compare(failing, baseline(failing)[0])) == []
+    assert outcomes(compare(failing, baseline(failing))) == []
 
 
 def test_a_new_case_that_fails_is_red_and_one_that_passes_is_not():
@@ -91,13 +97,101 @@ def test_a_single_byte_is_a_difference(part, change, outcome):
 
 
 def test_what_was_measured_and_now_fails_is_red():
-    broken = {**memory(), "status": "fail", "message": "expected at most 1 GiB"}
-    assert outcomes(compare(results(broken, speed()), BASE)) == [(WORSE, "memory")]
+    assert outcomes(compare(results(broken(memory()), speed()), BASE)) == [(WORSE, "memory")]
 
 
-def test_another_question_is_not_compared():
-    report = compare(results({**memory(backward=900), "question": "q2"}, speed()), BASE)
-    assert outcomes(report) == [(INCONCLUSIVE, "memory")]
+def test_a_case_that_was_edited_is_red_until_the_baseline_is_made_anew():
+    for costs, kind in (
+        ([memory(question="q2"), speed()], "memory"),
+        ([memory(), speed(0.5, question="q2")], "speed"),
+        ([memory(), speed(device="cuda")], "speed"),
+    ):
+        report = compare(results(*costs), BASE)
+        assert (outcomes(report), report.is_red()) == ([(WORSE, kind)], True)
+        assert "write a new baseline" in markdown(report)
+    report = compare(results(memory(), speed(), questions={**QUESTIONS, "plain/one": "q9"}), BASE)
+    assert (outcomes(report), report.is_red()) == ([(WORSE, "case")], True)
+
+
+# --- what the run lacks
+
+
+LARGE = results(
+    memory(),
+    speed(),
+    memory("speed/two"),
+    speed(case="speed/two"),
+    verdicts=[verdict(case=f"plain/{n}", aspect=a) for n in range(9) for a in ("loss", "gradient")],
+)
+
+
+@pytest.mark.parametrize(
+    ("run_of", "missing"),
+    [
+        (lambda r: replace(r, verdicts=r.verdicts[:5]), 13),
+        (lambda r: replace(r, verdicts=tuple(v for v in r.verdicts if v.aspect == "loss")), 9),
+        (lambda r: replace(r, verdicts=()), 18),
+        (lambda r: replace(r, costs=r.costs[:2]), 2),
+        (lambda r: replace(r, costs=tuple(m for m in r.costs if m.measure == "memory")), 2),
+        (lambda r: replace(r, costs=()), 4),
+    ],
+    ids=["most cases", "one aspect", "all verdicts", "one speed case", "speed", "costs"],
+)
+def test_every_key_that_the_run_lacks_is_red(run_of, missing):
+    report = compare(run_of(LARGE), baseline(LARGE))
+    assert len(report.of(MISSING)) == missing == len(report.findings)
+    assert report.is_red()
+    assert f"{missing} missing" in markdown(report)
+
+
+def test_an_implementation_that_calls_itself_otherwise_is_missing():
+    other = results(
+        memory(name="other"), speed(9.0, name="other"), name="other", verdicts=[verdict("unsupported", name="other")]
+    )
+    report = compare(other, BASE)
+    assert {f.implementation for f in report.of(MISSING)} == {"mine"}
+    assert report.is_red()
+    assert "Not in the baseline, so only held to what holds for all: other." in markdown(report)
+
+
+@pytest.mark.parametrize(
+    ("selected", "keys"),
+    [
+        ("plain/3", 2),
+        ("plain", 18),
+        ("speed/*", 4),
+        ("mine:plain/1,mine:plain/2", 4),
+        ("*:*:verdicts", 18),
+        ("*:*:costs", 4),
+        ("*:*:loss", 9),
+        ("min?:*:speed", 2),
+    ],
+)
+def test_a_part_of_the_baseline_is_selected_and_said(selected, keys):
+    selection = Selection(selected)
+    empty = replace(LARGE, verdicts=(), costs=())
+    assert len(compare(empty, baseline(LARGE), selection=selection).of(MISSING)) == keys
+    report = compare(LARGE, baseline(LARGE), selection=selection)
+    assert not report.is_red()
+    assert f"Only keys that match `{selected}` were compared: {keys} of 22." in markdown(report)
+
+
+def test_what_is_not_selected_is_not_held_against_it():
+    worse = results(memory(kept=900), speed(), verdicts=[verdict("fail"), verdict("fail", "plain/new")])
+    assert outcomes(compare(worse, BASE, selection=Selection("*:*:speed"))) == []
+    assert len(outcomes(compare(worse, BASE, selection=Selection("*:*:verdicts")))) == 2
+
+
+@pytest.mark.parametrize("text", [",", "a:b:c:d", ":x", "a::loss"])
+def test_what_selects_nothing_is_refused(text):
+    with pytest.raises(UsageError, match="--gate-only"):
+        Selection(text)
+
+
+def test_a_selection_that_matches_nothing_is_red():
+    report = compare(results(memory(), speed()), BASE, selection=Selection("plian/*"))
+    assert report.is_red()
+    assert "no key of the baseline matches plian/*" in markdown(report)
 
 
 # --- speed
@@ -110,7 +204,7 @@ def test_a_slow_down_is_red_once_a_second_process_says_so_too():
     text = markdown(report)
     assert "1.25 (" in text
     assert "; then 1.24 (" in text
-    assert "pytest 'suite/test_speed.py::test_speed[mine:speed/one]' --impl path.py:mine --profile quick" in text
+    assert "pytest suite/test_speed.py --impl path.py:mine --profile speed/one" in text
 
 
 def test_a_slow_down_that_is_not_seen_twice_is_inconclusive():
@@ -158,18 +252,17 @@ def test_on_another_machine_only_the_crudest_slow_down_is_said():
 
 
 def test_other_threads_are_another_measurement():
-    now = speed(2.0)
-    now["settings"] = {"threads": 8}
+    now = speed(2.0, threads=8)
     report = compare(results(memory(), now), BASE, put(now, now))
     assert outcomes(report) == [(INCONCLUSIVE, "speed")]
     assert "8 threads" in markdown(report)
 
 
 def test_a_second_process_that_cannot_measure_leaves_it_inconclusive():
-    def broken(lines):
+    def refuses(measured):
         raise GateError("there is no such file")
 
-    report = compare(results(memory(), speed(1.5)), BASE, broken)
+    report = compare(results(memory(), speed(1.5)), BASE, refuses)
     assert outcomes(report) == [(INCONCLUSIVE, "speed")]
     assert "there is no such file" in markdown(report)
 
@@ -185,33 +278,36 @@ def test_false_alarms_and_catches_of_noise_that_is_known():
         assert red == expected
 
 
+def test_slow_creep_is_caught_by_the_anchor():
+    """4.9 % a time, each of which is accepted by a new baseline."""
+    base, seen = BASE, []
+    for step in range(1, 6):
+        creeping = results(memory(), speed(1.049**step, noise=0.001, control_noise=0.001))
+        report = compare(creeping, base, put(speed(1.049**step, noise=0.001, control_noise=0.001, seed=9)))
+        seen.append(report.is_red())
+        base = baseline(creeping, base)
+    assert seen == [False, True, True, True, True]
+    assert "beyond the anchor of 2026-01-01, 1.00" in markdown(report)
+    assert not compare(creeping, baseline(creeping, base, Selection("mine:*")), put()).is_red()
+
+
+def test_an_anchor_moves_to_what_is_better_and_not_to_what_is_worse():
+    def anchor(ratio, before):
+        made = baseline(results(memory(), speed(ratio, noise=0.001)), before)
+        return made, made.implementations["mine"].speed["speed/one"].anchor.ratio.estimate
+
+    base, first = anchor(0.5, BASE)
+    assert first == pytest.approx(0.5, abs=0.01)
+    base, second = anchor(0.51, base)
+    assert second == first
+    assert anchor(0.8, base)[1] == first
+
+
 # --- doing nothing is red
 
 
-@pytest.mark.parametrize(
-    ("costs", "verdicts", "problem"),
-    [
-        ([speed()], [verdict()], "holds the memory of mine; this run measured none"),
-        ([memory()], [verdict()], "holds the speed of mine; this run measured none"),
-        ([memory(), speed()], [], "holds the verdicts on mine; this run reached none"),
-    ],
-)
-def test_what_was_not_done_is_red(costs, verdicts, problem):
-    report = compare(results(*costs, verdicts=verdicts), BASE)
-    assert report.is_red()
-    assert problem in markdown(report)
-
-
-def test_an_unknown_implementation_and_a_truncated_run_are_red():
-    other = compare(results(memory(name="other"), name="other", verdicts=[verdict(name="other")]), BASE)
-    assert "nothing to compare" in markdown(other)
-    assert other.is_red()
+def test_a_truncated_run_is_red():
     assert compare(results(memory(), speed(), complete=False), BASE).is_red()
-
-
-def test_a_baseline_without_anything_compares_nothing():
-    empty = baseline(results(verdicts=()))[0]
-    assert compare(results(verdicts=()), empty).is_red()
 
 
 # --- baselines
@@ -220,19 +316,19 @@ def test_a_baseline_without_anything_compares_nothing():
 def test_a_baseline_holds_no_seconds():
     text = as_text(BASE)
     assert "second" not in text
-    assert BASE["implementations"]["mine"]["speed"]["speed/one"]["ratio"][0] == pytest.approx(1, abs=0.01)
-    assert json.loads(text) == BASE
+    assert BASE.implementations["mine"].speed["speed/one"].ratio.estimate == pytest.approx(1, abs=0.01)
+    assert type(BASE).model_validate(json.loads(text)) == BASE
 
 
 def test_the_ratios_of_several_runs_are_taken_together():
     low, middle, high = (speed(r, noise=0.001) for r in (0.95, 1.0, 1.08))
-    ratio = baseline(results(low, high, middle))[0]["implementations"]["mine"]["speed"]["speed/one"]["ratio"]
-    assert ratio == [pytest.approx(v, abs=0.005) for v in (1.0, 0.95, 1.08)]
+    ratio = baseline(results(low, high, middle)).implementations["mine"].speed["speed/one"].ratio.ratio
+    assert ratio == tuple(pytest.approx(v, abs=0.005) for v in (1.0, 0.95, 1.08))
 
 
 def test_a_ratio_that_the_control_does_not_bear_out_is_left_out():
-    value, left_out = baseline(results(memory(), speed(control=1.2)))
-    assert value["implementations"]["mine"]["speed"] == {}
+    value, left_out = make_baseline(results(memory(), speed(control=1.2)))
+    assert value.implementations["mine"].speed == {}
     assert "measure again on a quieter machine" in left_out[0]
 
 
@@ -241,15 +337,68 @@ def test_a_ratio_that_the_control_does_not_bear_out_is_left_out():
     [
         (None, "no baseline can be read"),
         ("{", "expected a baseline in JSON"),
-        ("{}", "expected a baseline of format 1"),
+        ("", "expected a baseline in JSON"),
+        ("[" * 100_000, "expected a baseline in JSON; found maximum recursion"),
+        ('{"format": 2, "format": 2}', "a key twice among format, format"),
+        ("{}", "expected a baseline of format 2; found 'None'"),
+        ("[]", "expected a baseline of format 2"),
+        ("null", "expected a baseline of format 2"),
+        ('{"format": 1, "implementations": {}}', "expected a baseline of format 2; found '1'"),
+        ('{"format": true}', "expected a baseline of format 2; found 'True'"),
+        ('{"format": 2}', r"edition: Field required; found .* \(and 4 more\)"),
     ],
 )
 def test_what_is_no_baseline(tmp_path, content, message):
     path = tmp_path / "baseline.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(GateError, match=message):
+    with pytest.raises(GateError, match=message) as found:
         read_baseline(path)
+    assert "xentcheck baseline RESULTS --to" in str(found.value)
+    assert str(found.value).startswith(str(path))
+
+
+MINE = "implementations: mine: "
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        ("implementations.mine.verdicts.plain/one.loss", "great", "Input should be .*found 'great'"),
+        ("implementations.mine.speed.speed/one.ratio.low", float("nan"), "should be a finite number.* found 'nan'"),
+        ("implementations.mine.speed.speed/one.ratio.low", 7.0, "expected low <= estimate <= high"),
+        ("implementations.mine.speed.speed/one.ratio.high", -1, "greater than 0"),
+        ("implementations.mine.speed.speed/one.ratio", [1, 1, 1], "valid dictionary or instance of Interval"),
+        ("implementations.mine.speed.speed/one.threads", 0, "greater than or equal to 1"),
+        ("implementations.mine.speed.speed/one.device", "tpu", "'cpu' or 'cuda'"),
+        ("implementations.mine.speed.speed/one.anchor", None, "instance of Anchor"),
+        ("implementations.mine.memory.speed/one.kept", 1e18, "less than or equal to"),
+        ("implementations.mine.memory.speed/one.kept", -1, "greater than or equal to 0"),
+        ("implementations.mine.memory.speed/one.kept", "many", "valid integer"),
+        ("implementations.mine.memory.speed/one.kpet", 1, "Extra inputs are not permitted"),
+        ("implementations.mine.verdicts.plain/one", {}, "expected verdicts, memory or speed; found none"),
+        ("implementations.mine.verdicts.plain/one", "pass", "valid dictionary"),
+        ("implementations.mine.capabilities", "weight", "valid tuple"),
+        ("implementations.mine", {}, "Field required"),
+        ("implementations", {}, "at least 1 item"),
+        ("environment", {"torch": "2.13"}, "environment: cpu: Field required"),
+        ("questions", [], "valid dictionary"),
+        ("cases", 7, "valid string"),
+    ],
+)
+def test_a_baseline_edited_by_hand_is_refused_in_one_line(tmp_path, where, value, message):
+    content = json.loads(as_text(BASE))
+    *parents, last = where.split(".")
+    place = content
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    path = tmp_path / "baseline.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(GateError, match=message) as found:
+        read_baseline(path)
+    assert "\n" not in str(found.value)
+    assert len(str(found.value)) < 600
 
 
 def test_long_lists_are_cut_and_pipes_escaped():
@@ -264,20 +413,27 @@ def test_long_lists_are_cut_and_pipes_escaped():
 
 def test_the_commands(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    monkeypatch.setattr(second_process, "measure_again", put())
     record.save(results(memory(), speed()), tmp_path / "good")
     record.save(results(memory(kept=101), speed()), tmp_path / "bad")
+    record.save(results(memory(), speed(2.0)), tmp_path / "slow")
     where = str(tmp_path / "baseline.json")
     assert cli.main(["baseline", str(tmp_path / "good"), "--to", where]) == 0
     assert cli.main(["gate", str(tmp_path / "good"), where]) == 0
     assert cli.main(["gate", str(tmp_path / "bad"), where]) == 1
+    assert cli.main(["gate", str(tmp_path / "bad"), where, "--gate-only", "*:*:verdicts"]) == 0
     out = capsys.readouterr().out
     assert "## Gate: green" in out
     assert "kept 100 bytes (100)" in out
-    assert (tmp_path / "summary.md").read_text() == out.split("\n", 1)[1].replace(
-        "## Gate: red", "\n## Gate: red"
-    ) + "\n"
+    assert (tmp_path / "summary.md").read_text().count("## Gate: ") == 3
+    assert cli.main(["gate", str(tmp_path / "slow"), where]) == 0
+    assert "to do so, name mine by --impl" in capsys.readouterr().out, "no code is run that a record names"
     assert cli.main(["gate", str(tmp_path / "bad"), str(tmp_path / "absent.json")]) == 2
+    before = read_baseline(tmp_path / "baseline.json").implementations["mine"].speed["speed/one"].anchor
+    for more, kept in ((["--anchor-anew", "*"], False), ([], True), (["--forget"], False)):
+        assert cli.main(["baseline", str(tmp_path / "slow"), "--to", where, *more]) == 0
+        now = read_baseline(tmp_path / "baseline.json").implementations["mine"].speed["speed/one"].anchor
+        assert (now == before) is kept
+        cli.main(["baseline", str(tmp_path / "good"), "--to", where, "--forget"])
 
 
 def test_a_run_with_a_gate(run_tiny, quick_rounds, tmp_path):
@@ -299,14 +455,18 @@ def test_a_run_with_a_gate(run_tiny, quick_rounds, tmp_path):
     assert "## Gate: red" in screen
     status, screen = run_tiny("--impl", right, "--gate", where, "--benchmark-skip")
     assert status == 1, "measuring nothing is red"
-    assert "this run measured none of it" in screen
+    assert re.search(r"2 missing, .*\n.*| `right` | memory | 2 cases |", screen)
+    status, screen = run("--impl", right, "--gate", where, "--benchmark-skip", "--gate-only", "*:*:verdicts")
+    assert status == 0, screen
+    assert "Only keys that match `*:*:verdicts` were compared" in screen
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--gate", "/nowhere.json"], "no baseline can be read"),
-        (["--strict-perf"], "--strict-perf says how strict"),
+        (["--strict-perf"], "--strict-perf goes with --gate"),
+        (["--gate-only", "x"], "--gate-only goes with --gate"),
     ],
 )
 def test_a_gate_that_cannot_be(run_tiny, options, message):
@@ -315,14 +475,15 @@ def test_a_gate_that_cannot_be(run_tiny, options, message):
     assert message in screen
 
 
+@pytest.mark.slow
 def test_a_second_process_measures_the_same(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    asked = line("speed", "quick/few-classes", "maskedce") | {"source": "maskedce"}
-    (again,) = second_process.measure_again([asked])
-    assert (again["implementation"], again["case"], again["status"]) == ("maskedce", "quick/few-classes", "pass")
-    assert len(again["rounds"]["candidate"]["both"]) >= 8
+    asked = speed(case="quick/few-classes", name="maskedce")
+    (again,) = measurer({"maskedce": "maskedce"})([asked])
+    assert (again.key, again.status) == (asked.key, "pass")
+    assert again.timing.ratio("both").estimate > 0
 
 
-def test_a_second_process_that_finds_no_implementation():
-    with pytest.raises(GateError, match="could not be measured a second time"):
-        second_process.measure_again([line("speed", "quick/few-classes") | {"source": "nobody"}])
+def test_a_second_process_that_measures_nothing_says_why():
+    with pytest.raises(GateError, match=r"the second process measured nothing: .*there is no implementation"):
+        measurer({"mine": "nosuchthing"})([speed(case="quick/few-classes")])

@@ -7,45 +7,40 @@ from dataclasses import replace
 
 import pytest
 
-from cost_material import memory, results, speed
+from cost_material import broken, memory, results, speed
 from xentcheck import cli
-from xentcheck.publish import costs as report_cost
-from xentcheck.publish.costs import write
+from xentcheck.cost.measurement import PHASES, Measurement
+from xentcheck.publish.costs import _front, write
 from xentcheck.results import record
 from xentcheck.results.record import RecordError
 
 
-def as_measured(line, case, shape=(64, 100), ignored=0.0, **more):
-    whole = math.prod(shape) * 4
-    valid = int(whole * (1 - ignored))
-    moved = {"copied": 2 * valid, "filled": whole - valid}
-    line = line | {
+def as_measured(measured, case, shape=(64, 100), ignored=0.0, name="mine", units=(0.4, 0.9), whole=None, **more):
+    size = math.prod(shape) * 4
+    valid = int(size * (1 - ignored))
+    moved = {"copied": 2 * valid, "filled": size - valid}
+    profile = case.split("/")[0]
+    values = dict(measured) | {
+        "implementation": name,
         "case": case,
-        "logits": {"shape": list(shape), "dtype": "float32", "bytes": whole},
-        "profile": case.split("/")[0],
+        "logits": {"shape": shape, "dtype": "float32", "bytes": size},
+        "profile": "sweeps" if profile.startswith("over-") else profile,
+        "error_units": dict(zip(("loss", "gradient"), units, strict=True)),
     }
-    if line["profile"].startswith("over-"):
-        line["profile"] = "sweeps"
-    line |= {"must_move": {"forward": {"copied": valid, "filled": 0}, "backward": moved, "both": moved}}
-    line |= {
-        "bandwidth": {"copy": 2 * whole, "fill": whole},
-        "first": {"both": 7.0},
-        "error_units": {"loss": 0.4, "gradient": 0.9},
-    }
-    line |= {"settings": {"threads": 1, "huge_pages": "madvise", "environment": {"OMP_NUM_THREADS": "1"}}}
-    return line | more
-
-
-def native(line):
-    return line | {"implementation": "native", "rounds": {k: v for k, v in line["rounds"].items() if k != "candidate"}}
-
-
-def three_phases(line):
-    return line | {
-        "rounds": {
-            lane: dict.fromkeys(("forward", "backward", "both"), v["both"]) for lane, v in line["rounds"].items()
+    if measured.timing:
+        lanes = {
+            lane: {phase: samples["both"] for phase in whole or PHASES}
+            for lane, samples in measured.timing.rounds.items()
+            if name != "native" or lane != "candidate"
         }
-    }
+        values["timing"] = {
+            **dict(measured.timing),
+            "rounds": lanes,
+            "bandwidth": {"copy": 2 * size, "fill": size},
+            "first": {(whole or ["both"])[-1]: 7.0},
+            "must_move": {"forward": {"copied": valid, "filled": 0}, "backward": moved, "both": moved},
+        }
+    return Measurement(**values | more)
 
 
 def lines():
@@ -61,9 +56,8 @@ def lines():
         ("over-ignored/suffix[5]", (10, 1000), 0.5),
     ):
         for name, ratio in (("native", 1.0), ("mine", 0.5), ("slow", 1.5)):
-            one = three_phases(speed(ratio, seed=len(found)) | {"implementation": name})
-            found.append(as_measured(native(one) if name == "native" else one, case, shape, ignored))
-            found.append(as_measured(memory() | {"implementation": name}, case, shape, ignored))
+            found.append(as_measured(speed(ratio, seed=len(found)), case, shape, ignored, name))
+            found.append(as_measured(memory(), case, shape, ignored, name))
     return found
 
 
@@ -80,7 +74,7 @@ def made(tmp_path, some, **more):
 def test_what_overwrites_the_logits_is_marked(tmp_path):
     some = lines()
     made(tmp_path / "plain", some)
-    made(tmp_path / "marked", [line | {"overwrites": line["implementation"] == "slow"} for line in some])
+    made(tmp_path / "marked", [m.model_copy(update={"overwrites": m.implementation == "slow"}) for m in some])
     for page in ("speed.md", "memory.md"):
         assert "fresh ones" not in (tmp_path / "plain" / page).read_text()
         text = (tmp_path / "marked" / page).read_text()
@@ -90,12 +84,10 @@ def test_what_overwrites_the_logits_is_marked(tmp_path):
 
 
 def test_a_forward_pass_alone_has_no_other_figures(tmp_path):
-    some = []
-    for name, ratio in (("native", 1.0), ("mine", 0.5)):
-        line = as_measured(speed(ratio) | {"implementation": name}, "lm/one-forward")
-        line["rounds"] = {lane: {"forward": v["both"]} for lane, v in line["rounds"].items()}
-        line["first"] = {"forward": 7.0}
-        some.append(native(line) if name == "native" else line)
+    some = [
+        as_measured(speed(ratio), "lm/one-forward", name=name, whole=["forward"])
+        for name, ratio in (("native", 1.0), ("mine", 0.5))
+    ]
     made(tmp_path, some)
     rows = [line.split("|")[2:-1] for line in (tmp_path / "speed.md").read_text().splitlines() if "one-forward" in line]
     first, second = ([cell.strip() for cell in row] for row in rows)
@@ -106,10 +98,10 @@ def test_a_forward_pass_alone_has_no_other_figures(tmp_path):
 
 
 def test_what_no_device_was_at_hand_for_says_how_to_measure_it(tmp_path):
-    away = {"status": "unavailable", "message": "no cuda device here", "device": "cpu"}
+    away = {"status": "unavailable", "message": "no cuda device here"}
     some = [
-        as_measured(line, case) | away | {"implementation": name}
-        for line in (speed(1.0), memory())
+        broken(as_measured(measured, case, name=name), **away)
+        for measured in (speed(1.0), memory())
         for case in ("cuda/one", "cuda/two")
         for name in ("native", "mine")
     ]
@@ -119,7 +111,7 @@ def test_what_no_device_was_at_hand_for_says_how_to_measure_it(tmp_path):
         assert said.startswith("**Not measured**: no cuda device here. The cases: `cuda/one`, `cuda/two`.")
         assert "--impl native,mine --profile cuda --device cuda" in said
     (tmp_path / "library").mkdir()
-    made(tmp_path / "library", [as_measured(speed(1.0), "quick/one") | away])
+    made(tmp_path / "library", [broken(as_measured(speed(1.0), "quick/one"), **away)])
     assert cells((tmp_path / "library/speed.md").read_text(), "quick/one", "mine")[2].startswith("unavailable")
 
 
@@ -186,27 +178,25 @@ def test_a_row_of_memory(tmp_path):
 
 def test_what_fails_shows_its_failure_and_no_figure(tmp_path):
     wrong = {"status": "fail", "message": "expected a loss of 1.0; found 2.0 | 3"}
-    bare = {k: v for k, v in speed().items() if k not in ("rounds", "logits", "settings")} | wrong
-    other = {**bare, "measure": "memory"}
-    made(tmp_path, [*lines(), {**bare, "case": "lm/vocabulary-32k", "profile": "lm"}, {**other, "case": "quick/one"}])
+    of_speed = broken(speed(), case="lm/vocabulary-32k", profile="lm", **wrong)
+    made(tmp_path, [*lines(), of_speed, broken(memory(), case="quick/one", **wrong)])
     for page in ("speed.md", "memory.md"):
         text = (tmp_path / page).read_text()
         assert "fail: expected a loss of 1.0; found 2.0 \\| 3" in text
 
 
 def test_a_small_difference_prints_as_none(tmp_path):
-    same = as_measured(three_phases(speed(1.004, noise=0.002)), "quick/one")
+    same = as_measured(speed(1.004, noise=0.002), "quick/one")
     made(tmp_path, [same])
     assert cells((tmp_path / "speed.md").read_text(), "quick/one", "mine")[4] == "~"
 
 
 def test_the_front_is_what_none_beats_in_both():
     some = [
-        as_measured(speed(ratio, noise=0.0001), "lm/vocabulary-32k")
-        | {"implementation": name, "error_units": {"loss": units, "gradient": 0}}
+        as_measured(speed(ratio, noise=0.0001), "lm/vocabulary-32k", name=name, units=(units, 0))
         for name, ratio, units in (("fast", 0.5, 2.0), ("exact", 2.0, 0.1), ("neither", 2.1, 1.0), ("middle", 1.0, 1.0))
     ]
-    assert {c.name for c in report_cost._front(some) if c.on_front} == {"fast", "exact", "middle"}
+    assert {c.name for c in _front(some) if c.on_front} == {"fast", "exact", "middle"}
 
 
 def test_profiles_stand_in_the_order_that_people_know(tmp_path):
@@ -232,7 +222,7 @@ def test_a_truncated_run_says_so(tmp_path):
 
 
 def test_the_command_writes_pages_of_costs_alone(tmp_path, capsys):
-    run = results(*[line for line in lines() if line["implementation"] == "mine"], verdicts=())
+    run = results(*[m for m in lines() if m.implementation == "mine"], verdicts=())
     run.run["environment"] = {"torch": "2.13", "cpu": "a CPU", "os": "an OS"}
     record.save(run, tmp_path / "results")
     assert cli.main(["report", str(tmp_path / "results"), "--to", str(tmp_path / "pages")]) == 0

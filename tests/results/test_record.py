@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import time
 import warnings
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from xentcheck.cost.measurement import Logits, Measurement, Timing
 from xentcheck.implementation import Deviation, Implementation
 from xentcheck.results.record import NAME, RecordError, Results, Writer, load, merge, run_header, save
 from xentcheck.run.status import Status
@@ -25,9 +27,28 @@ NATIVE = Implementation(
     deviations=(Deviation("a/*", aspect="loss", observed="x", fault="nan", link="y", max_units=5.0),),
 )
 
+MEASURED = Measurement(
+    measure="speed",
+    implementation="native",
+    case="speed/one",
+    profile="quick",
+    source="native",
+    question="q",
+    device="cpu",
+    status="pass",
+    logits=Logits(shape=(2, 3), dtype="float32", bytes=24),
+    timing=Timing(
+        rounds={"native": {"both": (1.0, 2.0)}, "candidate": {"both": (1.5, 2.5)}},
+        repetitions=2,
+        bandwidth={"copy": 1.0, "fill": 1.0},
+        first={"both": 3.0},
+        settings={"threads": 1, "huge_pages": "always", "environment": {}},
+    ),
+)
+
 
 def header(implementations=(NATIVE,), digest="0123456789abcdef", **changes):
-    return run_header(list(implementations), digest, "all") | changes
+    return run_header(list(implementations), [], "all") | {"cases": digest} | changes
 
 
 def verdict(number=0, status="pass", aspect="loss", implementation="native", **more):
@@ -113,9 +134,32 @@ def test_every_line_is_json_for_any_reader(tmp_path):
 
 def test_costs_are_kept_with_their_samples(tmp_path):
     writer = Writer(tmp_path, header())
-    writer.cost({"implementation": "native", "samples": [1.0, 2.0]})
+    writer.cost(MEASURED)
     writer.close()
-    assert load(tmp_path).costs == ({"kind": "cost", "implementation": "native", "samples": [1.0, 2.0]},)
+    assert load(tmp_path).costs == (MEASURED,)
+    assert json.loads(lines(tmp_path)[1])["timing"]["rounds"]["candidate"] == {"both": [1.5, 2.5]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"status": "great"}, "status: "),
+        ({"timing": None}, "exactly where the status is pass"),
+        ({"status": "fail"}, "exactly where the status is pass"),
+        ({"logits": None}, "exactly where the status is pass"),
+        ({"measure": "memory"}, "exactly where the status is pass"),
+        ({"device": "tpu"}, "device: "),
+        ({"bytes": 7}, "bytes: Extra inputs"),
+        ({"timing": {"rounds": {"native": {"both": [0.0]}}}}, "timing.rounds.native.both.0: .*greater than 0"),
+    ],
+)
+def test_a_measurement_that_cannot_be_is_named_with_its_line(tmp_path, change, message):
+    writer = Writer(tmp_path, header())
+    writer.cost(MEASURED)
+    writer.close()
+    first, second, *rest = lines(tmp_path)
+    rewrite(tmp_path, [first, json.dumps(json.loads(second) | change).encode() + b"\n", *rest])
+    assert re.search(f":2: not a measurement: .*{message}", complaint(lambda: load(tmp_path)))
 
 
 def test_a_verdict_is_on_disk_before_the_next_one_is_made(tmp_path):
@@ -188,7 +232,7 @@ def complaint(action):
         ),
         (1, b"{}\n", ":2: "),
         (0, b'{"kind": "verdict"}\n', ":1: expected a run line; found "),
-        (0, b'{"kind": "run", "format": 99}\n', ":1: expected format 2; found 99; run the suite again"),
+        (0, b'{"kind": "run", "format": 99}\n', ":1: expected format 3; found 99; run the suite again"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, place, content, said):
@@ -305,11 +349,11 @@ def test_a_run_killed_while_it_wrote_its_first_line_can_be_resumed(tmp_path, kep
 
 def test_costs_survive_a_resumption(tmp_path):
     writer = Writer(tmp_path, header())
-    writer.cost({"samples": [1.0]})
+    writer.cost(MEASURED)
     writer.verdict(verdict(0))
     writer.close(complete=False)
     resumed(tmp_path, verdict(1))
-    assert load(tmp_path).costs == ({"kind": "cost", "samples": [1.0]},)
+    assert load(tmp_path).costs == (MEASURED,)
 
 
 OTHERS = {
@@ -396,7 +440,7 @@ def test_a_device_that_is_full(tmp_path):
     writer._file.close()
     with open("/dev/full", "ab", buffering=0) as full:
         writer._file = full
-        for action in (lambda: writer.verdict(verdict(1)), lambda: writer.cost({}), writer.close):
+        for action in (lambda: writer.verdict(verdict(1)), lambda: writer.cost(MEASURED), writer.close):
             assert "a result could not be written: No space left on device" in complaint(action)
     assert load(tmp_path).verdicts == (verdict(0),)
     assert not load(tmp_path).complete
@@ -516,7 +560,7 @@ def test_a_merge_with_a_truncated_part_is_truncated(tmp_path):
 
 def test_a_merge_can_be_saved_and_read_back(tmp_path):
     writer = Writer(tmp_path / "1", header())
-    writer.cost({"samples": [1.0]})
+    writer.cost(MEASURED)
     writer.close()
     merged = merge([load(tmp_path / "1"), part(tmp_path / "2", verdict(0), verdict(1, "fail", error_units=7.0))])
     save(merged, tmp_path / "merged")

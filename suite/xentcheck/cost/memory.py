@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.profiler import profile, record_function
 
+from xentcheck.cost.measurement import Memory
 from xentcheck.cost.timing import Step
 from xentcheck.spec.batch import Batch
 
@@ -34,22 +35,6 @@ _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|
 
 class OverLimit(Exception):
     """The implementation asked for more memory than the case allows. The text says how much was allowed."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes beyond what is there before the call: the logits and the target are not counted, the gradient of the logits is.
-
-    forward: the peak during the forward pass. kept: what it leaves allocated for the backward pass, the loss included. backward: the
-    peak during the backward pass, counting what was kept. retained: what is still allocated when loss and gradient are gone.
-    uncounted: what the process was seen to hold beyond the counted peak, about; 0 within 24 MiB.
-    """
-
-    forward: int
-    kept: int
-    backward: int
-    retained: int
-    uncounted: int = 0
 
 
 def measure(make: Callable[[Batch], Step], batch: Batch, limit: int | None = None) -> Memory:
@@ -139,11 +124,11 @@ def _on_cpu(one: Step) -> Memory:
             gc.collect()
     counted = _peaks(profiled.kineto_results.experimental_event_tree())
     if one.backward is None and one.alone == "both":
-        counted = replace(counted, backward=counted.forward)
+        counted = counted.model_copy(update={"backward": counted.forward})
     if before is None or peak is None:
         return counted
     beyond = peak - before - max(counted.forward, counted.backward)
-    return replace(counted, uncounted=beyond if beyond > SLACK else 0)
+    return counted.model_copy(update={"uncounted": beyond if beyond > SLACK else 0})
 
 
 def _peaks(roots: Any) -> Memory:
@@ -179,7 +164,7 @@ def _peaks(roots: Any) -> Memory:
             ends["backward"] = ends["release"] = now
         elif phase == "backward":
             ends["release"] = now
-    return Memory(peaks["forward"], ends["forward"], peaks["backward"], ends["release"])
+    return Memory(forward=peaks["forward"], kept=ends["forward"], backward=peaks["backward"], retained=ends["release"])
 
 
 @contextmanager
@@ -247,7 +232,7 @@ def _on_cuda(one: Step, batch: Batch) -> Memory:
     backward = forward if one.backward is None and one.alone == "both" else peak()
     del loss, gradients
     gc.collect()
-    return Memory(forward, kept, backward, now())
+    return Memory(forward=forward, kept=kept, backward=backward, retained=now())
 
 
 def _held(what: str) -> int | None:

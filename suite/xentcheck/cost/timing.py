@@ -13,23 +13,20 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from xentcheck.cost.measurement import BASE, CANDIDATE, CONTROL, PHASES, Bandwidth, Moved, Settings
 from xentcheck.implementation import Implementation, with_matrix
 from xentcheck.spec.batch import Batch
 
-PHASES = ("forward", "backward", "both")
-BASE, CANDIDATE, CONTROL = "native", "candidate", "control"
-CONFIDENCE = 0.99
 ROUNDS, FEWEST_ROUNDS = 15, 8  # the interval needs 8
 REPETITIONS, FEWEST_REPETITIONS = 20, 2  # the second finds the memory that the first one gave back
 BLOCK = 0.004  # seconds at each stop; shorter stops are mostly the stop
@@ -70,21 +67,7 @@ class Measured:
 
     rounds: dict[str, dict[str, list[float]]]
     repetitions: int
-    bandwidth: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """The median of ratios and the bounds of its 99 % interval."""
-
-    estimate: float
-    low: float
-    high: float
-
-    @property
-    def spread(self) -> float:
-        """How far the interval reaches from 1, as a factor of at least 1."""
-        return math.exp(max(abs(math.log(self.low)), abs(math.log(self.high))))
+    bandwidth: Bandwidth
 
 
 def require(device: str) -> None:
@@ -198,7 +181,8 @@ def measure(
     before = bandwidth(batch.input)
     samples = take(lanes, once, rounds, repetitions, seed, progress)
     after = bandwidth(batch.input)
-    return Measured(samples, repetitions, {k: max(before[k], after[k]) for k in before})
+    best = Bandwidth(copy=max(before.copy_, after.copy_), fill=max(before.fill, after.fill))
+    return Measured(samples, repetitions, best)
 
 
 def plan(slowest: float, lanes: int) -> tuple[int, int]:
@@ -234,32 +218,16 @@ def take(
     return {name: {phase: v for phase, v in lane.items() if np.isfinite(v).all()} for name, lane in samples.items()}
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
-    """The median of the rounds' ratios with its 99 % interval from order statistics, exact whatever the noise is distributed like.
-
-    The k-th smallest and k-th largest of n ratios enclose their median but for 2 P(Binomial(n, 1/2) < k). (A percentile bootstrap
-    that promises 99 % holds 96.5 % with 15 rounds, since its resampled medians are order statistics, too, and closer ones.)
-    """
-    ratios = sorted(a / b for a, b in zip(above, below, strict=True))
-    n, k, outside = len(ratios), 1, 2 * 0.5 ** len(ratios)
-    while k < n // 2 and outside + 2 * math.comb(n, k) * 0.5**n <= 1 - CONFIDENCE:
-        outside += 2 * math.comb(n, k) * 0.5**n
-        k += 1
-    return Ratio(median(ratios), ratios[k - 1], ratios[n - k])
-
-
-def bandwidth(like: Tensor) -> dict[str, float]:
-    """Bytes per second: ``copy`` into memory that is there already, counting what is read and what is written; ``fill`` with zero."""
+def bandwidth(like: Tensor) -> Bandwidth:
+    """Of a copy into memory that is there already, counting what is read and what is written, and of a fill with zero."""
     source, size = like.detach(), like.numel() * like.element_size()
-    if not size:
-        return {"copy": math.inf, "fill": math.inf}
     there = torch.empty_like(source).copy_(source)
     copy = _best(lambda: there.copy_(source), source)
     fill = _best(there.zero_, source)
-    return {"copy": 2 * size / copy, "fill": size / fill}
+    return Bandwidth(copy=2 * size / copy, fill=size / fill)
 
 
-def must_move(batch: Batch) -> dict[str, dict[str, int]]:
+def must_move(batch: Batch) -> dict[str, Moved]:
     """The bytes that are moved by whoever writes a whole gradient, by phase: ``copied`` is read or written beside other work, ``filled`` is
     only written.
 
@@ -271,23 +239,18 @@ def must_move(batch: Batch) -> dict[str, dict[str, int]]:
     row = batch.input.numel() * batch.input.element_size() // max(positions, 1)
     ignored = int(torch.isin(batch.target, batch.target.new_tensor(batch.ignore_values)).sum())
     valid = (positions - ignored) * row
-    training = {"copied": 2 * valid, "filled": ignored * row}
-    return {"forward": {"copied": valid, "filled": 0}, "backward": training, "both": training}
+    training = Moved(copied=2 * valid, filled=ignored * row)
+    return {"forward": Moved(copied=valid, filled=0), "backward": training, "both": training}
 
 
-def limit(moved: Mapping[str, int], speed: Mapping[str, float]) -> float:
-    """The seconds that moving these bytes takes at the measured bandwidth."""
-    return moved["copied"] / speed["copy"] + moved["filled"] / speed["fill"]
-
-
-def settings() -> dict[str, Any]:
-    """What changes a time by as much as an implementation does: threads, allocator, huge pages."""
+def settings() -> Settings:
+    """What changes a time by as much as an implementation does, as it is here."""
     pages = _HUGE_PAGES.read_text() if _HUGE_PAGES.exists() else ""
-    return {
-        "threads": torch.get_num_threads(),
-        "huge_pages": next((word.strip("[]") for word in pages.split() if word.startswith("[")), "unknown"),
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_SETTINGS)},
-    }
+    return Settings(
+        threads=torch.get_num_threads(),
+        huge_pages=next((word.strip("[]") for word in pages.split() if word.startswith("[")), "unknown"),
+        environment={k: v for k, v in sorted(os.environ.items()) if k.startswith(_SETTINGS)},
+    )
 
 
 def _on_cpu(one: Step) -> Seconds:

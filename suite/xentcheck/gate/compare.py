@@ -1,49 +1,50 @@
-"""Results against a baseline: what got worse, what got better, and what cannot be said. Never red because a machine was noisy.
+"""Results against a baseline: what got worse, what got better, what is missing, and what cannot be said. Never red because a machine was noisy.
 
-Verdicts, capabilities and bytes are exact, so any step back is one. A ratio to ``native`` is worse where its whole interval lies past
-the threshold in two processes of their own, in each of which the control, ``native`` beside itself, came out as 1. Everything else
-about speed is no change or inconclusive. A baseline holds verdicts, bytes and ratios; seconds mean nothing on another day.
+A run is held to every key of the baseline (implementation, case, aspect or measure): what it lacks is missing, and red. Verdicts,
+capabilities and bytes are exact, so any step back is one. A ratio to ``native`` is worse where its whole interval lies past the
+threshold of the baseline's ratio or of its anchor, in two processes of their own, in each of which the control, ``native`` beside
+itself, came out as 1. Everything else about speed is no change or inconclusive.
 """
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from xentcheck.cost import figures as terminal_cost
-from xentcheck.cost import measure as cost
+from xentcheck.cost.figures import again as command
+from xentcheck.cost.figures import figure
+from xentcheck.cost.measurement import MEASURES, MEMORY, SPEED, Measurement, Ratio, as_of_one
 from xentcheck.cost.memory import SLACK, size
-from xentcheck.cost.timing import Ratio
-from xentcheck.gate.baseline import BYTES, GateError, Line, why_unsure
-from xentcheck.results.markdown import table
+from xentcheck.gate.baseline import THRESHOLD, Baseline, GateError, HeldMemory, HeldSpeed, Place, why_unsure
+from xentcheck.gate.selection import EVERYTHING, Selection
 from xentcheck.results.record import Results
 from xentcheck.run.status import Status
-from xentcheck.run.verdict import Verdict
+from xentcheck.run.verdict import Key, Verdict
 
-# A ratio may grow by so much. On another CPU or torch than the baseline's the ratio itself is another; only the crudest is then said.
-THRESHOLD, ELSEWHERE = 1.05, 2.0
+ELSEWHERE = 2.0  # what takes THRESHOLD's place on another CPU or torch, where the ratio itself is another
 PROCESSES = 3  # in which a ratio is measured at most, the run itself included
-WORSE, BETTER, INCONCLUSIVE, SAME = "worse", "better", "inconclusive", "same"
-_SHOWN = 40
+WORSE, BETTER, INCONCLUSIVE, MISSING, SAME = "worse", "better", "inconclusive", "missing", "same"
 
-Again = Callable[[Sequence[Line]], Sequence[Line]]
+Again = Callable[[Sequence[Measurement]], Sequence[Measurement]]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One difference from the baseline: worse, better or inconclusive, with its numbers and the command to see it again."""
+    """One difference from the baseline, with its numbers and the command to see it again.
+
+    outcome: worse, better, inconclusive or missing. kind: verdict, capability, case, memory or speed.
+    """
 
     outcome: str
-    kind: str  # verdict, capability, memory or speed
+    kind: str
     implementation: str
     case: str
     was: str
     now: str
     again: str = ""
+    aspect: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,259 +61,260 @@ class Report:
 
     def is_red(self, strict: bool = False) -> bool:
         """strict: an inconclusive finding is red, too."""
-        return bool(self.problems or self.of(WORSE) or (strict and self.of(INCONCLUSIVE)))
+        return bool(self.problems or self.of(WORSE) or self.of(MISSING) or (strict and self.of(INCONCLUSIVE)))
 
 
 def compare(
     results: Results,
-    base: Mapping[str, Any],
+    baseline: Baseline,
     again: Again | None = None,
     sources: Mapping[str, str] | None = None,
+    selection: Selection = EVERYTHING,
 ) -> Report:
-    """again: measures the lines' implementations on their cases in one new process; without it no slow-down is confirmed.
-    sources: what ``--impl`` takes, for each implementation whose name alone does not find it."""
-    findings: list[Finding] = []
-    problems: list[str] = [] if results.complete else ["the run did not end; go on with it by --resume"]
-    notes: list[str] = []
-    compared = {"verdicts": 0, "capabilities": 0, "memory": 0, "speed": 0}
-    names = {**{line["implementation"]: line["source"] for line in results.costs}, **(sources or {})}
-    same_place = all(results.run["environment"].get(k) == v for k, v in base["environment"].items())
-    if not same_place:
-        notes.append(
-            f"The baseline is of {_place(base['environment'])}, this run of {_place(results.run['environment'])}: "
-            f"a ratio is called worse only beyond {ELSEWHERE:g} times the baseline's."
-        )
-    known = {n: c for n, c in results.run["implementations"].items() if n in base["implementations"]}
-    absent = [n for n in results.run["implementations"] if n not in known]
-    if absent:
-        notes.append(f"Not in the baseline, so only held to what holds for all: {', '.join(absent)}.")
-    if not known:
-        problems.append(
-            f"nothing to compare: the baseline knows {', '.join(base['implementations']) or 'no implementation'}, the run {', '.join(absent) or 'none'}"
-        )
-    findings += _new_failures(results, base, names)
-    suspects: list[tuple[Line, Mapping[str, Any]]] = []
-    for name, claims in known.items():
-        was = base["implementations"][name]
-        compared["capabilities"] += 1
-        findings += _capabilities(name, was["capabilities"], claims["capabilities"])
-        verdicts = {(v.case, v.aspect): v for v in results.verdicts if v.implementation == name}
-        counted = len(verdicts)
-        compared["verdicts"] += counted
-        findings += _verdicts(name, was["verdicts"], verdicts, names.get(name, name))
-        lines = {(c["measure"], c["case"]): c for c in results.costs if c["implementation"] == name}
-        for measure, judge in ((cost.MEMORY, _memory), (cost.SPEED, None)):
-            mine = {case: lines[measure, case] for case in was[measure] if (measure, case) in lines}
-            compared[measure] += len(mine)
-            for case, line in mine.items():
-                lost = _not_comparable(line, was[measure][case])
-                if lost:
-                    findings.append(lost)
-                elif judge:
-                    findings += judge(line, was[measure][case])
-                else:
-                    suspects.append((line, was[measure][case]))
-            if was[measure] and not mine:
-                problems.append(
-                    f"the baseline holds the {measure} of {name}; this run measured none of it (--benchmark-skip, --cases and -n leave it out)"
-                )
-        if was["verdicts"] and not verdicts:
-            problems.append(f"the baseline holds the verdicts on {name}; this run reached none")
-    findings += _speeds(suspects, again, THRESHOLD if same_place else ELSEWHERE)
-    if not any(compared[k] for k in ("verdicts", "memory", "speed")) and not problems:
-        problems.append("nothing was compared")
-    return Report(tuple(findings), compared, tuple(problems), tuple(notes))
+    """Holds a run to a baseline.
+
+    Args:
+        again: measures the implementations of these on their cases in one new process; without it no slow-down is confirmed.
+        sources: what ``--impl`` takes, for each implementation whose name alone does not find it.
+        selection: of the baseline's keys; by default all.
+    """
+    run = _Run(results, baseline, selection, dict(sources or {}))
+    keys = baseline.keys(selection)
+    problems = [] if results.complete else ["the run did not end; go on with it by --resume"]
+    if not keys:
+        problems.append(f"nothing to compare: no key of the baseline matches {selection.text}")
+    findings = [*run.missing(keys), *run.edited(keys), *run.new_failures()]
+    for name in dict.fromkeys(key.implementation for key in keys):
+        findings += run.capabilities(name)
+    findings += [finding for key in keys for finding in run.step(key)]
+    findings += run.speeds([key for key in keys if key.aspect == SPEED], again)
+    both = [key for key in keys if run.has(key)]
+    compared = {
+        "verdicts": sum(key.aspect not in MEASURES for key in both),
+        MEMORY: sum(key.aspect == MEMORY for key in both),
+        SPEED: sum(key.aspect == SPEED for key in both),
+    }
+    return Report(tuple(findings), compared, tuple(problems), tuple(run.notes(keys)))
 
 
-def _capabilities(name: str, was: Sequence[str], now: Sequence[str]) -> Iterator[Finding]:
-    again = shlex.join(["pytest", "suite/", "--impl", name])
-    for capability in sorted(set(was) - set(now)):
-        yield Finding(WORSE, "capability", name, capability, "claimed", "not claimed", again)
-    for capability in sorted(set(now) - set(was)):
-        yield Finding(BETTER, "capability", name, capability, "not claimed", "claimed", again)
+class _Run:
+    """A run beside the baseline."""
 
+    def __init__(self, results: Results, baseline: Baseline, selection: Selection, sources: dict[str, str]) -> None:
+        self.baseline, self.selection = baseline, selection
+        self.claims: Mapping[str, Any] = results.run["implementations"]
+        self.questions: Mapping[str, str] = results.run["questions"]
+        environment = results.run["environment"]
+        self.place = Place(torch=str(environment.get("torch")), cpu=str(environment.get("cpu")))
+        self.verdicts = {v.key: v for v in results.verdicts}
+        self.measured = as_of_one(results.costs)
+        self.sources = {**{m.implementation: m.source for m in results.costs}, **sources}
 
-def _verdicts(
-    name: str, was: Mapping[str, Any], now: Mapping[tuple[str, str], Verdict], source: str
-) -> Iterator[Finding]:
-    for (case, aspect), verdict in now.items():
-        before = was.get(case)
-        status = before.get(aspect) if isinstance(before, dict) else before
-        if status is None:
-            continue
-        step = verdict.status.rank - Status(status).rank
-        if step:
-            said = f"{verdict.status}: {verdict.message}" if verdict.message else verdict.status
-            again = shlex.join(["pytest", "suite/", "--impl", source, "--cases", case])
-            yield Finding(WORSE if step > 0 else BETTER, "verdict", name, f"{case} {aspect}", status, said, again)
+    def has(self, key: Key) -> bool:
+        return key in self.verdicts or key in self.measured
 
+    def command(self, name: str, *more: str) -> str:
+        return shlex.join(["pytest", "suite/", "--impl", self.sources.get(name, name), *more])
 
-def _new_failures(results: Results, base: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[Finding]:
-    """Failures of what the baseline has no word on: new cases, new implementations."""
-    for v in results.verdicts:
-        before = base["implementations"].get(v.implementation, {}).get("verdicts", {}).get(v.case)
-        unknown = before is None or (isinstance(before, dict) and v.aspect not in before)
-        if unknown and not v.status.is_good:
-            again = shlex.join(
-                ["pytest", "suite/", "--impl", names.get(v.implementation, v.implementation), "--cases", v.case]
+    def missing(self, keys: Sequence[Key]) -> Iterator[Finding]:
+        for key in keys:
+            if not self.has(key):
+                kind = key.aspect if key.aspect in MEASURES else "verdict"
+                again = self.command(key.implementation, "--profile" if kind in MEASURES else "--cases", key.case)
+                yield Finding(MISSING, kind, key.implementation, key.case, "", "not in this run", again, key.aspect)
+
+    def edited(self, keys: Sequence[Key]) -> Iterator[Finding]:
+        """A case that asks something else than it did is a new case under an old name."""
+        for case in dict.fromkeys(key.case for key in keys if key.aspect not in MEASURES):
+            was, now = self.baseline.questions.get(case), self.questions.get(case)
+            if now is not None and was != now:
+                yield Finding(WORSE, "case", "", case, "another question", "edited; write a new baseline")
+
+    def notes(self, keys: Sequence[Key]) -> Iterator[str]:
+        if self.selection.text:
+            yield f"Only keys that match `{self.selection.text}` were compared: {len(keys)} of {len(self.baseline.keys(EVERYTHING))}."
+        was = self.baseline.environment
+        if was != self.place:
+            yield (
+                f"The baseline is of torch {was.torch} on {was.cpu}, this run of torch {self.place.torch} on {self.place.cpu}: "
+                f"a ratio is called worse only beyond {ELSEWHERE:g} times the baseline's."
             )
-            yield Finding(
-                WORSE,
-                "verdict",
-                v.implementation,
-                f"{v.case} {v.aspect}",
-                "not in the baseline",
-                f"{v.status}: {v.message}",
-                again,
-            )
-    for line in results.costs:
-        before = base["implementations"].get(line["implementation"], {}).get(line["measure"], {}).get(line["case"])
-        if before is None and not Status(line["status"]).is_good:
-            now = f"{line['status']}: {line['message']}"
-            yield _about(WORSE, line, "not in the baseline", now)
+        unknown = [name for name in self.claims if name not in self.baseline.implementations]
+        if unknown:
+            yield f"Not in the baseline, so only held to what holds for all: {', '.join(unknown)}."
+
+    def capabilities(self, name: str) -> Iterator[Finding]:
+        if name not in self.claims:
+            return
+        was, now = self.baseline.implementations[name].capabilities, self.claims[name]["capabilities"]
+        for capability in sorted(set(was) - set(now)):
+            yield Finding(WORSE, "capability", name, capability, "claimed", "not claimed", self.command(name))
+        for capability in sorted(set(now) - set(was)):
+            yield Finding(BETTER, "capability", name, capability, "not claimed", "claimed", self.command(name))
+
+    def step(self, key: Key) -> Iterator[Finding]:
+        """What became of one key, but for speed."""
+        held = self.baseline.implementations[key.implementation]
+        if key in self.verdicts:
+            verdict, was = self.verdicts[key], held.verdicts[key.case][key.aspect]
+            change = verdict.status.rank - was.rank
+            if change:
+                yield self._verdict(WORSE if change > 0 else BETTER, verdict, was)
+        elif key in self.measured and key.aspect == MEMORY:
+            found, before = self.measured[key], held.memory[key.case]
+            lost = _not_comparable(found, before)
+            if lost or found.memory is None:
+                yield from [lost] if lost else []
+            else:
+                yield from _memory(found, found.memory, before)
+
+    def new_failures(self) -> Iterator[Finding]:
+        """Failures of what the baseline does not hold: new cases, new implementations."""
+        held = set(self.baseline.keys(EVERYTHING))
+        for key, verdict in self.verdicts.items():
+            if key not in held and not verdict.status.is_good and self.selection.has(key):
+                yield self._verdict(WORSE, verdict, "not in the baseline")
+        for key, found in self.measured.items():
+            if key not in held and not found.status.is_good and self.selection.has(key):
+                yield _about(WORSE, found, "not in the baseline", f"{found.status}: {found.message}")
+
+    def speeds(self, keys: Sequence[Key], again: Again | None) -> Iterator[Finding]:
+        suspects: list[_Suspect] = []
+        for key in keys:
+            if key not in self.measured:
+                continue
+            found, before = self.measured[key], self.baseline.implementations[key.implementation].speed[key.case]
+            lost = _not_comparable(found, before)
+            if lost:
+                yield lost
+            else:
+                suspects.append(_Suspect(found, before, self.bounds(before)))
+        yield from _speeds(suspects, again)
+
+    def bounds(self, before: HeldSpeed) -> list[tuple[Ratio, float, str]]:
+        """The ratios that a new one is held to, by how much it may be beyond, and what they are called."""
+        here = THRESHOLD if self.baseline.environment == self.place else ELSEWHERE
+        then = THRESHOLD if before.anchor.place == self.place else ELSEWHERE
+        anchor = f"the anchor of {before.anchor.since[:10]}"
+        return [(before.ratio.ratio, here, ""), (before.anchor.ratio.ratio, then, anchor)]
+
+    def _verdict(self, outcome: str, verdict: Verdict, was: str) -> Finding:
+        now = f"{verdict.status}: {verdict.message}" if verdict.message else str(verdict.status)
+        again = self.command(verdict.implementation, "--cases", verdict.case)
+        name, case, aspect = verdict.key
+        return Finding(outcome, "verdict", name, f"{case} {aspect}", str(was), now, again, aspect)
 
 
-def _not_comparable(line: Line, was: Mapping[str, Any]) -> Finding | None:
-    if line["status"] != "pass":
-        return _about(WORSE, line, "measured", f"{line['status']}: {line['message']}")
-    if line["question"] != was["question"] or line["device"] != was["device"]:
-        return _about(INCONCLUSIVE, line, "another case or device", "write a new baseline")
+def _not_comparable(found: Measurement, was: HeldMemory | HeldSpeed) -> Finding | None:
+    if found.status is not Status.PASS:
+        return _about(WORSE, found, "measured", f"{found.status}: {found.message}")
+    if (found.question, found.device) != (was.question, was.device):
+        return _about(WORSE, found, "another case or device", "edited; write a new baseline")
     return None
 
 
-def _memory(line: Line, was: Mapping[str, Any]) -> Iterator[Finding]:
-    for part in (*BYTES, "uncounted"):
-        before, now = was.get(part), line["bytes"][part]
-        if part == "uncounted":  # no exact figure, and 0 stands for whatever is within the slack
-            is_same = before is None or abs(max(now, SLACK) - max(before, SLACK)) <= SLACK
-        else:
-            is_same = before == now
-        if not is_same:
-            outcome = WORSE if now > before else BETTER
-            of_logits = f"{(now - before) / max(line['logits']['bytes'], 1):+.3g} logits"
-            yield _about(
-                outcome,
-                line,
-                f"{part} {size(before)} ({before:,})",
-                f"{size(now)} ({now - before:+,} bytes, {of_logits})",
-            )
+def _memory(found: Measurement, memory: Any, was: HeldMemory) -> Iterator[Finding]:
+    for part in ("forward", "kept", "backward", "retained", "uncounted"):
+        before, now = getattr(was, part), getattr(memory, part)
+        # ``uncounted`` is not exact, and 0 stands for whatever is within the slack.
+        if before == now or (part == "uncounted" and abs(max(now, SLACK) - max(before, SLACK)) <= SLACK):
+            continue
+        of_logits = f"{(now - before) / max(found.logits.bytes, 1):+.3g} logits"
+        yield _about(
+            WORSE if now > before else BETTER,
+            found,
+            f"{part} {size(before)} ({before:,})",
+            f"{size(now)} ({now - before:+,} bytes, {of_logits})",
+        )
 
 
 # --- speed
 
 
-def _speeds(
-    suspects: Sequence[tuple[Line, Mapping[str, Any]]], again: Again | None, threshold: float
-) -> Iterator[Finding]:
-    """Each ratio is put to as many processes as it takes: two that agree that it is worse, or one that is sure that it is not."""
-    history = {id(line): [_one_speed(line, was, threshold)] for line, was in suspects}
-    lines = {id(line): [line] for line, _ in suspects}
+@dataclass
+class _Suspect:
+    """A ratio and what it is held to. outcomes: what each process says by itself, and why where it says nothing."""
+
+    found: Measurement
+    was: HeldSpeed
+    bounds: Sequence[tuple[Ratio, float, str]]
+    measured: list[Measurement] = field(default_factory=list)
+    outcomes: list[tuple[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.add(self.found)
+
+    def add(self, more: Measurement | None) -> None:
+        if more is None or more.timing is None:
+            self.outcomes.append((INCONCLUSIVE, "it could not be measured a second time"))
+        else:
+            self.measured.append(more)
+            self.outcomes.append(self._outcome(more))
+
+    def _outcome(self, found: Measurement) -> tuple[str, str]:
+        timing = found.timing
+        now = timing.ratio(timing.whole)
+        if now is None:
+            return INCONCLUSIVE, "there is no ratio"
+        if timing.settings.threads != self.was.threads:
+            return (
+                INCONCLUSIVE,
+                f"measured with {timing.settings.threads} threads, the baseline with {self.was.threads}",
+            )
+        unsure = why_unsure(found)
+        if unsure:
+            return INCONCLUSIVE, unsure
+        for before, threshold, name in self.bounds:
+            if now.low > max(before.high, threshold * before.estimate):
+                return WORSE, f"beyond {name}, {figure(before, None)}" if name else ""
+        before, threshold, _ = self.bounds[0]
+        return (BETTER if now.high < min(before.low, before.estimate / threshold) else SAME), ""
+
+    @property
+    def names(self) -> list[str]:
+        return [outcome for outcome, _ in self.outcomes]
+
+    @property
+    def is_undecided(self) -> bool:
+        return SAME not in self.names and BETTER not in self.names and self.names.count(WORSE) < 2
+
+    def finding(self, error: str) -> Finding | None:
+        now = "; then ".join(map(_shown, self.measured))
+        before, reason = figure(self.was.ratio.ratio, None), self.outcomes[-1][1]
+        if self.names.count(WORSE) >= 2:
+            return _about(WORSE, self.found, before, f"{now}; {reason}" if reason else now)
+        if SAME in self.names or self.names[-1] == BETTER:
+            if WORSE in self.names:
+                return _about(INCONCLUSIVE, self.found, before, f"{now}: not confirmed")
+            return _about(BETTER, self.found, before, now) if SAME not in self.names else None
+        if self.names[-1] == WORSE:
+            reason = error
+        return _about(INCONCLUSIVE, self.found, before, f"{now}: {reason or error}")
+
+
+def _speeds(suspects: Sequence[_Suspect], again: Again | None) -> Iterator[Finding]:
+    """Each ratio is measured in as many processes as it takes: two that agree that it is worse, or one that is sure that it is not."""
     error = "it was not measured a second time"
     for _ in range(PROCESSES - 1):
-        open_ = [(line, was) for line, was in suspects if _undecided(history[id(line)])]
-        if not open_ or again is None:
+        undecided = [suspect for suspect in suspects if suspect.is_undecided]
+        if not undecided or again is None:
             break
         try:
-            measured = {(m["implementation"], m["case"]): m for m in again([line for line, _ in open_])}
+            measured = as_of_one(again([suspect.found for suspect in undecided]))
         except GateError as problem:
             error = str(problem)
             break
-        for line, was in open_:
-            more = measured.get((line["implementation"], line["case"]))
-            if more is None or more["status"] != "pass":
-                history[id(line)].append((INCONCLUSIVE, "it could not be measured a second time"))
-                continue
-            lines[id(line)].append(more)
-            history[id(line)].append(_one_speed(more, was, threshold))
-    for line, was in suspects:
-        outcomes = [outcome for outcome, _ in history[id(line)]]
-        now = "; then ".join(_shown(one) for one in lines[id(line)])
-        before = terminal_cost.figure(Ratio(*was["ratio"]), None)
-        if outcomes.count(WORSE) >= 2:
-            yield _about(WORSE, line, before, now)
-        elif SAME in outcomes or outcomes[-1] == BETTER:
-            if WORSE in outcomes:
-                yield _about(INCONCLUSIVE, line, before, f"{now}: not confirmed")
-            elif BETTER in outcomes and SAME not in outcomes:
-                yield _about(BETTER, line, before, now)
-        elif WORSE in outcomes:
-            yield _about(INCONCLUSIVE, line, before, f"{now}: {history[id(line)][-1][1] or error}")
-        else:
-            yield _about(INCONCLUSIVE, line, before, f"{now}: {history[id(line)][-1][1]}")
+        for suspect in undecided:
+            suspect.add(measured.get(suspect.found.key))
+    yield from (finding for suspect in suspects if (finding := suspect.finding(error)))
 
 
-def _undecided(history: Sequence[tuple[str, str]]) -> bool:
-    outcomes = [outcome for outcome, _ in history]
-    return SAME not in outcomes and BETTER not in outcomes and outcomes.count(WORSE) < 2
-
-
-def _one_speed(line: Line, was: Mapping[str, Any], threshold: float) -> tuple[str, str]:
-    """What one process says by itself, and why where it says nothing."""
-    before, now = Ratio(*was["ratio"]), cost.ratio(line, cost.whole(line))
-    if now is None:
-        return INCONCLUSIVE, "there is no ratio"
-    if line["settings"]["threads"] != was["threads"]:
-        return INCONCLUSIVE, f"measured with {line['settings']['threads']} threads, the baseline with {was['threads']}"
-    unsure = why_unsure(line)
-    if unsure:
-        return INCONCLUSIVE, unsure
-    if now.low > max(before.high, threshold * before.estimate):
-        return WORSE, ""
-    if now.high < min(before.low, before.estimate / threshold):
-        return BETTER, ""
-    return SAME, ""
-
-
-def _shown(line: Line) -> str:
-    found, control = cost.ratio(line, cost.whole(line)), cost.control(line, cost.whole(line))
-    if found is None or control is None:
+def _shown(found: Measurement) -> str:
+    ratio, control = (f(found.timing.whole) for f in (found.timing.ratio, found.timing.control))
+    if ratio is None or control is None:
         return "no ratio"
-    return f"{terminal_cost.figure(found, None)}, control within {100 * (control.spread - 1):.1f} %"
+    return f"{figure(ratio, None)}, control within {100 * (control.spread - 1):.1f} %"
 
 
-def _about(outcome: str, line: Line, was: str, now: str) -> Finding:
-    return Finding(outcome, line["measure"], line["implementation"], line["case"], was, now, terminal_cost.again(line))
-
-
-def _place(environment: Mapping[str, Any]) -> str:
-    return f"torch {environment.get('torch')} on {environment.get('cpu')}"
-
-
-# --- Markdown
-
-
-def markdown(report: Report, strict: bool = False) -> str:
-    """The summary: the colour, the counts, and a table for each outcome."""
-    worse, better, unsure = (report.of(outcome) for outcome in (WORSE, BETTER, INCONCLUSIVE))
-    compared = ", ".join(f"{n} {kind}" for kind, n in report.compared.items() if kind != "capabilities")
-    parts = [
-        f"## Gate: {'red' if report.is_red(strict) else 'green'}",
-        f"{len(worse)} worse, {len(better)} better, {len(unsure)} inconclusive{' (red by --strict-perf)' if strict and unsure else ''}. Compared: {compared}.",
-        *report.notes,
-        *(f"**The gate could not do its work: {problem}.**" for problem in report.problems),
-    ]
-    for title, found in (("Worse", worse), ("Inconclusive", unsure), ("Better", better)):
-        if found:
-            parts.append(f"### {title}\n\n{table([_row(f) for f in found[:_SHOWN]])}")
-            if len(found) > _SHOWN:
-                parts.append(f"and {len(found) - _SHOWN} more")
-    return "\n\n".join(parts) + "\n"
-
-
-def publish(text: str) -> None:
-    """Appends to the summary of a GitHub job, where there is one."""
-    path = os.environ.get("GITHUB_STEP_SUMMARY")
-    if path:
-        with Path(path).open("a", encoding="utf-8") as summary:
-            summary.write(text + "\n")
-
-
-def _row(found: Finding) -> dict[str, str]:
-    return {
-        "what": found.kind,
-        "implementation": f"`{found.implementation}`",
-        "case": f"`{found.case}`",
-        "baseline": found.was,
-        "now": found.now.replace("|", "\\|").replace("\n", " ")[:300],
-        "see it again": f"`{found.again}`",
-    }
+def _about(outcome: str, found: Measurement, was: str, now: str) -> Finding:
+    return Finding(outcome, found.measure, found.implementation, found.case, was, now, command(found), found.measure)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from xentcheck.cost.timing import Ratio
+from xentcheck.cost.measurement import Ratio
 
 # Okabe and Ito's colours, which differ for colour-blind readers, too; each implementation also has a mark of its own.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a6761d", "#cc79a7", "#56b4e9", "#4d4d4d", "#b8a400")

@@ -14,9 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from xentcheck.cost import figures as terminal_cost
-from xentcheck.cost import measure as cost
-from xentcheck.cost import timing
+from xentcheck.cost.figures import failure, summary
+from xentcheck.cost.measure import Costs
+from xentcheck.cost.measurement import MEASURES, MEMORY, PHASES, SPEED, Measurement
+from xentcheck.cost.timing import plan
 from xentcheck.implementation import Implementation, find
 from xentcheck.pytest_plugin.session import NOTHING_TO_TEST, SESSION, Session, asked_of
 from xentcheck.results.record import RecordError
@@ -35,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--profile",
         metavar="NAMES",
-        help="which speed cases to measure, separated by commas: quick (the default), lm, linear, segmentation, tagging, classification, sweeps, cuda or all",
+        help="which speed cases to measure, separated by commas: profiles (quick is the default; lm, linear, segmentation, tagging, classification, sweeps, cuda, all) or ids such as lm/vocabulary-32k",
     )
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure costs (default: cpu)")
     group.addoption(
@@ -57,23 +58,23 @@ class Measuring:
             raise pytest.UsageError(str(error)) from error
         named = {i.name: i for i in self.session.implementations}
         native = named.get("native") or find("native")[0]
-        self.costs = cost.Costs(native, config.getoption("device"), _limit(config))
+        self.costs = Costs(native, config.getoption("device"), _limit(config))
         self.left = self.estimated = self.spent = 0.0  # seconds: to come and done by our estimate, done by the clock
 
-    def measure(self, measure: str, case: Case, implementation: Implementation) -> dict[str, Any]:
+    def measure(self, measure: str, case: Case, implementation: Implementation) -> Measurement:
         expected = expected_seconds(measure, case, self.costs.device)
         with self._progress(f"{measure} of {implementation.name} on {case.id}", expected) as advance:
-            if measure == cost.SPEED:
-                line = self.costs.speed(case, implementation, advance)
+            if measure == SPEED:
+                found = self.costs.speed(case, implementation, advance)
             else:
-                line = self.costs.memory(case, implementation)
-        self.session.costs[measure, implementation.name, case.id] = line
+                found = self.costs.memory(case, implementation)
+        self.session.costs[found.key] = found
         if self.session.writer is not None and not self.session.write_error:
             try:
-                self.session.writer.cost(line)
+                self.session.writer.cost(found)
             except RecordError as error:
                 pytest.exit(str(error), returncode=3)
-        return line
+        return found
 
     @contextmanager
     def _progress(self, text: str, expected: float) -> Iterator[Callable[[float], None]]:
@@ -143,7 +144,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     if MINE not in config.stash:
         return f"cost: not measured ({why_not(config)})"
     mine = config.stash[MINE]
-    expected = sum(expected_seconds(m, c, mine.costs.device) for c in mine.cases for m in cost.MEASURES)
+    expected = sum(expected_seconds(m, c, mine.costs.device) for c in mine.cases for m in MEASURES)
     seconds = expected * len(mine.session.implementations)
     return (
         f"cost: profile {config.getoption('profile') or speed_cases.QUICK}, {len(mine.cases)} cases, {about(seconds)}"
@@ -158,9 +159,9 @@ def expected_seconds(measure: str, case: Case, device: str = "cpu") -> float:
     features = 0 if case.question.linear is None else case.question.linear.features
     call = 1e-4 + (8e-9 + 1e-10 * features) * count
     check = 0.3 + 30e-9 * count
-    if measure == cost.MEMORY:
+    if measure == MEMORY:
         return check + 3 * call
-    repetitions, rounds = timing.plan(call, lanes=3)
+    repetitions, rounds = plan(call, lanes=3)
     return 0.3 + 6 * rounds * repetitions * call
 
 
@@ -195,10 +196,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             others.append(item)
             continue
         measure, place = key.aspect, places[key.case]
-        if (measure, key.implementation, key.case) in mine.session.costs:
+        if key in mine.session.costs:
             done.append(item)
         else:
-            measuring.append((place, cost.MEASURES.index(measure), len(measuring), item))
+            measuring.append((place, MEASURES.index(measure), len(measuring), item))
             mine.left += expected_seconds(measure, mine.cases[place], mine.costs.device)
     if done:
         config.hook.pytest_deselected(items=done)
@@ -216,29 +217,30 @@ def measure_cost(request: pytest.FixtureRequest) -> Any:
         if benchmark is not None and not benchmark.enabled:
             benchmark(lambda: None)
             pytest.skip("--benchmark-disable")
-        line = mine.measure(measure, case, implementation)
+        found = mine.measure(measure, case, implementation)
         if benchmark is not None:
-            _into(benchmark, line, mine.costs.training_step(case, implementation) if line["status"] == "pass" else None)
-        if line["status"] == "deviates":
-            pytest.xfail(line["message"])
-        if line["status"] in ("unsupported", "unavailable"):
-            pytest.skip(f"{line['status']}: {line['message']}")
-        if not Status(line["status"]).is_good:
-            pytest.fail(terminal_cost.failure(case, line, implementation), pytrace=False)
+            has_figures = found.status is Status.PASS
+            _into(benchmark, found, mine.costs.training_step(case, implementation) if has_figures else None)
+        if found.status is Status.DEVIATES:
+            pytest.xfail(found.message)
+        if not found.status.was_asked:
+            pytest.skip(f"{found.status}: {found.message}")
+        if not found.status.is_good:
+            pytest.fail(failure(case, found, implementation), pytrace=False)
 
     return put
 
 
-def _into(benchmark: Any, line: dict[str, Any], training_step: tuple[Callable[[], Any], ...] | None) -> None:
+def _into(benchmark: Any, found: Measurement, training_step: tuple[Callable[[], Any], ...] | None) -> None:
     """pytest-benchmark's own table and JSON: plain times of the same step, and our ratios as extra information."""
-    if training_step is None:
+    if training_step is None or found.timing is None:
         benchmark.skipped = True
         return
-    benchmark.group = line["case"]
-    for phase in timing.PHASES:
-        for name, found in (("ratio", cost.ratio(line, phase)), ("control", cost.control(line, phase))):
-            if found is not None:
-                benchmark.extra_info[f"{phase} {name}"] = [found.estimate, found.low, found.high]
+    benchmark.group = found.case
+    for phase in PHASES:
+        for name, ratio in (("ratio", found.timing.ratio(phase)), ("control", found.timing.control(phase))):
+            if ratio is not None:
+                benchmark.extra_info[f"{phase} {name}"] = list(ratio)
     step, prepare = training_step
     benchmark.pedantic(step, setup=prepare, rounds=5, warmup_rounds=1)
 
@@ -260,7 +262,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
         return result
     terminalreporter.section("xentcheck: cost")
     console = Console(file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 160), highlight=False)
-    terminal_cost.summary(list(mine.session.costs.values()), console)
+    summary(list(mine.session.costs.values()), console)
     if mine.session.writer is not None and not mine.session.verdicts:
         terminalreporter.write_line(f"results: {mine.session.writer.path}")
     return result

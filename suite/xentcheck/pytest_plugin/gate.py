@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from xentcheck.gate import compare as gate
-from xentcheck.gate.baseline import GateError, read_baseline
-from xentcheck.gate.confirm import measure_again
+from xentcheck.gate.baseline import Baseline, read_baseline
+from xentcheck.gate.compare import Report, compare
+from xentcheck.gate.confirm import measurer
+from xentcheck.gate.selection import Selection
+from xentcheck.gate.summary import markdown, publish
 from xentcheck.pytest_plugin.session import SESSION, Session
 from xentcheck.results import record
-from xentcheck.spec import loader
+from xentcheck.spec.mistakes import UsageError
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,26 +23,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--gate",
         metavar="BASELINE",
         type=Path,
-        help="exit with 1 where verdicts, capabilities, memory or speed are worse than in this file (see xentcheck baseline)",
+        help="exit with 1 where verdicts, capabilities, memory or speed are worse than in this file, or missing (see xentcheck baseline)",
+    )
+    group.addoption(
+        "--gate-only",
+        metavar="PATTERNS",
+        help="with --gate: hold the run to this part of the baseline, such as 'ignored-*', 'maskedce:*' or '*:*:verdicts' (or costs)",
     )
     group.addoption("--strict-perf", action="store_true", help="with --gate: inconclusive is red, too")
 
 
-BASELINE = pytest.StashKey[dict[str, Any]]()
-REPORT = pytest.StashKey[gate.Report]()
+BASELINE = pytest.StashKey[Baseline]()
+SELECTION = pytest.StashKey[Selection]()
+REPORT = pytest.StashKey[Report]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("gate")
     if path is None or hasattr(config, "workerinput"):
-        if config.getoption("strict_perf") and path is None:
-            raise pytest.UsageError("--strict-perf says how strict --gate BASELINE is; give that, too")
+        for option in ("strict_perf", "gate_only"):
+            if config.getoption(option) and path is None:
+                raise pytest.UsageError(f"--{option.replace('_', '-')} goes with --gate BASELINE; give that, too")
         return
     if SESSION not in config.stash:
         raise pytest.UsageError("--gate needs --impl: the implementations to hold to the baseline")
     try:
         config.stash[BASELINE] = read_baseline(path)  # before an hour of measurements, not after
-    except GateError as error:
+        config.stash[SELECTION] = Selection(config.getoption("gate_only") or "")
+    except UsageError as error:
         raise pytest.UsageError(str(error)) from error
 
 
@@ -49,14 +59,16 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
     config = session.config
     if BASELINE not in config.stash or config.getoption("collectonly", False):
         return (yield)
-    mine = config.stash[SESSION]
+    run = config.stash[SESSION]
     ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
     ended = ended and not session.shouldstop and not session.shouldfail
-    report = gate.compare(
-        _results(mine, config, complete=ended),
+    sources = {i.name: i.source or i.name for i in run.implementations}
+    report = compare(
+        _results(run, config, complete=ended),
         config.stash[BASELINE],
-        measure_again if ended else None,
-        {i.name: i.source or i.name for i in mine.implementations},
+        measurer(sources) if ended else None,
+        sources,
+        config.stash[SELECTION],
     )
     config.stash[REPORT] = report
     result = yield
@@ -73,14 +85,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
     """Below the tables: what the gate says is what decides."""
     result = yield
     if REPORT in config.stash:
-        text = gate.markdown(config.stash[REPORT], config.getoption("strict_perf"))
+        text = markdown(config.stash[REPORT], config.getoption("strict_perf"))
         terminalreporter.section("gate")
         terminalreporter.write_line(text)
-        gate.publish(text)
+        publish(text)
     return result
 
 
-def _results(mine: Session, config: pytest.Config, complete: bool) -> record.Results:
-    everything = {case.id: case for case in (*mine.specification, *mine.cases)}.values()
-    header = record.run_header(mine.implementations, loader.digest(everything), config.getoption("cases") or "all")
-    return record.Results(header, tuple(mine.verdicts.values()), tuple(mine.costs.values()), complete)
+def _results(run: Session, config: pytest.Config, complete: bool) -> record.Results:
+    everything = {case.id: case for case in (*run.specification, *run.cases)}.values()
+    header = record.run_header(run.implementations, everything, config.getoption("cases") or "all")
+    return record.Results(header, tuple(run.verdicts.values()), tuple(run.costs.values()), complete)

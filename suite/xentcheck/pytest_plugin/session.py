@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from xentcheck.cost.measurement import Measurement
 from xentcheck.implementation import find
 from xentcheck.results import record
 from xentcheck.run.examiner import Examiner
@@ -59,7 +59,7 @@ class Session:
             )  # small batches: waking a second thread costs more than it saves, above all on a busy machine
         self.verdicts: dict[Key, Verdict] = {}
         self.resumed: set[Key] = set()
-        self.costs: dict[tuple[str, str, str], dict[str, Any]] = {}  # filled by plugin_cost
+        self.costs: dict[Key, Measurement] = {}  # filled by the plugin for costs
         self.writer: record.Writer | None = None
         self.write_error = ""
         ids = [case.id for case in {c.id: c for c in (*self.specification, *self.cases)}.values()]
@@ -114,9 +114,7 @@ class Session:
             return
         everything = {case.id: case for case in (*self.specification, *self.cases)}.values()
         try:
-            header = record.run_header(
-                self.implementations, loader.digest(everything), self.config.getoption("cases") or "all"
-            )
+            header = record.run_header(self.implementations, everything, self.config.getoption("cases") or "all")
             self.writer = record.Writer(folder, header, self.config.getoption("resume"))
         except (record.RecordError, loader.CaseFileError) as error:
             raise pytest.UsageError(str(error)) from error

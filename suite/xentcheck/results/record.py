@@ -17,13 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from xentcheck.cost.measurement import Measurement, as_of_one
 from xentcheck.implementation import Implementation
 from xentcheck.results.environment import edition, environment, now
 from xentcheck.run import verdict as verdicts_of
 from xentcheck.run.verdict import Key, Verdict
+from xentcheck.spec import loader
+from xentcheck.spec.case import Case
 from xentcheck.spec.mistakes import UsageError
 
-FORMAT = 2
+FORMAT = 3
 KINDS = ("run", "verdict", "cost", "end")
 NAME = "results.jsonl"
 
@@ -42,24 +47,21 @@ class Results:
 
     run: dict[str, Any]
     verdicts: tuple[Verdict, ...]
-    costs: tuple[dict[str, Any], ...] = ()
+    costs: tuple[Measurement, ...] = ()
     complete: bool = True
     sources: tuple[str, ...] = field(default=())
     runs: tuple[dict[str, Any], ...] = ()
 
 
-def costs_by_key(lines: Iterable[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
-    """The cost lines by measure, implementation and case; of several about the same the last holds."""
-    return {Key(c.get("measure", ""), c.get("implementation", ""), c.get("case", "")): c for c in lines}
-
-
-def run_header(implementations: Sequence[Implementation], digest: str, selection: str) -> dict[str, Any]:
-    """The ``run`` line: which cases, of which implementations, where."""
+def run_header(implementations: Sequence[Implementation], cases: Iterable[Case], selection: str) -> dict[str, Any]:
+    """The ``run`` line: which cases, of which implementations, where. Raises CaseFileError for a file of a case that cannot be read."""
+    asked = loader.questions(cases)
     return {
         "kind": "run",
         "format": FORMAT,
         "edition": edition(),
-        "cases": digest,
+        "cases": loader.digest_of(asked),
+        "questions": asked,
         "selection": selection,
         "started": now(),
         "environment": environment(),
@@ -73,7 +75,7 @@ class Writer:
     def __init__(self, folder: Path, header: dict[str, Any], resume: bool = False) -> None:
         self.path = folder / NAME
         self.already: dict[Key, Verdict] = {}
-        self.costs_already: dict[Key, dict[str, Any]] = {}
+        self.costs_already: dict[Key, Measurement] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
@@ -90,9 +92,10 @@ class Writer:
         self._append(_line(verdict))
         self._statuses[verdict.key] = verdict.status
 
-    def cost(self, line: dict[str, Any]) -> None:
+    def cost(self, measurement: Measurement) -> None:
         """One measurement with its raw samples."""
-        self._append({"kind": "cost", **line})
+        values = measurement.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        self._append({"kind": "cost", **values})
 
     def close(self, complete: bool = True) -> None:
         """``complete=False`` leaves the file visibly truncated, to be resumed."""
@@ -142,7 +145,7 @@ class Writer:
                     f"{self.path}: cannot be resumed: {what} changed since it was started; run without --resume into another folder"
                 )
         self.already = {v.key: v for v in results.verdicts}
-        self.costs_already = costs_by_key(results.costs)
+        self.costs_already = as_of_one(results.costs)
         whole = b"".join(
             line
             for line in self.path.read_bytes().splitlines(keepends=True)
@@ -171,6 +174,7 @@ def load(path: Path) -> Results:
             f"{path}:1: expected format {FORMAT}; found {objects[0].get('format')!r}; run the suite again"
         )
     found: dict[Key, Verdict] = {}
+    costs: list[Measurement] = []
     for number, item in enumerate(objects, 1):
         kind = item.get("kind")
         if kind not in KINDS:
@@ -178,14 +182,15 @@ def load(path: Path) -> Results:
         if kind == "verdict":
             verdict = _verdict(item, f"{path}:{number}")
             found[verdict.key] = verdict
+        elif kind == "cost":
+            costs.append(_measurement(item, f"{path}:{number}"))
     end = objects[-1] if objects[-1]["kind"] == "end" else None
     if end and end.get("verdicts") != len(found):
         raise RecordError(
             f"{path}: the end line counts {end.get('verdicts')} verdicts, the file holds {len(found)}; lines are missing"
         )
-    costs = tuple(o for o in objects if o["kind"] == "cost")
     runs = tuple(objects[0].get("runs", ({k: objects[0].get(k) for k in ("started", "environment")},)))
-    return Results(objects[0], tuple(found.values()), costs, end is not None, (str(path),), runs)
+    return Results(objects[0], tuple(found.values()), tuple(costs), end is not None, (str(path),), runs)
 
 
 def merge(parts: Iterable[Results]) -> Results:
@@ -228,7 +233,7 @@ def save(results: Results, folder: Path) -> None:
     for verdict in results.verdicts:
         writer.verdict(verdict)
     for cost in results.costs:
-        writer.cost({k: v for k, v in cost.items() if k != "kind"})
+        writer.cost(cost)
     writer.close(results.complete)
 
 
@@ -292,6 +297,15 @@ def _verdict(item: dict[str, Any], where: str) -> Verdict:
         return verdicts_of.from_json({name: value for name, value in item.items() if name != "kind"})
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise RecordError(f"{where}: not a verdict: {error}") from error
+
+
+def _measurement(item: dict[str, Any], where: str) -> Measurement:
+    try:
+        return Measurement.model_validate({name: value for name, value in item.items() if name != "kind"})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        at = ".".join(map(str, first["loc"]))
+        raise RecordError(f"{where}: not a measurement: {at + ': ' if at else ''}{first['msg']}") from error
 
 
 def _is_whole(line: bytes) -> bool:

@@ -9,7 +9,7 @@ from xentcheck.spec.case import Case, Expect
 from xentcheck.spec.case_modes import MODES
 from xentcheck.spec.loader import CASES, SPEED, check_ids, load
 from xentcheck.spec.mistakes import CaseFileError, Mistake
-from xentcheck.spec.patterns import nearest
+from xentcheck.spec.patterns import matches, nearest
 
 QUICK = "quick"  # part of every run
 CUDA = "cuda"  # measured on a CUDA device only
@@ -17,17 +17,23 @@ FOLDER = CASES / SPEED
 
 
 def load_profiles(names: str | None = None, folder: Path = FOLDER) -> list[Case]:
-    """The cases of the profiles named, separated by commas; ``all`` is all of them. None: the quick one."""
+    """The cases of the profiles and of the patterns over ids that are named, separated by commas; ``all`` is all of them.
+
+    None: the quick profile. Raises CaseFileError for a name that is neither a profile nor matches an id.
+    """
     cases = load_speed(folder)
     known = [*dict.fromkeys(case.clause.profile or "" for case in cases), "all"]
     wanted = [name.strip() for name in (QUICK if names is None else names).split(",") if name.strip()]
     if not wanted:
         raise CaseFileError(f"--profile names no profile; expected some of {', '.join(known)}")
+    chosen: set[str] = set()
     for name in wanted:
-        if name not in known:
-            hint = f"{nearest(name, known)} Known: {', '.join(known)}"
-            raise CaseFileError(f"--profile {name}: there is no such profile{hint}")
-    return [case for case in cases if "all" in wanted or case.clause.profile in wanted]
+        found = {c.id for c in cases if name in ("all", c.clause.profile) or ("/" in name and matches(name, c.id))}
+        if not found:
+            hint = f"{nearest(name, [*known, *(case.id for case in cases)])} Known: {', '.join(known)}"
+            raise CaseFileError(f"--profile {name}: there is no such profile or speed case{hint}")
+        chosen |= found
+    return [case for case in cases if case.id in chosen]
 
 
 def load_speed(folder: Path = FOLDER) -> list[Case]:
