@@ -73,7 +73,11 @@ def test_speed_cases_are_not_part_of_the_specification():
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [("lmm", "did you mean lm"), (",", "names no profile"), ("zzz", "no such profile. Known: .*quick.*all")],
+    [
+        ("lmm", "did you mean lm"),
+        (",", "names no profile"),
+        ("zzz", r"no such profile or speed case\. Known: .*quick.*all"),
+    ],
 )
 def test_a_profile_that_is_none(names, message):
     with pytest.raises(CaseFileError, match=message):
@@ -319,7 +323,7 @@ def test_what_is_known_to_overwrite_the_logits_gets_fresh_ones_for_each_step(spe
         prepare()
         step()
     assert len(set(firsts)) == 1
-    assert not measuring.speed(case, impl(fakes.right))["overwrites"]
+    assert not measuring.speed(case, impl(fakes.right)).overwrites
     assert "found input changed" in measuring.speed(case, does_not).message
 
 

@@ -456,7 +456,7 @@ def test_a_run_with_a_gate(run_tiny, quick_rounds, tmp_path):
     status, screen = run_tiny("--impl", right, "--gate", where, "--benchmark-skip")
     assert status == 1, "measuring nothing is red"
     assert re.search(r"2 missing, .*\n.*| `right` | memory | 2 cases |", screen)
-    status, screen = run("--impl", right, "--gate", where, "--gate-only", "tiny/two")
+    status, screen = run_tiny("--impl", right, "--gate", where, "--gate-only", "tiny/two")
     assert status == 0, screen
     assert "Only keys that match `tiny/two` were compared: 1 of 2." in screen
 

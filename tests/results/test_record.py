@@ -15,6 +15,7 @@ import pytest
 
 from xentcheck.cost.measurement import Logits, Measurement, Timing
 from xentcheck.implementation import Deviation, Implementation
+from xentcheck.results import record
 from xentcheck.results.record import NAME, RecordError, Results, Writer, load, merge, run_header, save
 from xentcheck.run.status import Status
 from xentcheck.run.verdict import Fault, Verdict, to_json
@@ -89,7 +90,12 @@ def test_what_is_written_is_what_is_read(tmp_path):
 
 def test_the_run_line_says_what_was_asked_of_whom_and_where(tmp_path):
     run = load(written(tmp_path)).run
-    assert (run["kind"], run["format"], run["cases"], run["selection"]) == ("run", 2, "0123456789abcdef", "all")
+    assert (run["kind"], run["format"], run["cases"], run["selection"]) == (
+        "run",
+        record.FORMAT,
+        "0123456789abcdef",
+        "all",
+    )
     assert {"torch", "python", "cpu", "threads", "os", "allocator", "gpu"} <= run["environment"].keys()
     native = run["implementations"]["native"]
     assert (native["version"], native["conventions"]) == ("2.13", {"empty_mean": "nan"})

@@ -217,9 +217,7 @@ def read_baseline(path: Path) -> Baseline:
     except OSError as error:
         raise GateError(f"{path}: no baseline can be read: {error.strerror}; {anew}") from error
     except (ValueError, RecursionError) as error:
-        raise GateError(
-            f"{path}: expected a baseline in JSON; found {error}; {anew}"
-        ) from error
+        raise GateError(f"{path}: expected a baseline in JSON; found {error}; {anew}") from error
     found = value.get("format") if isinstance(value, dict) else value
     if found != FORMAT or isinstance(found, (bool, float)):
         raise GateError(f"{path}: expected a baseline of format {FORMAT}; found {str(found)[:60]!r}; {anew}")

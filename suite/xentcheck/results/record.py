@@ -55,13 +55,13 @@ class Results:
 
 def run_header(implementations: Sequence[Implementation], cases: Iterable[Case], selection: str) -> dict[str, Any]:
     """The ``run`` line: which cases, of which implementations, where. Raises CaseFileError for a file of a case that cannot be read."""
-    asked = loader.questions(cases)
+    cases = list(cases)
     return {
         "kind": "run",
         "format": FORMAT,
         "edition": edition(),
-        "cases": loader.digest_of(asked),
-        "questions": asked,
+        "cases": loader.digest(cases),
+        "questions": loader.questions(cases),
         "selection": selection,
         "started": now(),
         "environment": environment(),

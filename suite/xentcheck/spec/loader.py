@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,31 +101,31 @@ def check_ids(cases: Iterable[Case]) -> None:
         )
 
 
-def questions(cases: Iterable[Case]) -> dict[str, str]:
-    """What each case asks, as a hash over it and every file that it refers to, by id. Reasons, titles and the like are no part of it."""
-    found = {}
-    for case in sorted(cases, key=lambda c: c.id):
-        question = case.question.model_dump(mode="json", exclude_defaults=True)
-        sha = hashlib.sha256(json.dumps([case.id, question], sort_keys=True).encode())
-        for source in (case.question.logits.file, case.question.target.file):
-            if source:
-                try:
-                    sha.update((case.folder / source).read_bytes())
-                except OSError as error:
-                    unreadable = Mistake(f"{source} cannot be read: {error.strerror}", case.path, case.line, case.id)
-                    raise CaseFileError(unreadable) from error
-        found[case.id] = sha.hexdigest()[:12]
-    return found
-
-
 def digest(cases: Iterable[Case]) -> str:
-    """Names the exact questions of all cases together. Results merge only under equal digests."""
-    return digest_of(questions(cases))
+    """Names the exact questions: a hash over every case and every file that one refers to. Results merge only under equal digests."""
+    sha = hashlib.sha256()
+    for case in sorted(cases, key=lambda c: c.id):
+        for part in _asked(case):
+            sha.update(part)
+    return sha.hexdigest()[:16]
 
 
-def digest_of(found: Mapping[str, str]) -> str:
-    """The digest of what ``questions`` gives."""
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+def questions(cases: Iterable[Case]) -> dict[str, str]:
+    """The digest of each case, by id."""
+    return {case.id: digest([case])[:12] for case in cases}
+
+
+def _asked(case: Case) -> Iterator[bytes]:
+    """All that a case asks. Its reason, its line and the like are no part of it."""
+    question = case.question.model_dump(mode="json", exclude_defaults=True)
+    yield json.dumps([case.id, question], sort_keys=True).encode()
+    for source in (case.question.logits.file, case.question.target.file):
+        if source:
+            try:
+                yield (case.folder / source).read_bytes()
+            except OSError as error:
+                unreadable = Mistake(f"{source} cannot be read: {error.strerror}", case.path, case.line, case.id)
+                raise CaseFileError(unreadable) from error
 
 
 def select(cases: list[Case], pattern: str) -> list[Case]:
