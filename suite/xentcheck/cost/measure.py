@@ -1,7 +1,7 @@
 """Measures what an implementation costs on a case, or says why there is no figure. Judges only whether it is right at all.
 
 A wrong loss can be as fast as it likes: before anything is measured the answer to the very batch is checked, under the case's memory
-limit, and what is not right gets its failure in place of figures.
+limit, and what is not right gets its failure in place of figures. Figures that cannot be believed are refused, with the reason.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from xentcheck.cost import memory, timing
 from xentcheck.cost.check import examine
-from xentcheck.cost.measurement import MEMORY, SPEED, Logits, Measurement, Timing
+from xentcheck.cost.elsewhere import SLOWER, Elsewhere
+from xentcheck.cost.figures import figure
+from xentcheck.cost.holdings import held_by
+from xentcheck.cost.measurement import CANDIDATE, MEMORY, SPEED, Logits, Measurement, Timing
+from xentcheck.cost.rotation import Rotation, Untrusted
 from xentcheck.implementation import Implementation
+from xentcheck.implementation.purity import GlobalState
 from xentcheck.reference import blockwise
 from xentcheck.run.judge import exceeded, held_to
 from xentcheck.run.status import Status, of_case
@@ -30,6 +36,9 @@ from xentcheck.spec.case import Case
 from xentcheck.spec.needs import capabilities_needed
 
 _FREE = 0.8  # of the memory that the machine has left, for an implementation
+_SPEED_UP = 0.95  # of native's time; what is faster has to be borne out by another process
+_MORE_THREADS = 0.5  # than the settings say; that much may be the noise of clocks
+_AT_START = GlobalState()  # before any implementation is imported
 
 
 class Costs:
@@ -37,9 +46,11 @@ class Costs:
 
     def __init__(self, native: Implementation, device: str = "cpu", limit: int | None = None) -> None:
         self.native, self.device, self.limit = native, device, limit
+        self._elsewhere, self._threads = Elsewhere(), torch.get_num_threads()
         self._case: Case | None = None
         self._batch: Batch | None = None
         self._right: blockwise.Expected | None = None
+        self._rotation: Rotation | None = None
         self._checked: dict[str, tuple[Status, str]] = {}
         self._units: dict[str, dict[str, float]] = {}
         self._first: dict[str, dict[str, float]] = {}
@@ -50,10 +61,20 @@ class Costs:
         status, message = self._check(case, implementation)
         figures: dict[str, Any] = {}
         if status is Status.PASS:
+            rotation = self._rotation_of(case)
+            memory.set_up(lambda batch: timing.step(implementation, batch), rotation.buffers[0])
+            held = held_by(implementation, rotation.tensors)
+            dealt = rotation.deal_for_memory()
+            one = timing.step(implementation, rotation.buffers[dealt.buffer])
             try:
-                measured = memory.measure(self._maker(implementation), self._on_device(case), self._allowed(case))
-                figures = {MEMORY: measured}
-            except memory.OverLimit as error:
+                measured = memory.measure(
+                    one,
+                    rotation.buffers[0].input.device,
+                    self._allowed(case),
+                    lambda *given: rotation.examine(dealt, *one.answer(*given)),
+                )
+                figures = {MEMORY: measured.with_held(held)}
+            except (memory.OverLimit, Untrusted) as error:
                 status, message = Status.FAIL, str(error)
         return self._measurement(MEMORY, case, implementation, status, message, figures)
 
@@ -64,30 +85,75 @@ class Costs:
         status, message = self._check(case, implementation)
         figures: dict[str, Any] = {}
         if status is Status.PASS:
-            batch = self._on_device(case)
-            itself = implementation.name == self.native.name
-            candidate = None if itself else self._maker(implementation)(batch)
-            seed = int(hashlib.sha256(case.id.encode()).hexdigest()[:8], 16)
-            measured = timing.measure(timing.step(self.native, batch), candidate, batch, seed, progress)
-            figures = {
-                "timing": Timing(
-                    rounds=measured.rounds,
-                    repetitions=measured.repetitions,
-                    bandwidth=measured.bandwidth,
-                    first=self._first[implementation.name],
-                    settings=timing.settings(),
-                    must_move=None if batch.is_linear else timing.must_move(batch),
-                )
-            }
+            try:
+                figures = {"timing": self._timing(case, implementation, progress)}
+            except Untrusted as error:
+                status, message = Status.FAIL, str(error)
         return self._measurement(SPEED, case, implementation, status, message, figures)
+
+    def _timing(self, case: Case, implementation: Implementation, progress: Callable[[float], None]) -> Timing:
+        rotation = self._rotation_of(case)
+        native, candidate = (
+            [timing.step(each, batch) for batch in rotation.buffers] for each in (self.native, implementation)
+        )
+        is_native = implementation.name == self.native.name
+        seed = int(hashlib.sha256(case.id.encode()).hexdigest()[:8], 16)
+        measured = timing.measure(native, None if is_native else candidate, rotation, seed, progress)
+        batch = rotation.variants[0]
+        found = Timing(
+            rounds=measured.rounds,
+            repetitions=measured.repetitions,
+            bandwidth=measured.bandwidth,
+            processors=measured.processors,
+            first=self._first[implementation.name],
+            settings=timing.settings(),
+            must_move=None if batch.is_linear else timing.must_move(batch),
+        )
+        if not is_native:
+            self._doubt(case, found)
+        return found
+
+    def _doubt(self, case: Case, found: Timing) -> None:
+        """Raises Untrusted for figures that cannot be, or that a process without the implementation does not bear out."""
+        changed = _AT_START.changed()
+        if changed:
+            raise Untrusted(
+                f"expected torch and its clock as they were when they were imported; found {', '.join(changed)} replaced"
+            )
+        threads, busy = self._threads, found.processors.get(CANDIDATE, 0.0)
+        if torch.get_num_threads() != threads or busy > threads + _MORE_THREADS:
+            raise Untrusted(
+                f"expected at most {threads} {'thread' if threads == 1 else 'threads'}, by the settings of this run; found {max(busy, torch.get_num_threads()):.2g} at work"
+            )
+        took, least = found.seconds(found.whole), found.least(found.whole)
+        if took < least:
+            raise Untrusted(
+                f"expected at least {1e3 * least:.3g} ms, in which this machine can read the logits; found {1e3 * took:.3g} ms"
+            )
+        ratio = found.ratio(found.whole)
+        if self.device == "cpu" and ratio is not None and ratio.high < _SPEED_UP:
+            lane = timing.native_lane(self.native, self._rotation_of(case))
+            slower = self._elsewhere.slow_down(case, lambda: float(np.nanmax(lane())))
+            if slower.low > SLOWER:
+                raise Untrusted(
+                    f"expected native to take as long here as in a process of its own; found {figure(slower, None)} times as long, "
+                    "so that what is measured beside it looks faster than it is"
+                )
 
     def training_step(self, case: Case, implementation: Implementation) -> tuple[Callable[[], Any], Callable[[], Any]]:
         """A whole step, for whoever wants to time them otherwise, and what comes before it."""
-        one = self._maker(implementation)(self._on_device(case))
-        return lambda: one.forward() if one.backward is None else one.backward(one.forward()), one.prepare
+        rotation = self._rotation_of(case)
+        steps = [timing.step(implementation, batch) for batch in rotation.buffers]
+        current = [steps[0]]
 
-    def _maker(self, implementation: Implementation) -> Callable[[Batch], timing.Step]:
-        return lambda batch: timing.step(implementation, batch, implementation.name in self._overwriting)
+        def prepare() -> None:
+            current[0] = steps[rotation.deal().buffer]
+
+        def whole() -> Any:
+            one = current[0]
+            return one.forward() if one.backward is None else one.backward(one.forward())
+
+        return whole, prepare
 
     def _measurement(
         self,
@@ -189,7 +255,7 @@ class Costs:
         return status, "; ".join(message for its_status, message in held if its_status == status)
 
     def _answer(self, case: Case, implementation: Implementation, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
-        memory.set_up(lambda b: timing.step(implementation, b, overwrites=True), batch)
+        memory.set_up(lambda batch: timing.step(implementation, batch), batch)
         one = timing.step(implementation, batch)
         with memory.limited(self._allowed(case)):
             loss, gradients, self._first[implementation.name] = timing.first_call(one, batch.input.is_cuda)
@@ -207,7 +273,8 @@ class Costs:
 
     def _turn_to(self, case: Case | None) -> None:
         if self._case is not case:
-            self._case, self._batch, self._right, self._checked, self._units, self._first = case, None, None, {}, {}, {}
+            self._case, self._batch, self._right, self._rotation = case, None, None, None
+            self._checked, self._units, self._first = {}, {}, {}
             self._overwriting = set()
 
     def _batch_of(self, case: Case) -> Batch:
@@ -215,6 +282,20 @@ class Costs:
         if self._batch is None:
             self._batch = build(case)
         return self._batch
+
+    def forget(self) -> None:
+        """The next question is as the first one."""
+        self._turn_to(None)
+
+    def close(self) -> None:
+        """Ends the other process."""
+        self._elsewhere.close()
+
+    def _rotation_of(self, case: Case) -> Rotation:
+        self._turn_to(case)
+        if self._rotation is None:
+            self._rotation = Rotation(self._batch_of(case), self._on_device(case), self._right)
+        return self._rotation
 
     def _on_device(self, case: Case) -> Batch:
         return timing.on(self.device, self._batch_of(case))

@@ -53,7 +53,8 @@ class Memory(_Figures):
 
     forward: the peak during the forward pass. kept: what it leaves allocated for the backward pass, the loss included. backward: the
     peak during the backward pass, counting what was kept. retained: what is still allocated when loss and gradient are gone.
-    uncounted: what the process was seen to hold beyond the counted peak, about; 0 within 24 MiB.
+    uncounted: what the process was seen to hold beyond the counted peak, about; 0 within 24 MiB. held: what the implementation holds
+    between calls, such as a workspace made at import; part of both peaks.
     """
 
     forward: Bytes
@@ -61,6 +62,12 @@ class Memory(_Figures):
     backward: Bytes
     retained: Bytes
     uncounted: Bytes = 0
+    held: Bytes = 0
+
+    def with_held(self, held: int) -> Memory:
+        """With what is held between calls, which a step that works in it does not take anew."""
+        more = {"held": held, "forward": self.forward + held, "backward": self.backward + held}
+        return self.model_copy(update=more)
 
 
 class Settings(_Figures):
@@ -90,7 +97,7 @@ class Timing(_Figures):
 
     rounds: lane -> phase -> the minimum of each round, in seconds; only ``both`` for a lane that does both at once, and only ``forward``
     where no gradient is asked for. first: the seconds of the first step on this shape, by phase. must_move: None where the products of
-    a linear layer take most of the time.
+    a linear layer take most of the time. processors: lane -> how many threads did its work; 0 where that is not known.
     """
 
     rounds: Mapping[Literal["native", "candidate", "control"], Mapping[Phase, tuple[Seconds, ...]]]
@@ -99,6 +106,7 @@ class Timing(_Figures):
     first: Mapping[Phase, Seconds]
     settings: Settings
     must_move: Mapping[Phase, Moved] | None = None
+    processors: Mapping[str, float] = {}
 
     @property
     def whole(self) -> str:
@@ -129,6 +137,10 @@ class Timing(_Figures):
             return None
         moved = self.must_move[phase]
         return moved.copied / self.bandwidth.copy_ + moved.filled / self.bandwidth.fill
+
+    def least(self, phase: str) -> float:
+        """The seconds below which a figure cannot be: what counts is read at twice the copy's bandwidth, and zeros are left to the system."""
+        return 0.0 if self.must_move is None else 0.5 * self.must_move[phase].copied / self.bandwidth.copy_
 
     def _over_native(self, lane: str, phase: str) -> Ratio | None:
         above, below = self.rounds.get(lane, {}).get(phase), self.rounds[BASE].get(phase)

@@ -37,14 +37,21 @@ class OverLimit(Exception):
     """The implementation asked for more memory than the case allows. The text says how much was allowed."""
 
 
-def measure(make: Callable[[Batch], Step], batch: Batch, limit: int | None = None) -> Memory:
-    """The memory of one training step on the batch. limit: bytes that the step itself may have (``limited``)."""
-    set_up(make, batch)
+def measure(
+    one: Step,
+    device: torch.device,
+    limit: int | None = None,
+    look: Callable[[Any, Any], None] = lambda loss, gradients: None,
+) -> Memory:
+    """The memory of one training step.
+
+    Args:
+        limit: bytes that the step itself may have (``limited``).
+        look: called with what forward and backward gave, while it is there; what it takes does not count.
+    """
     gc.collect()
-    one = make(batch)
-    one.prepare()
     with limited(limit):
-        return _on_cuda(one, batch) if batch.input.is_cuda else _on_cpu(one)
+        return _on_cuda(one, device, look) if device.type == "cuda" else _on_cpu(one, look)
 
 
 def set_up(make: Callable[[Batch], Step], batch: Batch) -> None:
@@ -106,7 +113,7 @@ def _address_space(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _on_cpu(one: Step) -> Memory:
+def _on_cpu(one: Step, look: Callable[[Any, Any], None]) -> Memory:
     before = _held("VmRSS")
     if before is not None:
         try:
@@ -119,6 +126,8 @@ def _on_cpu(one: Step) -> Memory:
         with record_function(_MARK + "backward"):
             gradients = None if one.backward is None else one.backward(loss)
         peak = _held("VmHWM")
+        with record_function(_MARK + "look"):
+            look(loss, gradients)
         with record_function(_MARK + "release"):
             del loss, gradients
             gc.collect()
@@ -150,7 +159,7 @@ def _peaks(roots: Any) -> Memory:
 
     collect(roots)
     alive: dict[int, int] = {}
-    now, peaks, ends = 0, {"forward": 0, "backward": 0, "release": 0}, dict.fromkeys(starts, 0)
+    now, peaks, ends = 0, dict.fromkeys(("forward", "backward", "look", "release"), 0), dict.fromkeys(starts, 0)
     for moment, address, count in sorted(changes, key=lambda change: change[0]):
         phase = max((name for name in starts if starts[name] <= moment), key=starts.__getitem__, default="forward")
         if count > 0:
@@ -162,7 +171,7 @@ def _peaks(roots: Any) -> Memory:
         if phase == "forward":
             peaks["backward"] = now
             ends["backward"] = ends["release"] = now
-        elif phase == "backward":
+        elif phase in ("backward", "look"):
             ends["release"] = now
     return Memory(forward=peaks["forward"], kept=ends["forward"], backward=peaks["backward"], retained=ends["release"])
 
@@ -212,8 +221,7 @@ def _mark(identity: int, count: int) -> None:
         pass
 
 
-def _on_cuda(one: Step, batch: Batch) -> Memory:
-    device = batch.input.device
+def _on_cuda(one: Step, device: torch.device, look: Callable[[Any, Any], None]) -> Memory:
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
 
@@ -230,6 +238,7 @@ def _on_cuda(one: Step, batch: Batch) -> Memory:
     torch.cuda.reset_peak_memory_stats(device)
     gradients = None if one.backward is None else one.backward(loss)
     backward = forward if one.backward is None and one.alone == "both" else peak()
+    look(loss, gradients)
     del loss, gradients
     gc.collect()
     return Memory(forward=forward, kept=kept, backward=backward, retained=now())
@@ -251,4 +260,4 @@ def _small(batch: Batch) -> Batch:
     upstream = batch.upstream
     if isinstance(upstream, Tensor) and upstream.dim():
         upstream = upstream[:1]
-    return replace(batch, input=batch.input[:1, ...], target=batch.target[:1], upstream=upstream)
+    return replace(batch, input=batch.input[:1, ...].clone(), target=batch.target[:1], upstream=upstream)

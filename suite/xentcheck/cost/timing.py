@@ -4,7 +4,7 @@ A time means nothing by itself on a shared machine; the ratio of two times taken
 candidate, and ``native`` again as the control) are timed in rounds: a random order of the lanes and then its reverse, A B B A, some
 repetitions at each stop. A round keeps the minimum of each lane, since whatever else the machine does only ever adds time, and gives
 one ratio; the result is the median of the rounds' ratios with an interval. What the control's interval says of two lanes of
-the same code is what the others can be believed.
+the same code is what the others can be believed. Clocks are bound here, before any implementation is imported.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import gc
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter, perf_counter_ns, process_time_ns, thread_time_ns
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from xentcheck.cost.measurement import BASE, CANDIDATE, CONTROL, PHASES, Bandwidth, Moved, Settings
+from xentcheck.cost.rotation import Rotation
 from xentcheck.implementation import Implementation, with_matrix
 from xentcheck.spec.batch import Batch
 
@@ -32,11 +33,14 @@ REPETITIONS, FEWEST_REPETITIONS = 20, 2  # the second finds the memory that the 
 BLOCK = 0.004  # seconds at each stop; shorter stops are mostly the stop
 BUDGET = 20.0  # seconds for all rounds of one measurement, as far as the fewest rounds allow
 WARM_UP = 8
+LONG_ENOUGH = 0.02  # seconds of processor time that make a figure
 _FLUSHED = 256 * 2**20  # more than any GPU's second-level cache
 _SETTINGS = ("OMP_", "MKL_", "KMP_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "THP_MEM_ALLOC_ENABLE", "PYTORCH_")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 Seconds = tuple[float, float, float]  # forward, backward, both
+# With the processor time of all threads and of the calling one, and with what the calls gave.
+Timed = tuple[Seconds, tuple[float, float], tuple[Any, Any]]
 
 
 class Unavailable(Exception):
@@ -48,13 +52,19 @@ class Step:
     """One training step of a loss: ``forward()`` gives the loss, ``backward(loss)`` the gradients that the batch asks for.
 
     ``backward`` is None where there is nothing but one call: of an implementation that returns both at once, or of a batch without
-    a gradient. ``alone`` is the phase that its time is of. ``prepare()`` comes before each step and is no part of it.
+    a gradient. ``alone`` is the phase that its time is of.
     """
 
     forward: Callable[[], Any]
     backward: Callable[[Any], tuple[Tensor, ...]] | None
     alone: str = "both"
-    prepare: Callable[[], None] = lambda: None
+
+    def answer(self, loss: Any, gradients: Any) -> tuple[Any, tuple[Any, ...]]:
+        """The loss and the gradients of a step, from what the two calls gave."""
+        if self.backward is not None or self.alone != "both":
+            return loss, tuple(gradients or ())
+        value, *others = loss
+        return value, tuple(others)
 
 
 @dataclass(frozen=True)
@@ -62,12 +72,14 @@ class Measured:
     """The raw samples of one measurement.
 
     rounds: lane -> phase -> the minimum of each round, in seconds; only ``both`` for a lane that does both at once, and only ``forward``
-    where no gradient is asked for. bandwidth: bytes per second of a copy and of a fill of the logits.
+    where no gradient is asked for. bandwidth: bytes per second of a copy and of a fill of the logits. processors: lane -> how many
+    threads did its work, on average; 0 where that is not known.
     """
 
     rounds: dict[str, dict[str, list[float]]]
     repetitions: int
     bandwidth: Bandwidth
+    processors: dict[str, float]
 
 
 def require(device: str) -> None:
@@ -88,22 +100,13 @@ def on(device: str, batch: Batch) -> Batch:
     )
 
 
-def step(implementation: Implementation, batch: Batch, overwrites: bool = False) -> Step:
+def step(implementation: Implementation, batch: Batch) -> Step:
     """The implementation as a training step on the batch; lanes that share a batch share its memory.
 
     The gradient is taken by ``torch.autograd.grad``, as for logits that a layer computed; ``loss.backward()`` would add what it
     takes to accumulate into a leaf. A fused linear loss is asked as it is; before any other, where a batch asks for one, stands the
     linear layer.
-
-    overwrites: whether the implementation is known to leave other logits than it got; it gets its own, and fresh ones for each step.
     """
-    if overwrites:
-        mine = replace(batch, input=batch.input.clone())
-
-        def restore() -> None:
-            mine.input.copy_(batch.input)
-
-        return replace(step(implementation, mine), prepare=restore)
     wanted = {name: tensor.detach().requires_grad_() for name, tensor in batch.differentiated.items()}
     arguments = {"input": batch.input.detach(), "target": batch.target, **batch.options, **wanted}
     if implementation.loss_and_gradient is not None:
@@ -150,9 +153,8 @@ def first_call(one: Step, on_cuda: bool) -> tuple[Any, Any, dict[str, float]]:
     def now() -> float:
         if on_cuda:
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return perf_counter()
 
-    one.prepare()
     start = now()
     loss = one.forward()
     middle = now()
@@ -164,25 +166,79 @@ def first_call(one: Step, on_cuda: bool) -> tuple[Any, Any, dict[str, float]]:
 
 
 def measure(
-    native: Step,
-    candidate: Step | None,
-    batch: Batch,
+    native: Sequence[Step],
+    candidate: Sequence[Step] | None,
+    rotation: Rotation,
     seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Measured:
-    """Times the candidate and ``native``, and ``native`` once more as the control. candidate: None times ``native`` alone.
+    """Times the candidate and ``native``, and ``native`` once more as the control.
 
-    progress: called with the share of the work that is done, from 0 to 1.
+    Args:
+        native, candidate: a step on each of the rotation's buffers. No candidate: ``native`` is timed alone.
+        progress: called with the share of the work that is done, from 0 to 1.
+
+    Raises:
+        Untrusted: for an answer that is wrong in a repetition.
     """
-    once = _on_cuda(batch) if batch.input.is_cuda else _on_cpu
-    lanes = {BASE: native, CONTROL: native} | ({} if candidate is None else {CANDIDATE: candidate})
-    slowest = max(_warm(once, lane) for lane in ([native] if candidate is None else [candidate, native]))
+    like = rotation.buffers[0].input
+    once = _on_cuda(like) if like.is_cuda else _on_cpu
+    lanes = {name: _Lane(native, once, rotation) for name in (BASE, CONTROL)}
+    if candidate is not None:
+        lanes[CANDIDATE] = _Lane(candidate, once, rotation, is_doubted=True)
+    slowest = max(_warm(lane) for name, lane in lanes.items() if name != CONTROL)
     repetitions, rounds = plan(slowest, len(lanes))
-    before = bandwidth(batch.input)
-    samples = take(lanes, once, rounds, repetitions, seed, progress)
-    after = bandwidth(batch.input)
+    if candidate is not None:
+        lanes[CANDIDATE].examine_some(2 * repetitions * rounds)
+    before = bandwidth(like)
+    samples = take(lanes, rounds, repetitions, seed, progress)
+    after = bandwidth(like)
     best = Bandwidth(copy=max(before.copy_, after.copy_), fill=max(before.fill, after.fill))
-    return Measured(samples, repetitions, best)
+    processors = {name: lane.processors for name, lane in lanes.items()}
+    return Measured(samples, repetitions, best, processors)
+
+
+def native_lane(native: Implementation, rotation: Rotation) -> Callable[[], Seconds]:
+    """Times one step of ``native`` at each call."""
+    like = rotation.buffers[0].input
+    steps = [step(native, buffer) for buffer in rotation.buffers]
+    return _Lane(steps, _on_cuda(like) if like.is_cuda else _on_cpu, rotation)
+
+
+class _Lane:
+    """Called for one repetition after another: deals a batch, times a step on it and, of who is doubted, has the answer looked at. Only the step
+    is timed."""
+
+    def __init__(
+        self, steps: Sequence[Step], once: Callable[[Step], Timed], rotation: Rotation, is_doubted: bool = False
+    ) -> None:
+        self._steps, self._once, self._rotation, self._is_doubted = steps, once, rotation, is_doubted
+        self._to_examine: set[int] = set()
+        self._count, self._all, self._own = 0, 0.0, 0.0  # calls; seconds of all threads, and of the calling one
+
+    def __call__(self) -> Seconds:
+        dealt = self._rotation.deal()
+        one = self._steps[dealt.buffer]
+        seconds, (of_all, of_own), results = self._once(one)
+        if self._is_doubted:
+            answer = one.answer(*results)
+            self._rotation.glance(dealt, *answer)
+            if self._count in self._to_examine:
+                self._rotation.examine(dealt, *answer)
+        self._count += 1
+        self._all += of_all
+        self._own += of_own
+        return seconds
+
+    def examine_some(self, count: int) -> None:
+        """Has all entries of some of the next answers looked at, of so many: the last and another one."""
+        self._to_examine = {self._count + self._rotation.draw.randrange(count), self._count + count - 1}
+        self._all = self._own = 0.0
+
+    @property
+    def processors(self) -> float:
+        """How many threads did the work, however busy the machine is with others; 0 where there was too little of it."""
+        return self._all / max(self._own, 1e-3 * self._all) if self._all > LONG_ENOUGH else 0.0
 
 
 def plan(slowest: float, lanes: int) -> tuple[int, int]:
@@ -193,14 +249,13 @@ def plan(slowest: float, lanes: int) -> tuple[int, int]:
 
 
 def take(
-    lanes: Mapping[str, Step],
-    once: Callable[[Step], Seconds],
+    lanes: Mapping[str, Callable[[], Seconds]],
     rounds: int,
     repetitions: int,
     seed: int,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, dict[str, list[float]]]:
-    """The rounds themselves: lane -> phase -> the minimum of each round. ``once`` times one step."""
+    """The rounds themselves: lane -> phase -> the minimum of each round. Each call of a lane times one step."""
     draw = np.random.Generator(np.random.PCG64(seed))
     samples: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in PHASES} for name in lanes}
     names = list(lanes)
@@ -210,7 +265,7 @@ def take(
             best = {name: (math.inf,) * len(PHASES) for name in names}
             for name in (*order, *reversed(order)):
                 for _ in range(repetitions):
-                    best[name] = tuple(map(min, best[name], once(lanes[name])))
+                    best[name] = tuple(map(min, best[name], lanes[name]()))
             for name, seconds in best.items():
                 for phase, value in zip(PHASES, seconds, strict=True):
                     samples[name][phase].append(value)
@@ -253,39 +308,43 @@ def settings() -> Settings:
     )
 
 
-def _on_cpu(one: Step) -> Seconds:
-    one.prepare()
-    start = time.perf_counter_ns()
+def _on_cpu(one: Step) -> Timed:
+    before = process_time_ns(), thread_time_ns()
+    start = perf_counter_ns()
     loss = one.forward()
-    middle = time.perf_counter_ns()
+    middle = perf_counter_ns()
     if one.backward is None:
-        return _alone(one, (middle - start) / 1e9)
+        return _alone(one, (middle - start) / 1e9), _busy(before), (loss, None)
     gradients = one.backward(loss)
-    end = time.perf_counter_ns()
-    del loss, gradients  # freeing is nobody's phase
-    return (middle - start) / 1e9, (end - middle) / 1e9, (end - start) / 1e9
+    end = perf_counter_ns()
+    seconds = (middle - start) / 1e9, (end - middle) / 1e9, (end - start) / 1e9
+    return seconds, _busy(before), (loss, gradients)
 
 
-def _on_cuda(batch: Batch) -> Callable[[Step], Seconds]:
-    """Times by CUDA events, the device idle and its cache flushed before each step."""
-    flushed = torch.empty(_FLUSHED, dtype=torch.uint8, device=batch.input.device)
+def _busy(before: tuple[int, int]) -> tuple[float, float]:
+    return (process_time_ns() - before[0]) / 1e9, (thread_time_ns() - before[1]) / 1e9
 
-    def once(one: Step) -> Seconds:
+
+def _on_cuda(like: Tensor) -> Callable[[Step], Timed]:
+    """Times by CUDA events, the device idle and its cache flushed before each step. Every stream is waited for, not only the current one."""
+    flushed, device = torch.empty(_FLUSHED, dtype=torch.uint8, device=like.device), like.device
+
+    def once(one: Step) -> Timed:
         events = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
-        one.prepare()
         flushed.zero_()
-        torch.cuda.synchronize(batch.input.device)
+        torch.cuda.synchronize(device)
         events[0].record()
         loss = one.forward()
+        torch.cuda.synchronize(device)
         events[1].record()
         gradients = None if one.backward is None else one.backward(loss)
+        torch.cuda.synchronize(device)
         events[2].record()
-        torch.cuda.synchronize(batch.input.device)
+        torch.cuda.synchronize(device)
         forward, backward, both = (
             events[a].elapsed_time(events[b]) / 1e3 for a, b in ((0, 1), (1, 2), (0, 2))
         )  # from milliseconds
-        del loss, gradients
-        return _alone(one, both) if one.backward is None else (forward, backward, both)
+        return (_alone(one, both) if one.backward is None else (forward, backward, both)), (0.0, 0.0), (loss, gradients)
 
     return once
 
@@ -295,11 +354,11 @@ def _alone(one: Step, seconds: float) -> Seconds:
     return forward, backward, both
 
 
-def _warm(once: Callable[[Step], Seconds], one: Step) -> float:
+def _warm(lane: Callable[[], Seconds]) -> float:
     """Calls until calls no longer get faster, as they do while something is compiled; the seconds of the fastest."""
 
     def whole() -> float:
-        return float(np.nanmax(once(one)))
+        return float(np.nanmax(lane()))
 
     best = min(whole(), whole())
     for _ in range(WARM_UP):
@@ -312,14 +371,14 @@ def _warm(once: Callable[[Step], Seconds], one: Step) -> float:
 
 
 def _best(work: Callable[[], Any], like: Tensor, seconds: float = 0.1) -> float:
-    best, end = math.inf, time.perf_counter() + seconds
+    best, end = math.inf, perf_counter() + seconds
     for number in range(200):
-        start = time.perf_counter()
+        start = perf_counter()
         work()
         if like.is_cuda:
             torch.cuda.synchronize(like.device)
-        best = min(best, time.perf_counter() - start)
-        if number >= 4 and time.perf_counter() > end:
+        best = min(best, perf_counter() - start)
+        if number >= 4 and perf_counter() > end:
             break
     return best
 

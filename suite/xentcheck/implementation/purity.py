@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 }
 _TORCH = Path(torch.__file__).parent
 # Namespaces whose existing functions nobody may replace.
-_PATCHABLE = (torch, torch.nn.functional, torch.Tensor)
+_PATCHABLE = (torch, torch.nn.functional, torch.Tensor, torch._C._nn, torch.autograd, time)
 
 
 class GlobalState:
@@ -48,6 +49,15 @@ class GlobalState:
     def __init__(self, functions: bool = True) -> None:
         self._settings = {name: read() for name, (read, _) in _SETTINGS.items()}
         self._functions = [(n, dict(vars(n))) for n in _PATCHABLE] if functions else []
+
+    def changed(self) -> tuple[str, ...]:
+        """The names of the functions that have been replaced since; nothing is put back."""
+        return tuple(
+            f"{namespace.__name__}.{name}"
+            for namespace, functions in self._functions
+            for name, function in functions.items()
+            if callable(function) and not _is_torchs_own(now := vars(namespace).get(name)) and now is not function
+        )
 
     def restore(self) -> tuple[str, ...]:
         """Puts everything back; returns the names of what had changed."""
