@@ -3,7 +3,6 @@
 import mmap
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 from xentcheck.cost import memory, timing
 from xentcheck.cost.measurement import Memory
-from xentcheck.cost.memory import OverLimit, limited, measure
+from xentcheck.cost.memory import OverLimit, limited, measure, set_up
 from xentcheck.implementation import Implementation
 from xentcheck.spec.batch import Batch
 
@@ -28,7 +27,9 @@ def batch(rows=ROWS, dtype=torch.float32):
 
 def of(function, on=None):
     implementation = Implementation(name="known", cross_entropy=function)
-    return measure(lambda b: timing.step(implementation, b), on or batch())
+    asked = on or batch()
+    set_up(lambda b: timing.step(implementation, b), asked)
+    return measure(timing.step(implementation, asked), asked.input.device)
 
 
 class _Known(torch.autograd.Function):
@@ -219,7 +220,9 @@ def test_on_cuda_the_peaks_are_the_allocators(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak[0])
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.__setitem__(0, now[0]))
     one = timing.Step(lambda: take(300) or take(-200), lambda loss: take(50) or take(-130))
-    assert memory._on_cuda(one, batch()) == Memory(forward=300, kept=100, backward=150, retained=20)
+    assert memory._on_cuda(one, torch.device("cuda"), lambda loss, gradients: take(999) or take(-999)) == Memory(
+        forward=300, kept=100, backward=150, retained=20
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -228,4 +231,4 @@ def test_memory_on_cuda():
     found = of(torch.nn.functional.cross_entropy, on)
     assert isinstance(found, Memory)
     assert found.kept >= LOGITS
-    assert replace(found, uncounted=0) == of(torch.nn.functional.cross_entropy, on)
+    assert found.model_copy(update={"uncounted": 0}) == of(torch.nn.functional.cross_entropy, on)

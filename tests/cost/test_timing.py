@@ -9,22 +9,40 @@ import torch
 import fakes
 from xentcheck.cost import timing
 from xentcheck.cost.measurement import BASE, CANDIDATE, CONTROL, PHASES, Moved, Ratio, Timing, ratio
-from xentcheck.cost.timing import Step, must_move, take
+from xentcheck.cost.rotation import Rotation
+from xentcheck.cost.timing import must_move, take
 from xentcheck.implementation import Implementation
+from xentcheck.reference.blockwise import expected
 from xentcheck.spec.batch import build
 
 pytestmark = pytest.mark.slow
 
 NATIVE = Implementation(name="native", cross_entropy=torch.nn.functional.cross_entropy)
-LANES = {name: Step(lambda name=name: name, None) for name in (BASE, CONTROL, CANDIDATE)}
+NAMES = (BASE, CONTROL, CANDIDATE)
+
+
+def lanes(once, names=NAMES):
+    """Lanes that are timed by ``once(name)``."""
+    return {name: lambda name=name: once(name) for name in names}
+
+
+def rotation_of(batch, device="cpu"):
+    return Rotation(batch, timing.on(device, batch), expected(batch))
+
+
+def measured(candidate, batch, device="cpu", **more):
+    """``timing.measure`` of an implementation beside native; None: of native alone."""
+    rotation = rotation_of(batch, device)
+    both = [i and [timing.step(i, b) for b in rotation.buffers] for i in (NATIVE, candidate)]
+    return timing.measure(*both, rotation, **more)
 
 
 def noisy(factor, seed=0, spikes=0.3):
-    """A clock for steps that say their own lane: 1 second each, ``factor`` the candidate, and at times much more by bad luck."""
+    """A clock for lanes: 1 second each, ``factor`` the candidate, and at times much more by bad luck."""
     draw = np.random.default_rng(seed)
 
-    def once(step):
-        seconds = factor if step.forward() == CANDIDATE else 1.0
+    def once(name):
+        seconds = factor if name == CANDIDATE else 1.0
         noise = 1 + 0.01 * draw.random() + (draw.random() < spikes) * 5 * draw.random()
         return (0.4 * seconds * noise, 0.6 * seconds * noise, seconds * noise)
 
@@ -34,27 +52,22 @@ def noisy(factor, seed=0, spikes=0.3):
 # --- the schedule
 
 
-def visits(seed, rounds=30, lanes=LANES, repetitions=2):
+def visits(seed, rounds=30, repetitions=2):
     seen = []
-
-    def once(step):
-        seen.append(step.forward())
-        return 1.0, 1.0, 2.0
-
-    take(lanes, once, rounds, repetitions, seed)
-    per_round = 2 * len(lanes) * repetitions
+    take(lanes(lambda name: seen.append(name) or (1.0, 1.0, 2.0)), rounds, repetitions, seed)
+    per_round = 2 * len(NAMES) * repetitions
     return [seen[i : i + per_round] for i in range(0, len(seen), per_round)]
 
 
 def test_each_round_is_an_order_and_its_reverse():
     for order in visits(seed=1):
         assert order == order[::-1]
-        assert Counter(order) == dict.fromkeys(LANES, 4)
+        assert Counter(order) == dict.fromkeys(NAMES, 4)
 
 
 def test_no_lane_always_comes_first():
     firsts = Counter(order[0] for order in visits(seed=1, rounds=90))
-    assert min(firsts[name] for name in LANES) > 15
+    assert min(firsts[name] for name in NAMES) > 15
 
 
 def test_the_order_hangs_on_the_seed_alone():
@@ -63,8 +76,8 @@ def test_the_order_hangs_on_the_seed_alone():
 
 
 def test_the_minimum_of_each_lane_and_phase_is_kept():
-    clock = {name: iter([(3.0, 9.0, 12.0), (4.0, 5.0, 9.5), (7.0, 6.0, 13.0), (9.0, 8.0, 17.0)]) for name in LANES}
-    samples = take(LANES, lambda step: next(clock[step.forward()]), rounds=1, repetitions=2, seed=0)
+    clock = {name: iter([(3.0, 9.0, 12.0), (4.0, 5.0, 9.5), (7.0, 6.0, 13.0), (9.0, 8.0, 17.0)]) for name in NAMES}
+    samples = take(lanes(lambda name: next(clock[name])), rounds=1, repetitions=2, seed=0)
     assert samples[CANDIDATE] == {"forward": [3.0], "backward": [5.0], "both": [9.5]}
 
 
@@ -72,11 +85,11 @@ def test_garbage_is_not_collected_in_between_and_is_again_afterwards():
     import gc
 
     enabled = []
-    take(LANES, lambda step: enabled.append(gc.isenabled()) or (1.0, 1.0, 1.0), rounds=1, repetitions=1, seed=0)
+    take(lanes(lambda name: enabled.append(gc.isenabled()) or (1.0, 1.0, 1.0)), rounds=1, repetitions=1, seed=0)
     assert not any(enabled)
     assert gc.isenabled()
     with pytest.raises(ZeroDivisionError):
-        take(LANES, lambda step: 1 / 0, rounds=1, repetitions=1, seed=0)
+        take(lanes(lambda name: 1 / 0), rounds=1, repetitions=1, seed=0)
     assert gc.isenabled()
 
 
@@ -101,7 +114,7 @@ def test_the_interval_covers_the_truth_and_tells_a_quarter_from_nothing():
     for factor in (1.0, 1.25):
         found = []
         for seed in range(20):
-            samples = take(LANES, noisy(factor, seed), rounds=15, repetitions=4, seed=seed)
+            samples = take(lanes(noisy(factor, seed)), rounds=15, repetitions=4, seed=seed)
             found.append(ratio(samples[CANDIDATE]["both"], samples[BASE]["both"]))
         assert sum(r.low <= factor <= r.high for r in found) >= 19
         assert sum(r.low > 1.05 for r in found) == (0 if factor == 1.0 else 20)
@@ -141,7 +154,7 @@ def test_an_upstream_gradient_is_passed_on(case):
 def test_an_implementation_that_gives_both_at_once_has_one_time(case):
     arrays = Implementation(name="arrays", loss_and_gradient=fakes.arrays)
     batch = batch_of(case, "logits: {shape: [6, 5]}")
-    found = timing.measure(timing.step(NATIVE, batch), timing.step(arrays, batch), batch)
+    found = measured(arrays, batch)
     assert list(found.rounds[CANDIDATE]) == ["both"]
     assert list(timing.first_call(timing.step(arrays, batch), False)[2]) == ["both"]
     assert list(found.rounds[BASE]) == list(PHASES)
@@ -159,14 +172,13 @@ def test_every_stop_repeats_its_step():
 def test_a_measurement_has_all_its_parts(case, monkeypatch):
     monkeypatch.setattr(timing, "BUDGET", 0.0)
     shares = []
-    native = timing.step(NATIVE, batch_of(case))
-    found = timing.measure(native, timing.step(NATIVE, batch_of(case)), batch_of(case), progress=shares.append)
+    found = measured(NATIVE, batch_of(case), progress=shares.append)
     assert set(found.rounds) == {BASE, CANDIDATE, CONTROL}
     assert {len(v) for lane in found.rounds.values() for v in lane.values()} == {timing.FEWEST_ROUNDS}
     assert found.bandwidth.copy_ > 0 < found.bandwidth.fill
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
-    alone = timing.measure(native, None, batch_of(case))
+    alone = measured(None, batch_of(case))
     assert set(alone.rounds) == {BASE, CONTROL}
 
 
@@ -183,15 +195,15 @@ def test_first_call_and_warming_up_stand_apart(case, monkeypatch):
         now[0] += 1000 if len(calls) <= 3 else 0
         return torch.nn.functional.cross_entropy(input, target, **options)
 
-    monkeypatch.setattr(timing.time, "perf_counter_ns", clock)
-    monkeypatch.setattr(timing.time, "perf_counter", clock)
+    monkeypatch.setattr(timing, "perf_counter_ns", clock)
+    monkeypatch.setattr(timing, "perf_counter", clock)
     batch = batch_of(case)
-    slow = timing.step(Implementation(name="sets_up", cross_entropy=sets_up), batch)
-    loss, (gradient,), seconds = timing.first_call(slow, on_cuda=False)
+    slow = Implementation(name="sets_up", cross_entropy=sets_up)
+    loss, (gradient,), seconds = timing.first_call(timing.step(slow, batch), on_cuda=False)
     assert loss.shape == ()
     assert gradient.shape == batch.input.shape
     assert seconds == {"forward": 1001, "backward": 1, "both": 1002}
-    found = timing.measure(timing.step(NATIVE, batch), slow, batch)
+    found = measured(slow, batch)
     assert set(found.rounds[CANDIDATE]["forward"]) == {1e-9}
 
 
@@ -223,17 +235,16 @@ def test_on_cuda_the_device_is_idle_and_its_cache_flushed_before_events_are_take
     monkeypatch.setattr(timing, "_FLUSHED", 16)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("idle"))
-    once = timing._on_cuda(batch)
+    once = timing._on_cuda(batch.input)
     monkeypatch.setattr(torch.Tensor, "zero_", lambda self: log.append("flush"))
-    one = Step(lambda: log.append("forward"), lambda loss: log.append("backward"))
-    assert once(one) == pytest.approx((0.003, 0.005, 0.008))
-    assert log == ["flush", "idle", "event", "forward", "event", "backward", "event", "idle"]
+    one = timing.Step(lambda: log.append("forward"), lambda loss: log.append("backward"))
+    assert once(one)[0] == pytest.approx((0.003, 0.005, 0.008))
+    assert log == ["flush", "idle", "event", "forward", "idle", "event", "backward", "idle", "event", "idle"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_a_measurement_on_cuda(case):
-    batch = timing.on("cuda", batch_of(case))
-    found = timing.measure(timing.step(NATIVE, batch), timing.step(NATIVE, batch), batch)
+    found = measured(NATIVE, batch_of(case), device="cuda")
     assert all(v > 0 for lane in found.rounds.values() for phase in lane.values() for v in phase)
 
 

@@ -69,7 +69,7 @@ def test_a_slow_down_has_its_size(monkeypatch, kind, factor):
 def test_one_more_buffer_is_one_more_buffer(batch):
     found = {
         kind: memory.measure(
-            lambda b, kind=kind: timing.step(Implementation(name="i", cross_entropy=inject(kind)), b), batch
+            timing.step(Implementation(name="i", cross_entropy=inject(kind)), batch), batch.input.device
         )
         for kind in ("identical", "one-more-buffer")
     }

@@ -50,8 +50,7 @@ def measure(
         look: called with what forward and backward gave, while it is there; what it takes does not count.
     """
     gc.collect()
-    with limited(limit):
-        return _on_cuda(one, device, look) if device.type == "cuda" else _on_cpu(one, look)
+    return _on_cuda(one, device, look) if device.type == "cuda" else _on_cpu(one, limit, look)
 
 
 def set_up(make: Callable[[Batch], Step], batch: Batch) -> None:
@@ -113,7 +112,7 @@ def _address_space(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _on_cpu(one: Step, look: Callable[[Any, Any], None]) -> Memory:
+def _on_cpu(one: Step, limit: int | None, look: Callable[[Any, Any], None]) -> Memory:
     before = _held("VmRSS")
     if before is not None:
         try:
@@ -121,10 +120,11 @@ def _on_cpu(one: Step, look: Callable[[Any, Any], None]) -> Memory:
         except OSError:
             before = None
     with _counted_mmap(), profile(profile_memory=True) as profiled:
-        with record_function(_MARK + "forward"):
-            loss = one.forward()
-        with record_function(_MARK + "backward"):
-            gradients = None if one.backward is None else one.backward(loss)
+        with limited(limit):
+            with record_function(_MARK + "forward"):
+                loss = one.forward()
+            with record_function(_MARK + "backward"):
+                gradients = None if one.backward is None else one.backward(loss)
         peak = _held("VmHWM")
         with record_function(_MARK + "look"):
             look(loss, gradients)
