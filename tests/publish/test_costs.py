@@ -169,8 +169,10 @@ def test_each_run_is_named_with_its_machine(tmp_path):
 def test_a_row_of_memory(tmp_path):
     one = as_measured(memory(forward=25600, kept=25600, backward=51200), "quick/one")
     two = as_measured(memory(uncounted=2**30), "quick/two")
-    made(tmp_path, [one, two])
+    three = as_measured(memory(forward=25600, backward=51200, held=25600), "quick/three")
+    made(tmp_path, [one, two, three])
     text = (tmp_path / "memory.md").read_text()
+    assert cells(text, "quick/three", "mine")[3] == "1.00, 1.00 of it held"
     assert cells(text, "quick/one", "mine")[2:] == ["25 KiB", "1.00", "1.00", "2.00", "0.00"]
     assert cells(text, "quick/two", "mine")[5] == "0.01 and 1 GiB more"
     assert not (tmp_path / "speed.md").exists()

@@ -170,7 +170,7 @@ def _memory(measured: list[Measurement], results: Results, folder: Path, written
         "# How much memory it takes",
         _truncated(results),
         "Bytes beside the logits themselves, as multiples of the logits' size: the peak during the forward pass, what is kept for the backward pass, the peak during the backward pass (what was kept and the gradient included), and what is still held once loss and gradient are gone.",
-        "Bytes are counted exactly, from torch's own allocation events and anonymous maps of `mmap.mmap`. Other allocations leave no event; where the process was seen to hold more than 24 MiB beyond what was counted, **and ... more** is added.",
+        "Bytes are counted exactly, from torch's own allocation events and anonymous maps of `mmap.mmap`. Other allocations leave no event; where the process was seen to hold more than 24 MiB beyond what was counted, **and ... more** is added. What an implementation holds between its calls, such as a workspace, counts in both peaks: **... of it held**.",
         "The least possible is 1 in the backward pass, for the gradient, and 0 where it overwrites the logits (\\*). Under `linear` it is the gradients of hidden states and matrix, and the logits are those that a fused loss does not hold.",
     ]
     for profile, own in _by_profile(measured).items():
@@ -195,7 +195,8 @@ def _memory_row(found: Measurement) -> dict[str, str]:
     row["logits"] = size(found.logits.bytes)
     for part in ("forward", "kept", "backward", "retained"):
         more = f" and {size(memory.uncounted)} more" if memory.uncounted and part == "backward" else ""
-        row[part] = share(getattr(memory, part), found) + more
+        held = f", {share(memory.held, found)} of it held" if memory.held and part in ("forward", "backward") else ""
+        row[part] = share(getattr(memory, part), found) + more + held
     return row
 
 
