@@ -199,7 +199,7 @@ def _anchored(now: HeldSpeed, before: HeldSpeed) -> HeldSpeed:
 
 
 def _memory(found: Measurement, memory: Memory) -> HeldMemory:
-    return HeldMemory(question=found.question, device=found.device, **memory.model_dump())
+    return HeldMemory(question=found.question, device=found.device, **memory.model_dump(exclude={"held"}))
 
 
 def _by_case(verdicts: Iterable[Verdict]) -> dict[str, dict[str, Status]]:
