@@ -87,7 +87,7 @@ def _times(line: Line | None) -> list[str]:
     if line is None:
         return [""] * 5
     whole = cost.whole(line)
-    control, took, bound = (f(line, whole) for f in (cost.control, cost.seconds, cost.limit))
+    control, took, bound = cost.control(line, whole), cost.seconds(line, whole), cost.limit(line, whole)
     ratios = []
     for phase in timing.PHASES:
         found, of_phase = cost.ratio(line, phase), cost.control(line, phase)

@@ -197,7 +197,9 @@ def _core(case: Case, wanted: tuple[str, str], implementation: Implementation) -
     """A shipped case without all that it can do without and still fail like this. Its id stays, and with it the values drawn from it."""
     if case.expects_error or build(case).input.numel() > LARGE:
         return case  # what is to be refused must stay what it is
-    for take in (_with_fewer_positions, *(partial(without, key=key) for key in OPTIONAL)):
+    taken: list[Callable[[Entry], Entry | None]] = [_with_fewer_positions]
+    taken += [partial(without, key=key) for key in OPTIONAL]
+    for take in taken:
         entry = take(case.question.model_dump(exclude_unset=True))
         if entry is None:
             continue
@@ -211,10 +213,10 @@ def _core(case: Case, wanted: tuple[str, str], implementation: Implementation) -
 
 
 def _with_fewer_positions(entry: Entry) -> Entry | None:
-    shape = entry["logits"].get("shape") or ()
+    shape = list(entry["logits"].get("shape") or ())
     if len(shape) < 2 or shape[0] < 1000:
         return None
-    return {**entry, "logits": {**entry["logits"], "shape": (500, *shape[1:])}}
+    return {**entry, "logits": {**entry["logits"], "shape": [500, *shape[1:]]}}
 
 
 def without(entry: Entry, key: str) -> Entry | None:

@@ -193,7 +193,7 @@ def _memory(line: Line, was: Mapping[str, Any]) -> Iterator[Finding]:
             yield _about(
                 outcome,
                 line,
-                f"{part} {size(before)} ({before:,})",
+                f"{part} {size(before or 0)} ({before:,})",
                 f"{size(now)} ({now - before:+,} bytes, {of_logits})",
             )
 

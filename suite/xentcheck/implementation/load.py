@@ -86,7 +86,7 @@ def from_callable(
         return replace(declared, name=name, source=source)
     function, signature_of = _as_function(function, source)
     try:
-        parameters = inspect.signature(signature_of).parameters
+        parameters = dict(inspect.signature(signature_of).parameters)
     except (TypeError, ValueError):  # some built-in functions have none
         parameters = {}
     takes_any = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -86,5 +86,5 @@ def _where(published: bytes, made: bytes) -> str:
     if not number:
         return ": is longer or shorter than what the code produces"
     start = max(0, next((i for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b), 0) - 30)
-    was, now = (line[start : start + 100].decode(errors="replace") for line in (was, now))
-    return f":{number}: is not what the code produces from the published record; published {was!r}, produced {now!r}"
+    shown = [line[start : start + 100].decode(errors="replace") for line in (was, now)]
+    return f":{number}: is not what the code produces from the published record; published {shown[0]!r}, produced {shown[1]!r}"

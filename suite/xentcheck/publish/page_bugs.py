@@ -41,8 +41,8 @@ def _counts(reports: Sequence[BugReport]) -> dict[str, str]:
 def _missed(reports: Sequence[BugReport]) -> str:
     """What would reach the reports that no case catches, each with their number."""
     tally = Counter(report.needs for report in reports if report.why_not)
-    needs = {**NEEDS, None: "a smaller tolerance"}
-    return listed(f"{text} ({tally[need]})" for need, text in needs.items() if tally[need]) if tally else ""
+    needs = [*NEEDS.items(), (None, "a smaller tolerance")]
+    return listed(f"{text} ({tally[need]})" for need, text in needs if tally[need]) if tally else ""
 
 
 def _row(report: BugReport) -> dict[str, str]:

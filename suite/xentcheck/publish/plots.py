@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -28,15 +29,12 @@ def accuracy(frame: pd.DataFrame) -> bytes:
         for lane, dtype in enumerate(ALLOWED_UNITS):
             height = row + (lane - 1.5) * 0.19
             here = measured[(measured["implementation"] == name) & (measured["dtype"] == dtype)]
-            for passes, style in (
-                (True, {"color": COLOURS[dtype]}),
-                (False, {"facecolors": "none", "edgecolors": COLOURS[dtype]}),
-            ):
+            for passes, face in ((True, COLOURS[dtype]), (False, "none")):
                 units = here[(here["status"] == "pass") == passes]["units"].clip(lower=FLOOR)
-                errors = sorted(
-                    {round(20 * math.log10(u)) / 20 for u in units}
-                )  # dots that would cover each other are drawn once
-                axes.scatter([10**e for e in errors], [height] * len(errors), s=14, linewidths=0.9, zorder=3, **style)
+                # Dots that would cover each other are drawn once.
+                errors = [10 ** (steps / 20) for steps in sorted({round(20 * math.log10(u)) for u in units})]
+                style: dict[str, Any] = {"facecolors": face, "edgecolors": COLOURS[dtype]}
+                axes.scatter(errors, [height] * len(errors), s=14, linewidths=0.9, zorder=3, **style)
             axes.plot(
                 [ALLOWED_UNITS[dtype]] * 2, [height - 0.09, height + 0.09], color=COLOURS[dtype], linewidth=2, zorder=2
             )

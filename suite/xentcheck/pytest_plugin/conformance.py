@@ -67,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
     session = config.stash[SESSION] = Session(config)
     if _is_worker(config):
         keys = config.workerinput["xentcheck_resumed"]  # type: ignore[attr-defined]
-        session.resumed = {tuple(k) for k in keys}
+        session.resumed = {Key(*k) for k in keys}
         return
     session.open_results()
     if getattr(config.option, "numprocesses", None):
@@ -154,12 +154,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     case_order = {case.id: n for n, case in enumerate(session.cases)}
     implementation_order = {i.name: n for n, i in enumerate(session.implementations)}
     places: dict[pytest.Item, tuple[int, int, int]] = {}
-    kept, done = [], []
+    kept, done = list[pytest.Item](), list[pytest.Item]()
     for item in items:
         key = asked_of(item, "examine")
         if key is not None:
             item.stash[KEY] = key
-            places[item] = case_order[key.case], implementation_order[key.implementation], ASPECTS.index(key.aspect)  # type: ignore[arg-type]
+            places[item] = case_order[key.case], implementation_order[key.implementation], ASPECTS.index(key.aspect)
         (done if _is_empty(item) or key in session.resumed else kept).append(item)
     kept.sort(key=lambda item: places.get(item, (-1, 0, 0)))
     if done:
@@ -190,7 +190,7 @@ def examine(request: pytest.FixtureRequest) -> Any:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report = yield
     if KEY in item.stash:
-        report.xentcheck_key = list(item.stash[KEY])
+        report.xentcheck_key = [*item.stash[KEY]]
     if VERDICT in item.stash and report.when == "call":
         report.xentcheck = to_json(item.stash[VERDICT])
     return report

@@ -67,7 +67,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def explore(request: pytest.FixtureRequest) -> Callable[[], None]:
     """``explore()``: asks a stored find again, or draws cases, and reports in pytest's terms."""
-    exploring: Exploring = request.config.pluginmanager.get_plugin("xentcheck-exploring")
+    exploring: Any = request.config.pluginmanager.get_plugin("xentcheck-exploring")
     path, implementation = request.param
 
     def put() -> None:
@@ -143,7 +143,8 @@ class Exploring:
 
     def _progress(self, examples: int) -> Callable[[Exploration], None]:
         """One line, written over again, on a terminal; nothing elsewhere."""
-        reporter, capture = (self.config.pluginmanager.get_plugin(n) for n in ("terminalreporter", "capturemanager"))
+        plugins: Any = self.config.pluginmanager
+        reporter, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
         if reporter is None or not reporter.isatty:
             return lambda _: None
         started = last = time.monotonic()
@@ -162,12 +163,7 @@ class Exploring:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Exploring comes last: the specification says more about a loss that is wrong, and says it sooner."""
-        last = [
-            item
-            for item in items
-            if "explore" in getattr(item, "fixturenames", ()) and item.callspec.params["explore"][0] is None
-        ]  # type: ignore[attr-defined]
-        items[:] = [item for item in items if item not in last] + last
+        items.sort(key=_draws)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
@@ -186,3 +182,9 @@ class Exploring:
             terminalreporter.write_line(text)
         count = len(list(self.folder.glob("*.yaml")))
         terminalreporter.write_line(f"{count} finds in {self.folder}")
+
+
+def _draws(item: pytest.Item) -> bool:
+    """Whether a test draws new cases."""
+    given = item.callspec.params.get("explore") if hasattr(item, "callspec") else None
+    return isinstance(given, tuple) and given[0] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--strict-perf", action="store_true", help="with --gate: inconclusive is red, too")
 
 
-BASELINE = pytest.StashKey[dict[str, Any]]()
+BASELINE = pytest.StashKey[Mapping[str, Any]]()
 REPORT = pytest.StashKey[gate.Report]()
 
 

@@ -58,6 +58,7 @@ def expected(batch: Batch) -> Expected:
 
 def gradient_blocks(batch: Batch, right: Expected) -> Iterator[tuple[Array, Array, Array]]:
     """Some of the positions that count, and the gradient and its units there, (positions, C)."""
+    assert right.lse is not None
     w, u = class_weights(batch), upstream(batch) / (right.denominator or 1.0)
     for here, x in _blocks(batch):
         lse, u_here = right.lse[here, None], u[here, None]

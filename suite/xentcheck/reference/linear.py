@@ -98,7 +98,7 @@ class _Product:
     """A product of two matrices, whose inner dimension may come in parts, and its unit."""
 
     def __init__(self) -> None:
-        self.value = self.from_left = self.sizes = self.squares = self.magnitudes = 0.0
+        self.value = self.from_left = self.sizes = self.squares = self.magnitudes = np.zeros(())
         self.terms = 0
 
     def add(self, left: Array, left_unit: Array, right: Array) -> _Product:

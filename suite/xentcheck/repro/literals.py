@@ -45,7 +45,7 @@ def _strided(name: str, tensor: Tensor) -> str:
         index = ", ".join("slice(0, 1)" if s == 0 else "slice(None)" for s in stride)
         return f"{name} = {name}[{index}].clone().expand({shape})"
     size = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-    memory = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())  # type: ignore[arg-type]
+    memory = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
     gaps = torch.ones(len(memory), dtype=torch.bool)
     gaps[torch.arange(len(memory)).as_strided(shape, stride, tensor.storage_offset())] = False
     filler = _number(memory[gaps][0].item()) if gaps.any() else "0"

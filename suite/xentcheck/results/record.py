@@ -48,9 +48,9 @@ class Results:
     runs: tuple[dict[str, Any], ...] = ()
 
 
-def costs_by_key(lines: Iterable[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
+def costs_by_key(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
     """The cost lines by measure, implementation and case; of several about the same the last holds."""
-    return {Key(c.get("measure", ""), c.get("implementation", ""), c.get("case", "")): c for c in lines}
+    return {(c.get("measure", ""), c.get("implementation", ""), c.get("case", "")): c for c in lines}
 
 
 def run_header(implementations: Sequence[Implementation], digest: str, selection: str) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Writer:
     def __init__(self, folder: Path, header: dict[str, Any], resume: bool = False) -> None:
         self.path = folder / NAME
         self.already: dict[Key, Verdict] = {}
-        self.costs_already: dict[Key, dict[str, Any]] = {}
+        self.costs_already: dict[tuple[str, str, str], dict[str, Any]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
@@ -193,7 +193,7 @@ def merge(parts: Iterable[Results]) -> Results:
     parts = list(parts)
     if not parts:
         raise RecordError("expected results to merge; found none")
-    first, verdicts = parts[0], {}
+    first, verdicts = parts[0], dict[Key, Verdict]()
     run = {**first.run, "implementations": {}}
     for part in parts:
         where = ", ".join(part.sources)

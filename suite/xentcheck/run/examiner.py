@@ -13,7 +13,7 @@ from xentcheck.run.observe import Answer, Failure, Observation, Observe, Observe
 from xentcheck.run.relations import NEEDS, Check, applying, related
 from xentcheck.run.verdict import Verdict
 from xentcheck.spec.batch import Batch, build
-from xentcheck.spec.case import Aspect, Case, Relation
+from xentcheck.spec.case import RELATIONS, Aspect, Case, Relation
 from xentcheck.spec.needs import capabilities_needed
 
 Answered = tuple[Sequence[Batch], Check, Sequence[Answer | Failure]]
@@ -76,7 +76,7 @@ class Examiner:
             if name not in self._memory.get(key, ()):
                 names: Sequence[Relation] = [name]
                 if self._observe_all is not None:  # where all together cost little more
-                    names = [name for name in self.aspects(case, implementation) if name not in case.aspects]
+                    names = [name for name in RELATIONS if name in self.aspects(case, implementation)]
                 self._memory.pop(key, None)
                 self._once(key, lambda: self._related(case, implementation, names))
             return self._memory[key][name]

@@ -119,7 +119,9 @@ def deterministic(function: LossFunction, batch: Any) -> Iterator[Any]:
 
 
 def func_grad(function: LossFunction, batch: Any) -> Iterator[Any]:
-    loss, pull_back = torch.func.vjp(lambda logits: function(logits, batch.target, **batch.options), batch.input)
+    loss, pull_back = torch.func.vjp(  # type: ignore[misc]  # three values only with has_aux
+        lambda logits: function(logits, batch.target, **batch.options), batch.input
+    )
     yield loss
     (gradient,) = pull_back(torch.ones_like(loss) if batch.upstream is None else upstream_for(loss, batch))
     yield gradient

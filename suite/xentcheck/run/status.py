@@ -33,7 +33,7 @@ class Status(str, Enum):
     is_good: bool
     rank: int
 
-    def __new__(cls, value: str, symbol: str, group: str, is_good: bool, rank: int) -> Status:
+    def __new__(cls, value: str, symbol: str = "", group: str = "", is_good: bool = False, rank: int = 0) -> Status:
         member = str.__new__(cls, value)
         member._value_ = value
         member.symbol, member.group, member.is_good, member.rank = symbol, group, is_good, rank
