@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -323,11 +324,12 @@ def test_a_larger_error_than_the_known_one_is_new(case):
     verdict = situations.Verdict("x", "c", "c/a", "loss", "fail", error_units=50.0, fault=situations.Fault("value"))
     known = situations.Situation("loss", "value", frozenset({"bfloat16"}), 120.0, "c/b")
     seen = frozenset({"bfloat16", "weights"})
-    assert known.explains(verdict, seen)
-    assert not known.explains(verdict, frozenset({"weights"}))
-    assert not situations.replace(known, max_units=20.0).explains(verdict, seen)
-    assert not known.explains(situations.replace(verdict, aspect="gradient"), seen)
-    assert not known.explains(situations.replace(verdict, error_units=None), seen)
+    explains = situations.explanation
+    assert explains([known], verdict, seen) == "c/b"
+    assert explains([known], verdict, frozenset({"weights"})) is None
+    assert explains([situations.replace(known, max_units=20.0)], verdict, seen) is None
+    assert explains([known], situations.replace(verdict, aspect="gradient"), seen) is None
+    assert explains([known], situations.replace(verdict, error_units=None), seen) is None
 
 
 # --- what becomes of a find
@@ -336,7 +338,7 @@ def test_a_larger_error_than_the_known_one_is_new(case):
 def test_two_known_faults_in_one_batch_are_known():
     """The judge names the first wrong value and the worst error, which may belong to different faults."""
     rounding = situations.Situation("gradient", "value", frozenset({"bfloat16"}), 200.0, "c/rounding")
-    nan = situations.Situation("gradient", "nan", frozenset({"an ignored row without a softmax"}), None, "c/nan")
+    nan = situations.Situation("gradient", "nan", frozenset({"an ignored row without a softmax"}), math.inf, "c/nan")
     verdict = situations.Verdict("x", "c", "c/a", "gradient", "fail", error_units=None, fault=situations.Fault("value"))
     both = frozenset({"bfloat16", "an ignored row without a softmax"})
     assert situations.explanation([rounding, nan], verdict, both) == "c/rounding"
@@ -345,7 +347,7 @@ def test_two_known_faults_in_one_batch_are_known():
 
 
 def test_a_relation_is_broken_for_the_reason_that_the_answer_itself_is_wrong():
-    nan = situations.Situation("gradient", "nan", frozenset(), None, "c/nan")
+    nan = situations.Situation("gradient", "nan", frozenset(), math.inf, "c/nan")
     own, relation, broken = (
         situations.Verdict("x", "c", "c/a", aspect, "fail", fault=situations.Fault(fault))
         for aspect, fault in (("gradient", "nan"), ("splitting", "value"), ("splitting", "harness"))
@@ -370,8 +372,8 @@ def test_a_find_that_is_not_is_failing(one):
 
 
 def test_a_find_that_a_deviation_explains_now_is_known(one):
-    known = situations.Situation("loss", "value", frozenset(), None, "c/a")
-    also = situations.Situation("gradient", "value", frozenset(), None, "c/a")
+    known = situations.Situation("loss", "value", frozenset(), math.inf, "c/a")
+    also = situations.Situation("gradient", "value", frozenset(), math.inf, "c/a")
     assert explore.replay(one(ENTRY), fake("off_by_a_thousandth"), [known]).status == "failing", (
         "its gradient is wrong, too"
     )
@@ -390,7 +392,7 @@ def test_a_find_that_is_no_case_any_more_is_gone(one, change):
     )
     found = explore.replay(path, fake("right"), [])
     assert found.status == "gone"
-    assert "no valid case any more: " in found.message
+    assert "no longer a valid case: " in found.message
     assert str(path) in found.message
 
 
@@ -478,7 +480,7 @@ def test_from_finding_to_a_script(run, rare, tmp_path, capsys):
     path.write_text(path.read_text().replace("logits", "logit"))
     status, screen = run("--impl", name, "--explore", 1, "--results", results)
     assert status == 0
-    assert f"{path.stem}: gone: no valid case any more: " in screen
+    assert f"{path.stem}: gone: no longer a valid case: " in screen
 
 
 def test_without_the_option_nothing_is_drawn(run):
