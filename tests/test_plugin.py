@@ -210,7 +210,7 @@ def test_the_reproduce_command_finds_a_case_of_ones_own_file(run, two):
             "right",
             ["'small/*', aspect='gradient', fault='value'"],
             1,
-            r"unexpected-pass this is a known deviation \(it is known\), and it holds; delete \S*deviating_right.py:10",
+            r"unexpected-pass it passes, although a deviation is declared \(it is known\); delete \S*deviating_right.py:10",
         ),
         (
             "right",

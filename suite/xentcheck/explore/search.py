@@ -240,7 +240,7 @@ class _Search:
         found = self._first_new(entry, *clear)
         if drawn:
             self.result.examples += 1
-            self.result.unsupported += not self.examiner.exam(clear[0]).must_be_put_to(self.implementation)
+            self.result.unsupported += not self.examiner.exam(clear[0]).concerns(self.implementation)
             if self.result.examples % 20 == 0:
                 self.progress(self.result)
         if found is None:
