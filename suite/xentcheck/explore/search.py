@@ -67,8 +67,8 @@ class Exploration:
     problem: str = ""
 
     def summary(self) -> str:
-        counts = f"{self.examples} cases drawn, {self.unsupported} of them unsupported; {self.unclear} more have no clear answer"
-        outcome = f"{len(self.finds)} new kinds of failure, {self.known.total()} failures of known kinds"
+        counts = f"cases drawn: {self.examples}, of these unsupported: {self.unsupported}; without a clear answer: {self.unclear} more"
+        outcome = f"new kinds of failure: {len(self.finds)}; failures of known kinds: {self.known.total()}"
         return f"{self.implementation}: {counts}; {outcome}; seed {self.seed}, {self.seconds:.1f} s{self.problem and '; '}{self.problem}"
 
 

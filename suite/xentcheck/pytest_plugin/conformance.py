@@ -1,4 +1,4 @@
-"""The conformance part of the pytest plugin: options, parametrisation, the ``examine`` fixture, records and the summary."""
+"""The conformance part of the pytest plugin: options, parametrisation, the fixture ``examine``, records and the summary."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--results", metavar="DIR", type=Path, help="write every verdict to DIR/results.jsonl")
     group.addoption(
-        "--huge", action="store_true", help="also ask the cases of more than 2^31 logits, which take many gigabytes"
+        "--huge", action="store_true", help="include cases of more than 2^31 logits, which take many gigabytes"
     )
-    group.addoption("--resume", action="store_true", help="go on with the truncated run in --results")
+    group.addoption("--resume", action="store_true", help="continue the truncated run in --results")
     group.addoption(
         "--isolate",
         action="store_true",
-        help="call every implementation in a process of its own: one that dies, hangs, runs out of memory or leaves threads behind is a crash or timeout of that case, and the run goes on (Linux only)",
+        help="call every implementation in a process of its own, so that dying, hanging, running out of memory or leaving threads behind fails one case and the run continues (Linux only)",
     )
     group.addoption(
         "--case-timeout",
@@ -56,7 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--worker-memory",
         metavar="GIB",
         type=float,
-        help="with --isolate: how much data a worker process may hold, of which torch takes 0.3 (default: no limit)",
+        help="with --isolate: how much memory a worker process may use, of which torch takes 0.3 (default: no limit)",
     )
 
 
@@ -65,30 +65,26 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("impl"):
         return
     session = config.stash[SESSION] = Session(config)
+    config.add_cleanup(session.close)
     if _is_worker(config):
         keys = config.workerinput["xentcheck_resumed"]  # type: ignore[attr-defined]
         session.resumed = {Key(*k) for k in keys}
         return
     session.open_results()
     if getattr(config.option, "numprocesses", None):
-        session.close()  # from here on it is for xdist's workers to ask
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if SESSION in config.stash:
-        config.stash[SESSION].close()
+        session.close()  # the workers of pytest-xdist call the implementations
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """xdist: what is done already, as the controlling process read it."""
+    """pytest-xdist: tells its workers which verdicts the controlling process has read from the record."""
     if SESSION in node.config.stash:
         node.workerinput["xentcheck_resumed"] = [list(k) for k in node.config.stash[SESSION].resumed]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A case's aspects stay together, so that each case runs once; pytest-xdist 3.8 groups nothing under pytest 9.2."""
+    """Keeps the aspects of a case together, so that each case runs once; pytest-xdist 3.8 does not group tests under pytest 9.2."""
     if SESSION not in config.stash:
         return None
     from xdist.scheduler import LoadScopeScheduling
@@ -136,14 +132,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _is_empty(item: pytest.Item) -> bool:
-    """Whether a test has nothing to ask, since no selected case has its aspect; pytest makes one test of an empty list."""
+    """Whether no selected case has the test's aspect; pytest makes one test of an empty list."""
     given = item.callspec.params if hasattr(item, "callspec") else {}
     return any(not isinstance(given[name], tuple) for name in ("examine", "cost", "explore") if name in given)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Case by case, so that a batch, its truth and each observation are made once and then dropped."""
+    """Orders the tests case by case, so that a batch, its truth and each observation are made once and then dropped."""
     if NOTHING_TO_TEST in config.stash:
         raise pytest.UsageError(
             "the suite needs --impl: names from implementations/, package.module:attribute or path/to/file.py:attribute, for instance --impl native,maskedce"
@@ -169,10 +165,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def examine(request: pytest.FixtureRequest) -> Any:
-    """``examine(aspect)``: puts the case to the implementation and reports the verdict in pytest's terms."""
+    """``examine(aspect)``: tests the implementation on the case and reports the verdict in pytest's terms."""
     case, implementation = request.param
 
-    def put(aspect: Aspect) -> None:
+    def examined(aspect: Aspect) -> None:
         __tracebackhide__ = True
         verdict = request.config.stash[SESSION].examiner.examine(case, aspect, implementation)
         request.node.stash[VERDICT] = verdict
@@ -183,7 +179,7 @@ def examine(request: pytest.FixtureRequest) -> Any:
         if not verdict.status.is_good:
             pytest.fail(terminal.failure(case, verdict, implementation), pytrace=False)
 
-    return put
+    return examined
 
 
 @pytest.hookimpl(wrapper=True)
@@ -220,7 +216,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def _not_judged(key: Key, status: Status, reason: str) -> Verdict:
-    """Of a test whose harness failed or skipped, or whose process died."""
+    """The verdict where the harness itself failed or skipped the test, or its process died."""
     return Verdict(key.implementation, key.case.split("/")[0], key.case, key.aspect, status, reason=reason)
 
 
@@ -247,7 +243,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
     if mine.writer is not None and not mine.write_error:
         mine.writer.close(complete=finished and bool(mine.verdicts or mine.costs))
     failing = any(not v.status.is_good for v in mine.verdicts.values())
-    result = yield  # other plugins may add to the status; ours is the last word
+    result = yield  # other plugins may change the status first
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and mine.resumed:
         session.exitstatus = exitstatus = pytest.ExitCode.OK  # nothing was left to do
     if exitstatus == pytest.ExitCode.OK and (mine.stale or failing):
@@ -257,7 +253,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any:
-    """After all that pytest has to say: the table is what is left on the screen."""
+    """Prints the table after everything else, so that it stays on the screen."""
     result = yield
     session = config.stash.get(SESSION, None)
     if session is None or not session.verdicts:

@@ -11,9 +11,8 @@ import pytest
 from xentcheck.gate import compare as gate
 from xentcheck.gate.baseline import GateError, read_baseline
 from xentcheck.gate.confirm import measure_again
-from xentcheck.pytest_plugin.session import SESSION, Session
+from xentcheck.pytest_plugin.session import SESSION
 from xentcheck.results import record
-from xentcheck.spec import loader
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,7 +53,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
     ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
     ended = ended and not session.shouldstop and not session.shouldfail
     report = gate.compare(
-        _results(mine, config, complete=ended),
+        record.Results(mine.header(), tuple(mine.verdicts.values()), tuple(mine.costs.values()), ended),
         config.stash[BASELINE],
         measure_again if ended else None,
         {i.name: i.source or i.name for i in mine.implementations},
@@ -79,9 +78,3 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
         terminalreporter.write_line(text)
         gate.publish(text)
     return result
-
-
-def _results(mine: Session, config: pytest.Config, complete: bool) -> record.Results:
-    everything = {case.id: case for case in (*mine.specification, *mine.cases)}.values()
-    header = record.run_header(mine.implementations, loader.digest(everything), config.getoption("cases") or "all")
-    return record.Results(header, tuple(mine.verdicts.values()), tuple(mine.costs.values()), complete)
