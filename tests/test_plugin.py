@@ -127,7 +127,7 @@ def test_the_screen_of_a_run_that_holds(run, two, deviating):
     )
     status, screen = run("--impl", f"{impl('right')},{known}:i", "--cases", two)
     assert status == 0
-    assert f"xentcheck: torch {torch.__version__}, 1 threads, 2 cases" in screen
+    assert f"xentcheck: torch {torch.__version__}, 1 thread, 2 cases" in screen
     assert "implementations: right, deviating 7.1" in screen
     assert rows(screen)["right"][-6:-1] == ["2", "0", "0", "0", "0"]
     assert rows(screen)["deviating"][:-1] == ["7.1", "0", "0", "2", "0", "0"] or rows(screen)["deviating"] == [

@@ -32,7 +32,7 @@ target = torch.tensor([1, 0], dtype=torch.int64).reshape((2,))
 options = {"ignore_index": -100, "reduction": 'mean'}
 upstream = torch.tensor([-1.900390625], dtype=torch.float16).reshape(())
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""
@@ -55,7 +55,7 @@ def losses(wq, x, lse):
 
 def denominator(reduction, normalizer, w, t, positions):
     """What the sum of the losses is divided by. t: the target classes, None where probabilities are given."""
-    if reduction != "mean":
+    if reduction != 'mean':
         return 1.0
     if normalizer is not None:
         return float(normalizer)

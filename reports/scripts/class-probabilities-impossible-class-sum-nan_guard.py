@@ -55,7 +55,7 @@ target = torch.tensor([
 options = {"reduction": 'sum'}
 upstream = None
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def log_sum_exp(x, exp=np.exp, log=np.log):
     top = x.max(axis=1, keepdims=True, initial=-np.inf)

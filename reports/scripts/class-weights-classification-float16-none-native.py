@@ -45,7 +45,7 @@ upstream = torch.tensor([
     1.83203125, -0.63232421875, -1.9130859375,
 ], dtype=torch.float16).reshape((11,))
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""

@@ -93,7 +93,7 @@ target = torch.tensor([-100, -100, -100, -100, -100, -100, -100], dtype=torch.in
 options = {"ignore_index": -100}
 upstream = torch.tensor([1.4441481828689575], dtype=torch.float32).reshape(())
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""
@@ -116,7 +116,7 @@ def losses(wq, x, lse):
 
 def denominator(reduction, normalizer, w, t, positions):
     """What the sum of the losses is divided by. t: the target classes, None where probabilities are given."""
-    if reduction != "mean":
+    if reduction != 'mean':
         return 1.0
     if normalizer is not None:
         return float(normalizer)

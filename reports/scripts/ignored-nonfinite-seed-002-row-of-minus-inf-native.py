@@ -34,7 +34,7 @@ target = torch.tensor([1, 2, -1], dtype=torch.int64).reshape((3,))
 options = {"ignore_index": -1}
 upstream = None
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""
@@ -57,7 +57,7 @@ def losses(wq, x, lse):
 
 def denominator(reduction, normalizer, w, t, positions):
     """What the sum of the losses is divided by. t: the target classes, None where probabilities are given."""
-    if reduction != "mean":
+    if reduction != 'mean':
         return 1.0
     if normalizer is not None:
         return float(normalizer)

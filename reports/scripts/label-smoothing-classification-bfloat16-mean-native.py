@@ -43,7 +43,7 @@ target = torch.tensor([
 options = {"reduction": 'mean', "label_smoothing": 0.1}
 upstream = torch.tensor([-1.3828125], dtype=torch.bfloat16).reshape(())
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""
@@ -71,7 +71,7 @@ def losses(wq, x, lse):
 
 def denominator(reduction, normalizer, w, t, positions):
     """What the sum of the losses is divided by. t: the target classes, None where probabilities are given."""
-    if reduction != "mean":
+    if reduction != 'mean':
         return 1.0
     if normalizer is not None:
         return float(normalizer)

@@ -46,7 +46,7 @@ upstream = torch.tensor([
     -1.7475353479385376,
 ], dtype=torch.float32).reshape((9,))
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""

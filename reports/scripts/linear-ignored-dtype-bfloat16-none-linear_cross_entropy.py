@@ -68,7 +68,7 @@ linear_bias = torch.tensor([
 options = {"ignore_index": -100, "reduction": 'none', "linear_weight": linear_weight, "linear_bias": linear_bias}
 upstream = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.bfloat16).reshape((8,))
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""
@@ -110,7 +110,7 @@ def linear(hidden, matrix, bias):
 def linear_gradients(d, hidden, matrix):
     """The chain rule: from d, the gradient of the logits, that of each argument of ``linear``, as two factors to be multiplied."""
     ones = np.ones((len(d), 1), dtype=d.dtype)
-    return {"input": (d, matrix), "linear_weight": (d.T, hidden), "linear_bias": (d.T, ones)}
+    return {'input': (d, matrix), 'linear_weight': (d.T, hidden), 'linear_bias': (d.T, ones)}
 
 
 def numbers(tensor):

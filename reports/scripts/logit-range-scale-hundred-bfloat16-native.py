@@ -45,7 +45,7 @@ upstream = torch.tensor([
     -0.9140625,
 ], dtype=torch.bfloat16).reshape((9,))
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""

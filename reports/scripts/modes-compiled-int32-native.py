@@ -44,7 +44,7 @@ target = torch.tensor([
 options = {"ignore_index": -100, "reduction": 'mean'}
 upstream = torch.tensor([-1.545627236366272], dtype=torch.float32).reshape(())
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""
@@ -67,7 +67,7 @@ def losses(wq, x, lse):
 
 def denominator(reduction, normalizer, w, t, positions):
     """What the sum of the losses is divided by. t: the target classes, None where probabilities are given."""
-    if reduction != "mean":
+    if reduction != 'mean':
         return 1.0
     if normalizer is not None:
         return float(normalizer)
@@ -132,9 +132,8 @@ def eager(function, batch):
 def compiled(function, batch):
     torch.compiler.reset()
 
-    def call(*arguments, **options):  # up to torch 2.6 its own functions compile only inside others
+    def call(*arguments, **options):
         return function(*arguments, **options)
-
     return torch.compile(call)
 
 

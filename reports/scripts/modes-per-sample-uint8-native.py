@@ -46,7 +46,7 @@ upstream = torch.tensor([
     1.0,
 ], dtype=torch.float32).reshape((9,))
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""
@@ -109,8 +109,7 @@ def vmap(function, batch):
 
     def one(x, target):
         loss = function(x.unsqueeze(0), target.unsqueeze(0), **batch.options)
-        return loss.sum(), loss.squeeze(0)
-
+        return (loss.sum(), loss.squeeze(0))
     gradient, loss = torch.func.vmap(torch.func.grad(one, has_aux=True))(batch.input, batch.target)
     yield loss
     yield gradient

@@ -34,7 +34,7 @@ target = torch.tensor([0, 3, 4], dtype=torch.uint8).reshape((3,))
 options = {"ignore_index": 256, "reduction": 'none', "label_smoothing": 0.5}
 upstream = torch.tensor([1.524841070175171, -1.122391700744629, -0.5055744051933289], dtype=torch.float32).reshape((3,))
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""

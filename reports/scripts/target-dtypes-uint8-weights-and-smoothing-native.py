@@ -43,7 +43,7 @@ weight = torch.tensor([0.8946611285209656, 1.687260627746582, 1.4529811143875122
 options = {"weight": weight, "ignore_index": 255, "reduction": 'mean', "label_smoothing": 0.1}
 upstream = torch.tensor([-1.6885145902633667], dtype=torch.float32).reshape(())
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""
@@ -71,7 +71,7 @@ def losses(wq, x, lse):
 
 def denominator(reduction, normalizer, w, t, positions):
     """What the sum of the losses is divided by. t: the target classes, None where probabilities are given."""
-    if reduction != "mean":
+    if reduction != 'mean':
         return 1.0
     if normalizer is not None:
         return float(normalizer)

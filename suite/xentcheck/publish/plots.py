@@ -1,4 +1,4 @@
-"""The plots of the reports: SVG on a white ground, so that they read the same on a light and on a dark page."""
+"""The plot of ``accuracy.md``: an SVG on white, which is readable on a light and on a dark page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLOOR = 1e-3  # exact answers are drawn here
 
 
 def accuracy(frame: pd.DataFrame) -> bytes:
-    """One dot for each loss and gradient: its error in units, by implementation and dtype. Hollow dots are beyond what is allowed.
+    """One dot for each loss and gradient: its error in units, by implementation and dtype. Hollow dots are cases that do not pass.
 
     frame: one row for each verdict, as ``page.Material`` has it. Returns an SVG.
     """
@@ -35,9 +35,8 @@ def accuracy(frame: pd.DataFrame) -> bytes:
                 errors = [10 ** (steps / 20) for steps in sorted({round(20 * math.log10(u)) for u in units})]
                 style: dict[str, Any] = {"facecolors": face, "edgecolors": COLOURS[dtype]}
                 axes.scatter(errors, [height] * len(errors), s=14, linewidths=0.9, zorder=3, **style)
-            axes.plot(
-                [ALLOWED_UNITS[dtype]] * 2, [height - 0.09, height + 0.09], color=COLOURS[dtype], linewidth=2, zorder=2
-            )
+            bar = [height - 0.09, height + 0.09]
+            axes.plot([ALLOWED_UNITS[dtype]] * 2, bar, color=COLOURS[dtype], linewidth=2, zorder=2)
     for dtype, colour in COLOURS.items():
         axes.scatter([], [], s=24, color=colour, label=dtype)
     if len(measured):  # an empty axis has no logarithm

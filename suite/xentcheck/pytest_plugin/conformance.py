@@ -11,6 +11,7 @@ from rich.console import Console
 
 from xentcheck.pytest_plugin import terminal
 from xentcheck.pytest_plugin.session import KEY, NOTHING_TO_TEST, SESSION, VERDICT, Session, asked_of
+from xentcheck.results.markdown import count
 from xentcheck.run.status import Status
 from xentcheck.run.verdict import Key, Verdict, from_json, to_json
 from xentcheck.spec.case import ASPECTS, Aspect
@@ -103,14 +104,13 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if SESSION not in config.stash:
         return []
     session = config.stash[SESSION]
-    implementations = ", ".join(
+    names = [
         f"{i.name} {i.version}".rstrip() + (f" (unavailable: {i.unavailable})" if i.unavailable else "")
         for i in session.implementations
-    )
-    return [
-        f"xentcheck: torch {torch.__version__}, {torch.get_num_threads()} threads, {len(session.cases)} cases{', isolated' if session.workers else ''}",
-        f"implementations: {implementations}",
     ]
+    run = [f"torch {torch.__version__}", count(torch.get_num_threads(), "thread"), count(len(session.cases), "case")]
+    run += ["isolated"] if session.workers else []
+    return [f"xentcheck: {', '.join(run)}", f"implementations: {', '.join(names)}"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -211,7 +211,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if session.write_error:
         pytest.exit(session.write_error, returncode=3)
     if report.when == "???":
-        advice = "run it with --isolate, where a crash is the verdict of one case and the run goes on"
+        advice = "run it with --isolate, where a crash fails one case and the run continues"
         pytest.exit(f"{key.implementation} killed a worker of pytest-xdist in {key.case}; {advice}", returncode=3)
 
 
