@@ -116,7 +116,7 @@ def losses(wq, x, lse):
 
 def denominator(reduction, normalizer, w, t, positions):
     """What the sum of the losses is divided by. t: the target classes, None where probabilities are given."""
-    if reduction != 'mean':
+    if reduction != "mean":
         return 1.0
     if normalizer is not None:
         return float(normalizer)

@@ -115,7 +115,7 @@ def linear(hidden, matrix, bias):
 def linear_gradients(d, hidden, matrix):
     """The chain rule: from d, the gradient of the logits, that of each argument of ``linear``, as two factors to be multiplied."""
     ones = np.ones((len(d), 1), dtype=d.dtype)
-    return {'input': (d, matrix), 'linear_weight': (d.T, hidden), 'linear_bias': (d.T, ones)}
+    return {"input": (d, matrix), "linear_weight": (d.T, hidden), "linear_bias": (d.T, ones)}
 
 
 def numbers(tensor):

@@ -67,7 +67,7 @@ def losses(wq, x, lse):
 
 def denominator(reduction, normalizer, w, t, positions):
     """What the sum of the losses is divided by. t: the target classes, None where probabilities are given."""
-    if reduction != 'mean':
+    if reduction != "mean":
         return 1.0
     if normalizer is not None:
         return float(normalizer)
@@ -132,8 +132,9 @@ def eager(function, batch):
 def compiled(function, batch):
     torch.compiler.reset()
 
-    def call(*arguments, **options):
+    def call(*arguments, **options):  # up to torch 2.6 its own functions compile only inside others
         return function(*arguments, **options)
+
     return torch.compile(call)
 
 

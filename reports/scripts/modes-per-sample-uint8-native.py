@@ -109,7 +109,8 @@ def vmap(function, batch):
 
     def one(x, target):
         loss = function(x.unsqueeze(0), target.unsqueeze(0), **batch.options)
-        return (loss.sum(), loss.squeeze(0))
+        return loss.sum(), loss.squeeze(0)
+
     gradient, loss = torch.func.vmap(torch.func.grad(one, has_aux=True))(batch.input, batch.target)
     yield loss
     yield gradient

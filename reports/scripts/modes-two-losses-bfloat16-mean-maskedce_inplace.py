@@ -77,7 +77,7 @@ def losses(wq, x, lse):
 
 def denominator(reduction, normalizer, w, t, positions):
     """What the sum of the losses is divided by. t: the target classes, None where probabilities are given."""
-    if reduction != 'mean':
+    if reduction != "mean":
         return 1.0
     if normalizer is not None:
         return float(normalizer)
@@ -139,7 +139,7 @@ def two_losses(function, batch):
     yield loss
     other.backward(upstream_for(loss, batch))
     loss.backward(upstream_for(loss, batch))
-    yield (None if batch.input.grad is None else batch.input.grad / 2)
+    yield None if batch.input.grad is None else batch.input.grad / 2
 
 
 batch = SimpleNamespace(input=logits, target=target, options=options, upstream=upstream, differentiated={"input": logits})

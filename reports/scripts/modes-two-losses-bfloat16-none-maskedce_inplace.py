@@ -132,7 +132,7 @@ def two_losses(function, batch):
     yield loss
     other.backward(upstream_for(loss, batch))
     loss.backward(upstream_for(loss, batch))
-    yield (None if batch.input.grad is None else batch.input.grad / 2)
+    yield None if batch.input.grad is None else batch.input.grad / 2
 
 
 batch = SimpleNamespace(input=logits, target=target, options=options, upstream=upstream, differentiated={"input": logits})

@@ -214,11 +214,17 @@ def _backward(mode: modes.Mode, batch: Batch) -> Iterable[str]:
 
 
 def _source(function: Callable[..., Any]) -> str:
-    """A function's text without comments and annotations, whose types a script does not import."""
-    tree = ast.parse(inspect.getsource(function))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.arg):
-            node.annotation = None
-        elif isinstance(node, ast.FunctionDef):
-            node.returns = None
-    return ast.unparse(tree)
+    """A function's text without annotations, whose types a script does not import. Not by ``ast.unparse``, which differs between Pythons."""
+    lines = inspect.getsource(function).splitlines()
+    spans = []
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.arg) and node.annotation is not None:
+            spans.append((node.annotation, node.col_offset + len(node.arg)))
+        elif isinstance(node, ast.FunctionDef) and node.returns is not None:
+            line = lines[node.returns.lineno - 1]
+            spans.append((node.returns, line.rindex(" ->", 0, node.returns.col_offset)))
+    for annotation, start in sorted(spans, key=lambda span: -span[1]):
+        line = lines[annotation.lineno - 1]
+        after = line[annotation.end_col_offset :]
+        lines[annotation.lineno - 1] = line[:start] + ("=" + after[3:] if after.startswith(" = ") else after)
+    return re.sub(r" +# (noqa|type):.*", "", "\n".join(lines))
