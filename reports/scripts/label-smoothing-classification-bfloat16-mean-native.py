@@ -51,7 +51,7 @@ def one_hot(t, classes):
 
 
 def smoothed(wanted, s):
-    """The target distribution q: what is wanted, s of it spread evenly over the classes."""
+    """The target distribution q: the wanted one, with a share s spread evenly over the classes."""
     return s / max(wanted.shape[1], 1) + wanted * (1 - s)
 
 
@@ -65,7 +65,7 @@ def softmax(x, lse, exp=np.exp):
 
 
 def losses(wq, x, lse):
-    """The loss of each position. A class that weighs nothing contributes nothing, even where its logit is infinite."""
+    """The loss of each position. A class of weight 0 contributes nothing, even where its logit is infinite."""
     return np.where(wq != 0, wq * (lse - x), 0).sum(axis=1)
 
 
@@ -79,7 +79,7 @@ def denominator(reduction, normalizer, w, t, positions):
 
 
 def gradient(A, p, wq):
-    """Of each position's loss in its logits."""
+    """The gradient of each position's loss with respect to its logits."""
     return A * p - wq
 
 

@@ -40,7 +40,7 @@ class Deviation:
 
     Args:
         cases: one or more patterns of case ids. ``*`` and ``?`` are wildcards; the name of a clause, or of a case with several
-            variants, stands for all of it.
+            variants, selects all of it.
         aspect: which aspect of the cases fails: ``loss``, ``gradient``, ``shape``, ``rejection``, ``purity`` or a relation such as
             ``poisoning``.
         observed: what the implementation does instead, in words.

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from xentcheck.pytest_plugin import terminal
-from xentcheck.pytest_plugin.session import KEY, NOTHING_TO_TEST, SESSION, VERDICT, Session, asked_of
+from xentcheck.pytest_plugin.session import KEY, NOTHING_TO_TEST, SESSION, VERDICT, Session, asked_of, finished
 from xentcheck.results.markdown import count
 from xentcheck.run.status import Status
 from xentcheck.run.verdict import Key, Verdict, from_json, to_json
@@ -20,45 +20,22 @@ pytest_plugins = ["xentcheck.pytest_plugin.explore"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("xentcheck", "cross-entropy conformance")
-    group.addoption(
-        "--impl",
-        metavar="NAMES",
-        help="implementations, separated by commas: names from implementations/ (or all), package.module:attribute, path/to/file.py:attribute, path/to/file.py:*",
-    )
-    group.addoption(
-        "--cases",
-        metavar="PATTERN",
-        help="only these cases: patterns of ids with * and ?, case files of your own (path/to/file.yaml) or folders of them, separated by commas",
-    )
-    group.addoption(
-        "--implementations",
-        metavar="DIR",
-        type=Path,
-        help="a folder of your own implementations, one file each, which --impl then finds by name",
-    )
-    group.addoption("--results", metavar="DIR", type=Path, help="write every verdict to DIR/results.jsonl")
-    group.addoption(
-        "--huge", action="store_true", help="include cases of more than 2^31 logits, which take many gigabytes"
-    )
-    group.addoption("--resume", action="store_true", help="continue the truncated run in --results")
-    group.addoption(
-        "--isolate",
-        action="store_true",
-        help="call every implementation in a process of its own, so that dying, hanging, running out of memory or leaving threads behind fails one case and the run continues (Linux only)",
-    )
-    group.addoption(
-        "--case-timeout",
-        metavar="SECONDS",
-        type=float,
-        help="with --isolate: how long one case may take, compilation included (default: 60)",
-    )
-    group.addoption(
-        "--worker-memory",
-        metavar="GIB",
-        type=float,
-        help="with --isolate: how much memory a worker process may use, of which torch takes 0.3 (default: no limit)",
-    )
+    add = parser.getgroup("xentcheck", "cross-entropy conformance").addoption
+    impl = "implementations, separated by commas: shipped names (or all), package.module:attribute, path/to/file.py:attribute, path/to/file.py:*"
+    add("--impl", metavar="NAMES", help=impl)
+    cases = "only these cases, separated by commas: patterns of ids with * and ?, your own case files (path/to/file.yaml) or folders of them"
+    add("--cases", metavar="PATTERN", help=cases)
+    own = "a folder of your own implementations, one file each, which --impl then finds by name"
+    add("--implementations", metavar="DIR", type=Path, help=own)
+    add("--results", metavar="DIR", type=Path, help="write every verdict to DIR/results.jsonl")
+    add("--huge", action="store_true", help="include cases of more than 2^31 logits, which take many gigabytes")
+    add("--resume", action="store_true", help="continue the truncated run in --results")
+    isolate = "call each implementation in another process: if it dies, hangs, runs out of memory or leaves threads behind, one case fails and the run continues (Linux only)"
+    add("--isolate", action="store_true", help=isolate)
+    timeout = "with --isolate: how long one case may take, compilation included (default: 60)"
+    add("--case-timeout", metavar="SECONDS", type=float, help=timeout)
+    memory = "with --isolate: how much memory a worker process may use, of which torch takes 0.3 (default: no limit)"
+    add("--worker-memory", metavar="GIB", type=float, help=memory)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -231,22 +208,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
-    mine = _REPORTING.pop("session", None)
-    if mine is None:
+    run = _REPORTING.pop("session", None)
+    if run is None:
         return (yield)
-    finished = (
-        exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
-        and not session.shouldstop
-        and not session.shouldfail
-        and not session.config.getoption("collectonly", False)
-    )
-    if mine.writer is not None and not mine.write_error:
-        mine.writer.close(complete=finished and bool(mine.verdicts or mine.costs))
-    failing = any(not v.status.is_good for v in mine.verdicts.values())
+    if run.writer is not None and not run.write_error:
+        run.writer.close(complete=finished(session, exitstatus) and bool(run.verdicts or run.costs))
+    failing = any(not v.status.is_good for v in run.verdicts.values())
     result = yield  # other plugins may change the status first
-    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and mine.resumed:
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and run.resumed:
         session.exitstatus = exitstatus = pytest.ExitCode.OK  # nothing was left to do
-    if exitstatus == pytest.ExitCode.OK and (mine.stale or failing):
+    if exitstatus == pytest.ExitCode.OK and (run.stale or failing):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     return result
 
@@ -263,14 +234,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
     versions = {i.name: i.version for i in session.implementations}
     terminal.summary(list(session.verdicts.values()), session.cases, versions, console)
     for implementation, deviation in session.stale:
-        terminalreporter.write_line(
-            f"{implementation.name}: the known deviation {', '.join(deviation.patterns)} matches no case; delete {deviation.where}",
-            red=True,
-        )
+        text = f"the known deviation {', '.join(deviation.patterns)} matches no case; delete {deviation.where}"
+        terminalreporter.write_line(f"{implementation.name}: {text}", red=True)
     if session.writer is not None:
-        terminalreporter.write_line(
-            f"results: {session.writer.path}   reports: xentcheck report {session.writer.path.parent}"
-        )
+        path = session.writer.path
+        terminalreporter.write_line(f"results: {path}   reports: xentcheck report {path.parent}")
     return result
 
 

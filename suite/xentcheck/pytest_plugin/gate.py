@@ -11,7 +11,7 @@ import pytest
 from xentcheck.gate import compare as gate
 from xentcheck.gate.baseline import GateError, read_baseline
 from xentcheck.gate.confirm import measure_again
-from xentcheck.pytest_plugin.session import SESSION
+from xentcheck.pytest_plugin.session import SESSION, finished
 from xentcheck.results import record
 
 
@@ -50,8 +50,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
     if BASELINE not in config.stash or config.getoption("collectonly", False):
         return (yield)
     mine = config.stash[SESSION]
-    ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
-    ended = ended and not session.shouldstop and not session.shouldfail
+    ended = finished(session, exitstatus)
     report = gate.compare(
         record.Results(mine.header(), tuple(mine.verdicts.values()), tuple(mine.costs.values()), ended),
         config.stash[BASELINE],

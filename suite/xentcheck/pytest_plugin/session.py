@@ -151,6 +151,13 @@ def asked_of(item: pytest.Item, fixture: str) -> Key | None:
     return Key(implementation.name, case.id, item.function.__name__.removeprefix("test_"))  # type: ignore[attr-defined]
 
 
+def finished(session: pytest.Session, exitstatus: int) -> bool:
+    """Whether a run came to its end, so that what it lacks was not lost by an interruption."""
+    ended = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+    stopped = session.shouldstop or session.shouldfail or session.config.getoption("collectonly", False)
+    return exitstatus in ended and not stopped
+
+
 def _workers(config: pytest.Config) -> Workers | None:
     limit, memory = config.getoption("case_timeout"), config.getoption("worker_memory")
     if not config.getoption("isolate"):

@@ -193,7 +193,7 @@ def accumulated(function: LossFunction, batch: Any) -> LossFunction:
 
 
 def padded(function: LossFunction, batch: Any, note: Callable[[str, int], Any] = print) -> LossFunction:
-    """The batch's samples spread among ignored ones. ``note`` is called with what is not zero at one of these, and which."""
+    """The batch's samples spread among ignored ones. ``note`` is called with a quantity that is not zero at an ignored one, and its index."""
 
     def call(logits: Tensor, target: Tensor, **options: Any) -> Any:
         samples, ignored = batch.padded_to, batch.padding[0]

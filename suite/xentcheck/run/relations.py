@@ -22,7 +22,7 @@ from xentcheck.run.verdict import Fault, describe
 from xentcheck.spec.batch import DTYPES, Batch
 from xentcheck.spec.case import Case, Relation
 
-# What an implementation must offer to be asked about a relation, beyond what the case itself needs.
+# What an implementation must offer to be tested for a relation, beyond what the case itself needs.
 NEEDS: Mapping[str, frozenset[str]] = {
     "poisoning": frozenset({"non_finite"}),
     "reductions": frozenset({"reduction_option", "reduction_none", "reduction_sum", "reduction_mean"}),
@@ -32,8 +32,8 @@ _REDUCTIONS = ("none", "sum", "mean")
 
 @dataclass(frozen=True)
 class Asked:
-    """A batch, the implementation's answer to it, and the rounding errors allowed (``truth``; worked out if ``known`` is None and a
-    relation needs them)."""
+    """A batch, the implementation's answer to it, and the truth, whose units say how much rounding is allowed; computed when a relation
+    needs it, unless it is ``known``."""
 
     batch: Batch
     answer: Answer
@@ -197,7 +197,7 @@ def _class_permutation(batch: Batch) -> Related:
 
 
 def _shift(batch: Batch) -> Related:
-    """Between two batches whose logits differ by exactly a constant in each row: x is first rounded so that there are such."""
+    """Compares two batches whose logits differ by exactly a constant in each row; the logits are rounded first to make that possible."""
     rows = batch.input.movedim(batch.class_axis, -1)
     signs = torch.where(torch.arange(batch.valid.size) % 2 == 0, 8.0, -8.0).reshape(*batch.positions, 1).to(rows.dtype)
     moved = rows + signs
@@ -241,11 +241,11 @@ def _splitting(batch: Batch) -> Related:
         asked.expect("loss", together, asked.loss, asked.truth.loss_unit)
         asked.expect("gradient", np.concatenate(gradient), asked.gradient, asked.gradient_unit)
 
-    return [part for part, share in parts if share], check  # there is no mean over no position
+    return [part for part, share in parts if share], check  # a mean over no position is a convention
 
 
 def _overflows(part: Asked) -> bool:
-    """Whether a right answer is infinite for want of range alone, as a mean over few of the positions may be where that over all is not."""
+    """Whether a right answer overflows the dtype, as a mean over few positions may where the mean over all does not."""
     if not (np.isinf(part.loss).any() or np.isinf(part.gradient).any()):
         return False
     exact = (part.truth.loss, part.answer.loss_type), (part.truth.gradient, part.dtype)
@@ -281,7 +281,7 @@ def _reductions(batch: Batch) -> Related:
 
     def check(asked: Asked, none: Asked, total: Asked, mean: Asked) -> None:
         mass = _mass(batch)
-        # A loss of a position may be beyond the dtype's range, where their mean, weighed by less, is not.
+        # The loss of a position may overflow the dtype where the mean, which divides by more, does not.
         if np.isfinite(none.loss).all() or not np.isfinite(none.truth.loss.astype(np.float64)).all():
             asked.expect("loss", total.loss, np.asarray(none.loss.sum()), total.truth.loss_unit)
             asked.expect("loss", mean.loss, np.asarray(none.loss.sum() / mass), mean.truth.loss_unit)
@@ -355,7 +355,7 @@ def _mass(batch: Batch) -> float:
 
 
 def _picked(batch: Batch, order: Tensor, shape: tuple[int, ...] | None = None) -> Batch:
-    """The positions in another order; as (positions, classes), or in the batch's own shape."""
+    """The chosen positions in this order, as (positions, classes) or, if a shape is given, in that."""
 
     def pick(values: Tensor) -> Tensor:
         rows = values.movedim(batch.class_axis, -1).reshape(-1, batch.classes)[order]
@@ -373,9 +373,9 @@ def _picked(batch: Batch, order: Tensor, shape: tuple[int, ...] | None = None) -
 
 
 def _shuffled(count: int) -> Array:
-    """An order that depends on nothing but the count: by the products with 2^32 over the golden ratio, modulo 2^32.
+    """A fixed order for each count: sorted by the products with 2^32 over the golden ratio, modulo 2^32.
 
-    Neither the first stays first nor the last last, where mistakes are most common.
+    The first and the last, where mistakes are most common, never stay in place.
     """
     order = np.argsort((np.arange(count, dtype=np.uint64) * np.uint64(2654435769)) % np.uint64(2**32))
     return order[::-1].copy() if order[0] == 0 or order[-1] == count - 1 else order
