@@ -80,8 +80,8 @@ def _defined(function: Any, implementation: Implementation, taken: Mapping[str, 
     if where and not where.endswith(".py"):
         return f"from {where} import {attribute.split('.')[0]}", attribute
     path = Path(where) if where else FOLDER / f"{implementation.source}.py"
-    loaded = vars(sys.modules.get(getattr(function, "__module__", None) or "", ast))
-    text, name = _without_the_suite(path, loaded), getattr(function, "__qualname__", "")
+    loaded = sys.modules.get(getattr(function, "__module__", None) or "")
+    text, name = _without_the_suite(path, vars(loaded) if loaded else {}), getattr(function, "__qualname__", "")
     names = defined(text)
     is_free = all(names[n] == taken[n] != "" for n in names.keys() & taken.keys())
     if name.split(".")[0] in names and is_free and not _siblings(path, text):
