@@ -66,6 +66,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/xentcheck lint
+	$(BIN)/python -m mypy
 
 $(VENV)/.installed: pyproject.toml suite/maskedce/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,3 +1,3 @@
 def test_explore(explore):
-    """Cases drawn at random fail in no new way, and what was found before is put right. Asked with ``--explore N`` only."""
+    """Cases drawn at random fail in no new way, and earlier finds are fixed. Runs only with ``--explore N``."""
     explore()

@@ -1,3 +1,3 @@
 def test_purity(examine):
-    """Arguments, global state and random state stay as they were, and the same call gives the same answer."""
+    """Arguments, global state and random state stay unchanged, and the same call gives the same answer."""
     examine("purity")

@@ -1,3 +1,3 @@
 def test_rejection(examine):
-    """What cannot be answered is refused with an error, never answered with a number."""
+    """A call without an answer raises an error and never returns a number."""
     examine("rejection")

@@ -27,12 +27,12 @@ def test_shift(examine):
 
 
 def test_splitting(examine):
-    """Two parts of a batch, put together by what counts in each, give the answer of the batch."""
+    """The answers to two parts of a batch, weighted by what counts in each, give the answer to the batch."""
     examine("splitting")
 
 
 def test_linearity(examine):
-    """The gradient is linear in the gradient from above, position by position."""
+    """The gradient is linear in the upstream gradient, position by position."""
     examine("linearity")
 
 

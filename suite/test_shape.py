@@ -1,3 +1,3 @@
 def test_shape(examine):
-    """Loss and gradient have the shape and dtype that the reduction and the input ask for."""
+    """Loss and gradient have the shape and dtype that follow from the reduction and the input."""
     examine("shape")

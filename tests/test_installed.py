@@ -96,7 +96,7 @@ def test_the_other_commands_work_there(elsewhere):
     assert "def loss_function" in script or "loss_function = " in script
     captured = "import torch, xentcheck; xentcheck.capture(torch.zeros(2, 3), torch.tensor([0, 2]), 'captured/step')"
     run(binaries / "python", "-c", captured, cwd=user)
-    assert "0 to mend" in run(binaries / "xentcheck", "lint", "captured/step.yaml", cwd=user)
+    assert "problems: 0" in run(binaries / "xentcheck", "lint", "captured/step.yaml", cwd=user)
 
 
 def test_other_peoples_runs_of_pytest_get_nothing_of_it(elsewhere):

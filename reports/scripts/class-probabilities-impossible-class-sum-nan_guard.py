@@ -55,7 +55,7 @@ target = torch.tensor([
 options = {"reduction": 'sum'}
 upstream = None
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def log_sum_exp(x, exp=np.exp, log=np.log):
     top = x.max(axis=1, keepdims=True, initial=-np.inf)
@@ -67,12 +67,12 @@ def softmax(x, lse, exp=np.exp):
 
 
 def losses(wq, x, lse):
-    """The loss of each position. A class that weighs nothing contributes nothing, even where its logit is infinite."""
+    """The loss of each position. A class of weight 0 contributes nothing, even where its logit is infinite."""
     return np.where(wq != 0, wq * (lse - x), 0).sum(axis=1)
 
 
 def gradient(A, p, wq):
-    """Of each position's loss in its logits."""
+    """The gradient of each position's loss with respect to its logits."""
     return A * p - wq
 
 

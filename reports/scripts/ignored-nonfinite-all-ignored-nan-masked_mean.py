@@ -93,7 +93,7 @@ target = torch.tensor([-100, -100, -100, -100, -100, -100, -100], dtype=torch.in
 options = {"ignore_index": -100}
 upstream = torch.tensor([1.4441481828689575], dtype=torch.float32).reshape(())
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""
@@ -110,7 +110,7 @@ def softmax(x, lse, exp=np.exp):
 
 
 def losses(wq, x, lse):
-    """The loss of each position. A class that weighs nothing contributes nothing, even where its logit is infinite."""
+    """The loss of each position. A class of weight 0 contributes nothing, even where its logit is infinite."""
     return np.where(wq != 0, wq * (lse - x), 0).sum(axis=1)
 
 
@@ -124,7 +124,7 @@ def denominator(reduction, normalizer, w, t, positions):
 
 
 def gradient(A, p, wq):
-    """Of each position's loss in its logits."""
+    """The gradient of each position's loss with respect to its logits."""
     return A * p - wq
 
 

@@ -21,26 +21,19 @@ if "--anomaly" in sys.argv:
 
 # --- the loss
 
-import types
+# --- maskedce_inplace.py
+"""maskedce with ``inplace=True``: the gradient takes no memory, because it overwrites the logits, as a fused kernel's does."""
 
 
-def stand_in(*_, **claims):
-    """For what the suite's own declarations in a file would make."""
-    return types.SimpleNamespace(**claims)
+from maskedce import masked_cross_entropy
 
 
-def load(name, text):
-    sys.modules[name] = module = types.ModuleType(name)
-    module.__dict__.update(__file__=sys.argv[0], Implementation=stand_in, Deviation=stand_in)
-    module.__dict__.update(LOGITS_CAPABILITIES=frozenset(), LINEAR_CAPABILITIES=frozenset())
-    exec(compile(text, name, "exec"), module.__dict__)
-    return module
+def cross_entropy(input, target, **options):
+    """A batch of the suite is a leaf, which the loss refuses to overwrite; a view of it is not."""
+    return masked_cross_entropy(input.view_as(input), target, inplace=True, **options)
+# ---
 
-
-_maskedce_file = load('_maskedce', '"""maskedce, or functions that say that it is not installed."""\n\nimport sys\nfrom pathlib import Path\n\n_searched = sys.path[:]\n# While a file of this folder is loaded, the folder stands first, and maskedce.py in it has the name of the package.\nsys.path[:] = [path for path in _searched if Path(path).resolve() != Path(__file__).resolve().parent]\ntry:\n    from maskedce import __version__ as VERSION\n    from maskedce import linear_masked_cross_entropy, masked_cross_entropy\n\n    UNAVAILABLE = ""\nexcept ModuleNotFoundError as error:\n    if error.name != "maskedce":\n        raise\n    VERSION, UNAVAILABLE = "", "maskedce is not installed: pip install maskedce"\n\n    def masked_cross_entropy(*tensors, **options):\n        raise RuntimeError(UNAVAILABLE)\n\n    linear_masked_cross_entropy = masked_cross_entropy\nfinally:\n    sys.path[:] = _searched\n\nCONVENTIONS = {\n    "empty_mean": "zero",\n    "zero_times_infinity": "zero",\n    "int32_target": "taken",\n    "half_loss_dtype": "input",\n}')
-maskedce_inplace_file = load('maskedce_inplace', '"""maskedce with ``inplace=True``: the gradient takes no memory, because it overwrites the logits, as a fused kernel\'s does."""\n\nfrom _maskedce import CONVENTIONS, UNAVAILABLE, VERSION, masked_cross_entropy\n\n\ndef cross_entropy(input, target, **options):\n    """A batch of the suite is a leaf, which the loss refuses to overwrite; a view of it is not."""\n    return masked_cross_entropy(input.view_as(input), target, inplace=True, **options)\n\n\nimplementation = Implementation(\n    name="maskedce_inplace",\n    cross_entropy=cross_entropy,\n    # The logits are gone when a second derivative, or a second backward pass with losses of positions, asks for them.\n    capabilities=LOGITS_CAPABILITIES - {"double_backward"},\n    **CONVENTIONS,\n    deviations=(\n        Deviation(\n            "*",\n            aspect="purity",\n            fault="changed",\n            observed="logits that hold the gradient afterwards",\n            reason="That is what it is for. Autograd raises an error where another operation\'s backward pass needs the logits.",\n            link="https://github.com/linkedin/Liger-Kernel/issues/272",\n            certain=False,  # where no gradient is wanted, nothing is overwritten\n        ),\n        Deviation(\n            ("class-probabilities/modes[two_losses]", "modes/two-losses", "modes/two-losses-of-tokens"),\n            aspect="loss",\n            fault="value",\n            observed="a second loss of the same logits that is taken from what the first one left of them",\n            reason="Nothing can tell the call that its logits were overwritten; the backward pass raises, so no gradient is wrong.",\n            link="https://github.com/linkedin/Liger-Kernel/issues/272",\n            certain=False,  # losses of positions keep the logits until the backward pass\n        ),\n        Deviation(\n            (\n                "class-probabilities/modes[two_losses]",\n                "micro-batches",\n                "modes/two-losses",\n                "modes/two-losses-of-tokens",\n                "normalizer/micro-batches",\n                "normalizer/micro-batches-smoothed",\n                "normalizer/micro-batches-with-one-that-is-all-ignored",\n            ),\n            aspect="gradient",\n            fault="raised",\n            observed="an error in the backward pass where two losses were taken of the same tensor, or of parts of it",\n            reason="Autograd counts the edits of a tensor and of its parts together, and cannot tell one part from another.",\n            link="https://docs.pytorch.org/docs/stable/notes/autograd.html",\n        ),\n    ),\n    version=VERSION,\n    unavailable=UNAVAILABLE,\n)')
-loss_function = maskedce_inplace_file.implementation
-loss_function = getattr(loss_function, 'cross_entropy', loss_function)
+loss_function = cross_entropy
 
 # --- the case
 
@@ -64,7 +57,7 @@ upstream = torch.tensor([
     -1.5234375,
 ], dtype=torch.bfloat16).reshape((9,))
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""
@@ -81,12 +74,12 @@ def softmax(x, lse, exp=np.exp):
 
 
 def losses(wq, x, lse):
-    """The loss of each position. A class that weighs nothing contributes nothing, even where its logit is infinite."""
+    """The loss of each position. A class of weight 0 contributes nothing, even where its logit is infinite."""
     return np.where(wq != 0, wq * (lse - x), 0).sum(axis=1)
 
 
 def gradient(A, p, wq):
-    """Of each position's loss in its logits."""
+    """The gradient of each position's loss with respect to its logits."""
     return A * p - wq
 
 
@@ -132,7 +125,7 @@ def upstream_for(loss, batch):
 
 
 def two_losses(function, batch):
-    """Two calls before the backward passes of both, whose gradients are equal; halving their sum is exact."""
+    """Two calls, then both backward passes. Their gradients are equal, and halving the sum is exact."""
     require_gradients(batch)
     other = function(batch.input, batch.target, **batch.options)
     loss = function(batch.input, batch.target, **batch.options)

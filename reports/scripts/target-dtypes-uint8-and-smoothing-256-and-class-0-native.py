@@ -34,7 +34,7 @@ target = torch.tensor([0, 3, 4], dtype=torch.uint8).reshape((3,))
 options = {"ignore_index": 256, "reduction": 'none', "label_smoothing": 0.5}
 upstream = torch.tensor([1.524841070175171, -1.122391700744629, -0.5055744051933289], dtype=torch.float32).reshape((3,))
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""
@@ -42,7 +42,7 @@ def one_hot(t, classes):
 
 
 def smoothed(wanted, s):
-    """The target distribution q: what is wanted, s of it spread evenly over the classes."""
+    """The target distribution q: the wanted one, with a share s spread evenly over the classes."""
     return s / max(wanted.shape[1], 1) + wanted * (1 - s)
 
 
@@ -56,12 +56,12 @@ def softmax(x, lse, exp=np.exp):
 
 
 def losses(wq, x, lse):
-    """The loss of each position. A class that weighs nothing contributes nothing, even where its logit is infinite."""
+    """The loss of each position. A class of weight 0 contributes nothing, even where its logit is infinite."""
     return np.where(wq != 0, wq * (lse - x), 0).sum(axis=1)
 
 
 def gradient(A, p, wq):
-    """Of each position's loss in its logits."""
+    """The gradient of each position's loss with respect to its logits."""
     return A * p - wq
 
 

@@ -43,7 +43,7 @@ weight = torch.tensor([0.8946611285209656, 1.687260627746582, 1.4529811143875122
 options = {"weight": weight, "ignore_index": 255, "reduction": 'mean', "label_smoothing": 0.1}
 upstream = torch.tensor([-1.6885145902633667], dtype=torch.float32).reshape(())
 
-# --- what is right, by the definition
+# --- the right answer, by the definition
 
 def one_hot(t, classes):
     """(P, C): 1 at each position's target class t, 0 elsewhere."""
@@ -51,7 +51,7 @@ def one_hot(t, classes):
 
 
 def smoothed(wanted, s):
-    """The target distribution q: what is wanted, s of it spread evenly over the classes."""
+    """The target distribution q: the wanted one, with a share s spread evenly over the classes."""
     return s / max(wanted.shape[1], 1) + wanted * (1 - s)
 
 
@@ -65,7 +65,7 @@ def softmax(x, lse, exp=np.exp):
 
 
 def losses(wq, x, lse):
-    """The loss of each position. A class that weighs nothing contributes nothing, even where its logit is infinite."""
+    """The loss of each position. A class of weight 0 contributes nothing, even where its logit is infinite."""
     return np.where(wq != 0, wq * (lse - x), 0).sum(axis=1)
 
 
@@ -79,7 +79,7 @@ def denominator(reduction, normalizer, w, t, positions):
 
 
 def gradient(A, p, wq):
-    """Of each position's loss in its logits."""
+    """The gradient of each position's loss with respect to its logits."""
     return A * p - wq
 
 

@@ -98,6 +98,8 @@ def masked_cross_entropy(
 class MaskedCrossEntropyLoss(nn.Module):
     """``masked_cross_entropy`` as a module: same arguments; ``weight`` is a buffer, as in torch's module."""
 
+    weight: Tensor | None
+
     def __init__(
         self,
         weight: Tensor | None = None,

@@ -6,7 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,79 +22,63 @@ if TYPE_CHECKING:
     from xentcheck.results.record import Results
     from xentcheck.spec.case import Case
 
-# Commands import what they need beside these when they run: torch alone takes seconds, and listing cases needs none of it.
+# Commands import what else they need when they run: torch alone takes seconds, and listing cases does not need it.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 where a check found something, 2 where the command cannot be carried out."""
     parser = argparse.ArgumentParser(
         prog="xentcheck",
-        description="Conformance of cross-entropy losses. In a checkout the suite is also run by: pytest suite/ --impl NAMES",
+        description="Conformance and cost of cross-entropy losses. In a checkout, `pytest suite/ --impl NAMES` runs the suite as well.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser("run", help="run the suite: the same as pytest --pyargs xentcheck.suite --impl NAMES")
-    add.add_argument(
-        "implementations", help="what --impl takes: package.module:attribute, path/to/file.py:attribute, names"
-    )
-    add.add_argument(
-        "arguments", nargs=argparse.REMAINDER, help="further arguments for pytest, such as --cases 'ignored-*'"
-    )
-    add.set_defaults(run=_run)
-    add = commands.add_parser("report", help="write the reports from results")
-    add.add_argument("results", type=Path, nargs="+", help="folders that --results wrote; several are merged")
-    add.add_argument("--to", type=Path, default=Path("reports"), help="where to write (default: reports)")
-    add.add_argument("--excerpt", type=Path, help="a page that shows a short table between its excerpt marks")
-    add.add_argument(
+
+    def command(run: Callable[[argparse.Namespace], int], help: str) -> Callable[..., argparse.Action]:
+        """Adds the command that a function carries out, named after it; returns what adds its arguments."""
+        parsed = commands.add_parser(run.__name__.strip("_"), help=help)
+        parsed.set_defaults(run=run)
+        return parsed.add_argument
+
+    add = command(_run, "run the suite: the same as pytest --pyargs xentcheck.suite --impl NAMES")
+    add("implementations", help="what --impl takes: package.module:attribute, path/to/file.py:attribute, names")
+    add("arguments", nargs=argparse.REMAINDER, help="further arguments for pytest, such as --cases 'ignored-*'")
+    add = command(_report, "write the reports from results")
+    add("results", type=Path, nargs="+", help="folders that --results wrote; several are merged")
+    add("--to", type=Path, default=Path("reports"), help="where to write (default: reports)")
+    add("--excerpt", type=Path, help="a page that shows a short table between its excerpt marks")
+    add(
         "--check",
         action="store_true",
-        help="write nothing; exit 1 if a verdict has another status or fault than in the record published in --to, or a page is not what that record gives",
+        help="write nothing; exit 1 where the reports published in --to differ: a verdict's status or kind of fault, or a page",
     )
-    add.set_defaults(run=_report)
-    add = commands.add_parser("repro", help="print a script that reproduces a case without this suite")
-    add.add_argument("case")
-    add.add_argument("--impl", required=True)
-    add.add_argument("--cases", type=Path, help="the case file, where it is one of your own")
-    add.set_defaults(run=_repro)
-    add = commands.add_parser("cases", help="list cases")
-    add.add_argument("pattern", nargs="?", default="*")
-    add.set_defaults(run=_cases)
-    add = commands.add_parser("merge", help="merge results of shards and machines")
-    add.add_argument("results", type=Path, nargs="+")
-    add.add_argument("--to", type=Path, required=True)
-    add.set_defaults(run=_merge)
-    add = commands.add_parser(
-        "lint", help="check case files: those named, or the shipped ones and the table of reported bugs"
-    )
-    add.add_argument("files", type=Path, nargs="*")
-    add.set_defaults(run=_lint)
-    add = commands.add_parser("schema", help="print the JSON Schema of case files")
-    add.set_defaults(run=_schema)
-    add = commands.add_parser("baseline", help="write what later runs are held to by --gate")
-    add.add_argument(
-        "results", type=Path, nargs="+", help="folders that --results wrote; ratios of several runs are taken together"
-    )
-    add.add_argument(
+    add = command(_repro, "print a script that reproduces a case without this suite")
+    add("case")
+    add("--impl", required=True)
+    add("--cases", type=Path, help="the case file, if it is your own")
+    add = command(_cases, "list cases")
+    add("pattern", nargs="?", default="*")
+    add = command(_merge, "merge results of shards and machines")
+    add("results", type=Path, nargs="+")
+    add("--to", type=Path, required=True)
+    add = command(_lint, "check the named case files, or the shipped ones and the table of reported bugs")
+    add("files", type=Path, nargs="*")
+    command(_schema, "print the JSON Schema of case files")
+    add = command(_baseline, "write the baseline that --gate compares later runs with")
+    add("results", type=Path, nargs="+", help="folders that --results wrote; ratios of several runs are combined")
+    add(
         "--to",
         type=Path,
         default=Path("reports/baseline.json"),
         help="where to write (default: reports/baseline.json); the anchors of a baseline that is there already are kept",
     )
-    add.add_argument(
-        "--anchor-anew",
-        metavar="PATTERNS",
-        help="give these a new anchor, such as 'maskedce:lm/*': it may be slower now",
-    )
-    add.add_argument("--forget", action="store_true", help="keep nothing of the baseline that is there")
-    add.set_defaults(run=_baseline)
-    add = commands.add_parser("gate", help="hold results to a baseline: exit 1 where something is worse or missing")
-    add.add_argument("results", type=Path, nargs="+")
-    add.add_argument("baseline", type=Path)
-    add.add_argument(
-        "--gate-only", metavar="PATTERNS", help="hold them to this part of the baseline, such as 'ignored-*'"
-    )
-    add.add_argument("--impl", help="what to measure again where a ratio is worse; without it, it stays inconclusive")
-    add.add_argument("--strict-perf", action="store_true", help="inconclusive is red, too")
-    add.set_defaults(run=_gate)
+    add("--anchor-anew", metavar="PATTERNS", help="accept that these are slower now, such as 'maskedce:lm/*'")
+    add("--forget", action="store_true", help="keep nothing of the baseline that is there")
+    add = command(_gate, "compare results with a baseline; exit 1 where something is worse or missing")
+    add("results", type=Path, nargs="+")
+    add("baseline", type=Path)
+    add("--gate-only", metavar="PATTERNS", help="compare only this part of the baseline, such as 'ignored-*'")
+    add("--impl", help="what to measure again where a ratio is worse; without it, it stays inconclusive")
+    add("--strict-perf", action="store_true", help="fail on inconclusive comparisons as well")
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
@@ -115,35 +99,34 @@ def _results(paths: Sequence[Path]) -> Results:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from xentcheck.publish import check as report_check
-    from xentcheck.publish import costs as report_cost
-    from xentcheck.publish import page_answers, page_summary, report
+    from xentcheck.publish import check, costs, page_answers, page_summary, report
     from xentcheck.publish.page import Material
     from xentcheck.results import record
     from xentcheck.spec import bug_reports, common_claims
 
     results = _results(options.results)
-    if results.costs and not options.check:  # times are never the same again
-        written = report_cost.write(results, options.to)
+    if results.costs and not options.check:  # times differ from run to run
+        written = costs.write(results, options.to)
         print(f"wrote {', '.join(map(str, written))}")
         if not results.verdicts:
             return 0 if results.complete else 1
     where, cases, questions = options.to / report.RECORD, loader.load_all(), common_claims.load()
-    problems = report_check.between(record.load(where), results) if options.check else []
+    problems = check.between(record.load(where), results) if options.check else []
     published = record.load(where) if options.check else record.publish(results, where)
     material = Material(published, cases)
     made = report.pages(material, questions, bug_reports.load(), _script(cases, published), options.to)
     excerpt = page_summary.with_excerpt(material, options.excerpt) if options.excerpt else ""
     problems += page_answers.unverified(questions, material)
     if options.check:
-        problems += report_check.pages(made, options.to) + report_check.page(excerpt, options.excerpt)
+        problems += check.pages(made, options.to)
+        problems += check.pages({options.excerpt.name: excerpt.encode()}, options.excerpt.parent) if excerpt else []
     else:
         report.write(made, options.to)
         if excerpt:
             options.excerpt.write_text(excerpt, encoding="utf-8")
         print(f"wrote {', '.join(str(options.to / name) for name in (report.RECORD, *made) if '/' not in name)}")
     if not results.complete:
-        problems.append("these results are of a run that did not end")
+        problems.append("these results are of a run that did not finish; continue it with --resume")
     for problem in problems:
         print(f"xentcheck: {problem}", file=sys.stderr)
     return 1 if problems else 0
@@ -160,7 +143,7 @@ def _script(cases: Sequence[Case], results: Results) -> Script:
 
     @cache
     def short_script(name: str, case_id: str) -> str:
-        """Empty where the batch is large, and where the case or the implementation is the user's own, for the results hold neither."""
+        """Empty where the batch is large, or the case or implementation is the user's own, since results contain neither."""
         if case_id not in by_id:
             return ""
         try:
@@ -199,7 +182,7 @@ def _cases(options: argparse.Namespace) -> int:
     chosen = loader.select([*loader.load_all(), *speed_cases.load_speed()], options.pattern)
     for case in chosen:
         print(case.id)
-    print(f"{len(chosen)} cases", file=sys.stderr)
+    print(f"cases: {len(chosen)}", file=sys.stderr)
     return 0 if chosen else 1
 
 
@@ -220,10 +203,10 @@ def _lint(options: argparse.Namespace) -> int:
     messages = lint(cases)
     if not options.files:
         messages += bug_reports.lint(bug_reports.load(), cases)
-        cases += speed_cases.load_speed()  # only read: their batches are too large to be looked at here
+        cases += speed_cases.load_speed()  # only read, since their batches are too large to be built here
     for message in messages:
         print(message)
-    print(f"{len(cases)} cases, {len(messages)} to mend", file=sys.stderr)
+    print(f"cases: {len(cases)}, problems: {len(messages)}", file=sys.stderr)
     return 1 if messages else 0
 
 
@@ -233,9 +216,7 @@ def _baseline(options: argparse.Namespace) -> int:
 
     results = _results(options.results)
     if not results.complete or not (results.verdicts or results.costs):
-        raise GateError(
-            "expected results of runs that ended and held something; a baseline of less would forgive too much"
-        )
+        raise GateError("expected results of runs that finished and are not empty; found less; run the suite again")
     before = None if options.forget else read_baseline(options.to) if options.to.exists() else None
     anew = Selection(options.anchor_anew) if options.anchor_anew else None
     made, left_out = make_baseline(results, before, anew)

@@ -63,9 +63,9 @@ def _about_the_clause(clause: Clause, case: Case) -> Found:
 
 
 def _about_the_case(case: Case, examiner: Examiner, mutants: Collection[str] | None) -> Found:
-    for name in case.kills if mutants is not None else ():
-        if name.replace("-", "_") not in mutants and name not in mutants:
-            yield "kills", f"there is no wrong implementation {name!r}{nearest(name, mutants or ())}"
+    for name in case.kills:
+        if mutants is not None and name.replace("-", "_") not in mutants and name not in mutants:
+            yield "kills", f"there is no wrong implementation {name!r}{nearest(name, mutants)}"
     try:
         batch = examiner.batch(case)
     except CaseFileError as error:

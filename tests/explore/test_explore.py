@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -319,11 +320,12 @@ def test_a_larger_error_than_the_known_one_is_new(case):
     verdict = situations.Verdict("x", "c", "c/a", "loss", "fail", error_units=50.0, fault=situations.Fault("value"))
     known = situations.Situation("loss", "value", frozenset({"bfloat16"}), 120.0, "c/b")
     seen = frozenset({"bfloat16", "weights"})
-    assert known.explains(verdict, seen)
-    assert not known.explains(verdict, frozenset({"weights"}))
-    assert not situations.replace(known, max_units=20.0).explains(verdict, seen)
-    assert not known.explains(situations.replace(verdict, aspect="gradient"), seen)
-    assert not known.explains(situations.replace(verdict, error_units=None), seen)
+    explains = situations.explanation
+    assert explains([known], verdict, seen) == "c/b"
+    assert explains([known], verdict, frozenset({"weights"})) is None
+    assert explains([situations.replace(known, max_units=20.0)], verdict, seen) is None
+    assert explains([known], situations.replace(verdict, aspect="gradient"), seen) is None
+    assert explains([known], situations.replace(verdict, error_units=None), seen) is None
 
 
 # --- what becomes of a find
@@ -332,7 +334,7 @@ def test_a_larger_error_than_the_known_one_is_new(case):
 def test_two_known_faults_in_one_batch_are_known():
     """The judge names the first wrong value and the worst error, which may belong to different faults."""
     rounding = situations.Situation("gradient", "value", frozenset({"bfloat16"}), 200.0, "c/rounding")
-    nan = situations.Situation("gradient", "nan", frozenset({"an ignored row without a softmax"}), None, "c/nan")
+    nan = situations.Situation("gradient", "nan", frozenset({"an ignored row without a softmax"}), math.inf, "c/nan")
     verdict = situations.Verdict("x", "c", "c/a", "gradient", "fail", error_units=None, fault=situations.Fault("value"))
     both = frozenset({"bfloat16", "an ignored row without a softmax"})
     assert situations.explanation([rounding, nan], verdict, both) == "c/rounding"
@@ -341,7 +343,7 @@ def test_two_known_faults_in_one_batch_are_known():
 
 
 def test_a_relation_is_broken_for_the_reason_that_the_answer_itself_is_wrong():
-    nan = situations.Situation("gradient", "nan", frozenset(), None, "c/nan")
+    nan = situations.Situation("gradient", "nan", frozenset(), math.inf, "c/nan")
     own, relation, broken = (
         situations.Verdict("x", "c", "c/a", aspect, "fail", fault=situations.Fault(fault))
         for aspect, fault in (("gradient", "nan"), ("splitting", "value"), ("splitting", "harness"))
@@ -366,8 +368,8 @@ def test_a_find_that_is_not_is_failing(one):
 
 
 def test_a_find_that_a_deviation_explains_now_is_known(one):
-    known = situations.Situation("loss", "value", frozenset(), None, "c/a")
-    also = situations.Situation("gradient", "value", frozenset(), None, "c/a")
+    known = situations.Situation("loss", "value", frozenset(), math.inf, "c/a")
+    also = situations.Situation("gradient", "value", frozenset(), math.inf, "c/a")
     assert explore.replay(one(ENTRY), fake("off_by_a_thousandth"), [known]).status == "failing", (
         "its gradient is wrong, too"
     )
@@ -386,7 +388,7 @@ def test_a_find_that_is_no_case_any_more_is_gone(one, change):
     )
     found = explore.replay(path, fake("right"), [])
     assert found.status == "gone"
-    assert "no valid case any more: " in found.message
+    assert "no longer a valid case: " in found.message
     assert str(path) in found.message
 
 
@@ -433,8 +435,8 @@ def test_from_finding_to_a_script(run, rare, tmp_path, capsys):
     assert shown[0]["ignore_index"] == yaml.safe_load(path.read_text())["cases"][0]["ignore_index"], (
         "ready to be pasted"
     )
-    assert "rarely_wrong: 250 cases drawn" in screen
-    assert "1 new kinds of failure" in screen
+    assert "rarely_wrong: cases drawn: 250, " in screen
+    assert "new kinds of failure: 1;" in screen
     assert {v.case for v in load(results).verdicts} == {"small/one"}
     assert load(results).complete
 
@@ -445,7 +447,7 @@ def test_from_finding_to_a_script(run, rare, tmp_path, capsys):
     status, screen = run("--impl", name, "--explore", 20, "--results", results)
     assert status == 1
     assert f"{path.stem}: failing: expected a loss of" in screen
-    assert "0 new kinds of failure" in screen
+    assert "new kinds of failure: 0;" in screen
 
     status, screen = run("--impl", name, "--cases", path)
     assert status == 1
@@ -465,7 +467,7 @@ def test_from_finding_to_a_script(run, rare, tmp_path, capsys):
     path.write_text(path.read_text().replace("logits", "logit"))
     status, screen = run("--impl", name, "--explore", 1, "--results", results)
     assert status == 0
-    assert f"{path.stem}: gone: no valid case any more: " in screen
+    assert f"{path.stem}: gone: no longer a valid case: " in screen
 
 
 def test_without_the_option_nothing_is_drawn(run):
@@ -506,8 +508,8 @@ def test_workers_say_what_they_found(run, tmp_path):
         "explore",
     )
     assert status == 1, screen
-    assert "right: 8 cases drawn" in screen
-    assert "off_by_a_thousandth: 8 cases drawn" in screen
+    assert "right: cases drawn: 8, " in screen
+    assert "off_by_a_thousandth: cases drawn: 8, " in screen
     assert list((tmp_path / "found").glob("off-by-a-thousandth-*.yaml"))
 
 
@@ -537,7 +539,7 @@ def test_a_place_that_cannot_be_written_is_told(run, tmp_path):
         "--impl", f"{FAKES}:off_by_a_thousandth", "--explore", 50, "--results", tmp_path, "-k", "explore"
     )
     assert status == 1
-    assert "what is found cannot be stored here" in screen
+    assert "no find can be stored here" in screen
 
 
 def test_the_progress_line_is_for_terminals(monkeypatch):

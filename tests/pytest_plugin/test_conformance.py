@@ -86,7 +86,7 @@ def test_the_screen_of_a_run_that_holds(run, two, deviating):
     )
     status, screen = run("--impl", f"{impl('right')},{known}:i", "--cases", two)
     assert status == 0
-    assert f"xentcheck: torch {torch.__version__}, 1 threads, 2 cases" in screen
+    assert f"xentcheck: torch {torch.__version__}, 1 thread, 2 cases" in screen
     assert "implementations: right, deviating 7.1" in screen
     assert rows(screen)["right"][-6:-1] == ["2", "0", "0", "0", "0"]
     assert rows(screen)["deviating"][:-1] == ["7.1", "0", "0", "2", "0", "0"] or rows(screen)["deviating"] == [
@@ -111,7 +111,7 @@ def test_the_summary_is_the_last_thing_and_names_the_results(run, two, tmp_path)
 
 def test_a_run_over_a_part_of_the_sides_says_what_it_did_not_ask(run, two):
     _, screen = run("--impl", impl("zero_gradient"), "--cases", two, "-k", "test_loss or test_shape")
-    assert "not asked for, so that a case passes without: gradient of 2, purity of 2" in screen
+    assert "not judged, so that a case can pass without it: gradient of 2 cases, purity of 2 cases" in screen
     _, screen = run("--impl", impl("zero_gradient"), "--cases", two)
     assert "not asked for" not in screen
 
@@ -169,7 +169,7 @@ def test_the_reproduce_command_finds_a_case_of_ones_own_file(run, two):
             "right",
             ["'small/*', aspect='gradient', fault='value'"],
             1,
-            r"unexpected-pass this is a known deviation \(it is known\), and it holds; delete \S*deviating_right.py:10",
+            r"unexpected-pass it passes, although a deviation is declared \(it is known\); delete \S*deviating_right.py:10",
         ),
         (
             "right",
@@ -209,7 +209,7 @@ USAGE = [
     (["--impl", "native", "--cases", "small/one,gone"], "--cases gone: no case matches"),
     (["--impl", "native", "--cases", ","], "--cases names no case"),
     (["--impl", "native", "--cases", "absent.yaml"], "absent.yaml: cannot be read: No such file or directory"),
-    (["--impl", "native", "--resume"], "--resume goes on with the run in --results DIR; give that folder, too"),
+    (["--impl", "native", "--resume"], "--resume continues the run in --results DIR; give that folder as well"),
     (["--impl", "native", "--results", "/dev/null/x"], "results cannot be written here"),
 ]
 
@@ -271,7 +271,7 @@ def test_two_files_with_the_same_id_are_a_usage_error(run, write, tmp_path):
     status, screen = run("--impl", "native", "--cases", f"{first},{second}")
     assert status == 4
     assert re.search(
-        r"other/small.yaml:\d+: case small/one stands a second time; the first is .*small.yaml:\d+", screen
+        r"other/small.yaml:\d+: the id small/one is used a second time; the first is .*small.yaml:\d+", screen
     )
     assert run("--impl", impl("right"), "--cases", f"{first},{first}")[0] == 0
 

@@ -431,10 +431,14 @@ def test_names_that_the_script_uses_keep_a_file_apart(made):
     assert "own_softmax_file = load(" in text
 
 
-def test_a_file_with_the_name_of_a_package_is_not_taken_for_it():
-    """implementations/maskedce.py lies beside the file that imports the package maskedce."""
-    assert "maskedce_file = load('maskedce'" not in _of("maskedce_inplace")
-    assert "maskedce_inplace_file = load('maskedce_inplace'" in _of("maskedce_inplace")
+def test_what_an_installed_package_has_is_imported_from_there():
+    """The file imports the function through a file beside it, which has imported it from the package maskedce; implementations/maskedce.py
+    has the name of that package."""
+    text = _of("maskedce_inplace")
+    assert "from maskedce import masked_cross_entropy" in text
+    assert "load(" not in text
+    assert "_maskedce" not in text.replace("maskedce_inplace", "")
+    assert "CONVENTIONS" not in text
 
 
 def _of(name):

@@ -272,7 +272,7 @@ def test_an_option_that_is_not_claimed_may_not_be_dropped_in_silence(case, verdi
     }
     assert found["rejection"].kind == "accepted"
     assert re.fullmatch(
-        rf"expected an error, since an option that is not claimed may not be dropped in silence; found a loss of {NUMBER}",
+        rf"expected an error, since an option that is not claimed must not be ignored silently; found a loss of {NUMBER}",
         found["rejection"].message,
     )
 
@@ -696,7 +696,7 @@ def known(**changes):
             fakes.right,
             known(),
             "unexpected-pass",
-            r"^this is a known deviation \(too large\), and it holds; delete run/test_judge.py:\d+",
+            r"^it passes, although a deviation is declared \(too large\); delete run/test_judge.py:\d+",
         ),
         (fakes.right, known(torch="<1.0"), "pass", "^$"),
         (fakes.right, known(certain=False), "pass", "^$"),

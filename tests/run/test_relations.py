@@ -183,7 +183,7 @@ def test_there_is_nothing_to_relate_to_an_error(case):
         raise RuntimeError("no")
 
     found = verdict(case(CASE), "shift", raises)
-    assert (found.status, found.message) == ("unsupported", "there is no answer that others could be related to")
+    assert (found.status, found.message) == ("unsupported", "there is no answer to compare other answers with")
 
 
 def test_an_error_about_the_other_batch_is_a_fault(case):

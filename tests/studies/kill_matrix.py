@@ -80,7 +80,7 @@ class Asking:
 
     def _noticed(self, case: Case, mutant: Implementation, known: dict[Any, Any]) -> str:
         exam = self._examiner.exam(case)
-        if not exam.must_be_put_to(mutant):
+        if not exam.concerns(mutant):
             return ""
         if keeps_state(mutant):  # what it kept from other cases may not decide
             mutant = find(mutant.source)[0]

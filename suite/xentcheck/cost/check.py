@@ -40,13 +40,13 @@ def examine(batch: Batch, right: Expected, loss: Tensor, gradients: Sequence[Ten
     misshapen = _misshapen(batch, loss, gradients)
     if misshapen is not None:
         return Found({"shape": [misshapen]})
-    of_loss, loss_units = [], 0.0
+    of_loss, loss_units = list[Fault](), 0.0
     if not right.denominator:  # the loss is a convention; so are the gradients, unless all is ignored
         if batch.valid.any():
             return Found()
     else:
         of_loss, loss_units = _of_loss(batch, right, loss)
-    of_gradients, gradient_units = [], 0.0
+    of_gradients, gradient_units = list[Fault](), 0.0
     if gradients:
         judged = _of_gradient if right.gradients is None else _of_linear_gradients
         of_gradients, gradient_units = judged(batch, right, gradients)
@@ -84,6 +84,7 @@ def _of_linear_gradients(batch: Batch, right: Expected, gradients: Sequence[Tens
     """What is wrong with each gradient, the worst first, and the largest error of all."""
     wrong: list[tuple[float, Fault]] = []
     worst, ignored = 0.0, ~batch.valid
+    assert right.gradients is not None
     for name, gradient in zip(batch.differentiated, gradients, strict=True):
         (want, unit), found = right.gradients[name], _float64(gradient)
         errors = _errors(found, want, unit)
@@ -116,12 +117,12 @@ def _of_gradient(batch: Batch, right: Expected, gradients: Sequence[Tensor]) -> 
     if not doubtful:
         return [], worst
     positions = np.asarray([position for _, position in doubtful])
-    exact, g = blockwise.exact(batch, positions, right.denominator), found[positions].double().numpy()
+    exact, rows = blockwise.exact(batch, positions, right.denominator), found[positions].double().numpy()
     with np.errstate(all="ignore"):
-        errors = _errors(g, exact.gradient.astype(np.float64), exact.gradient_unit.astype(np.float64))
+        errors = _errors(rows, exact.gradient.astype(np.float64), exact.gradient_unit.astype(np.float64))
     if errors.max() <= allowed:
         return [], min(worst, allowed)
-    fault = _wrong(batch, "gradient", exact.gradient, g, errors, positions=positions)
+    fault = _wrong(batch, "gradient", exact.gradient, rows, errors, positions=positions)
     return [fault], worst
 
 

@@ -245,9 +245,9 @@ class Costs:
         if not found.faults:
             self._units[implementation.name] = {"loss": found.loss_units, "gradient": found.gradient_units}
             return Status.PASS, ""
-        known = {aspect: implementation.deviation_for(case.id, aspect) for aspect in found.faults}
+        declared = {aspect: implementation.deviation_for(case.id, aspect) for aspect in found.faults}
         held = [
-            (held_to(known[aspect], fault), describe(fault, exceeded(known[aspect], fault)))
+            (held_to(declared[aspect], fault), describe(fault, exceeded(declared[aspect], fault)))
             for aspect, faults in found.faults.items()
             for fault in faults
         ]

@@ -182,6 +182,8 @@ def _counted_mmap() -> Iterator[None]:
     plain = mmap.mmap
 
     class Counted(plain):  # type: ignore[misc, valid-type]
+        _counted: bool
+
         def __new__(cls, fileno: int, length: int, *args: Any, **kwargs: Any) -> Any:
             made = super().__new__(cls, fileno, length, *args, **kwargs)
             made._counted = fileno == -1

@@ -1,4 +1,4 @@
-"""What is drawn so far of a case document, and how: the state that strategies share."""
+"""The state that strategies share: what has been drawn of a case document so far."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
 ABSENT: Any = object()
@@ -15,7 +16,7 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 @dataclass
 class Facts:
-    """What is drawn so far, and what may be drawn at all."""
+    """What has been drawn so far, and what may be drawn."""
 
     draw: Draw
     capabilities: frozenset[str]
@@ -24,7 +25,7 @@ class Facts:
     classes: int = 0
     shape: tuple[int, ...] = ()
     ignore_values: tuple[int, ...] = (-100,)
-    usable: list[int] = field(default_factory=list)  # those that the target's dtype can hold
+    usable: list[int] = field(default_factory=list)  # ignore values that the target's dtype can hold
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -39,12 +40,17 @@ class Facts:
         return name in self.capabilities
 
     def chance(self, one_in: int) -> bool:
-        """True once in so many times, and never where it need not be."""
+        """True once in so many times; shrinks to False."""
         return self.draw(st.sampled_from([False] * (one_in - 1) + [True]))
 
     def likely(self) -> bool:
-        """True three times in four, and never where it need not be."""
+        """True three times in four; shrinks to False."""
         return self.draw(st.sampled_from([False, True, True, True]))
 
     def one_of(self, *values: Any) -> Any:
         return self.draw(st.sampled_from(values))
+
+
+def nested(flat: list[Any], shape: tuple[int, ...]) -> Any:
+    """The values as nested lists of this shape."""
+    return np.array(flat, dtype=object).reshape(shape).tolist()

@@ -1,66 +1,54 @@
-"""Where a fault shows: the features of the batches it needs, so that a failure can be told from those that are known.
+"""Which failures are known: by the features of the batches in which they occur.
 
-A failure is known where a known situation has the same aspect and kind of fault, only features that the failing batch has as well, and an
-error no smaller. Known are the shipped cases that deviate, each without all that can be taken from it while it still does. So a new
-fault hides behind a known one only in batches that hold the features of both, and in a smaller batch it stands alone.
+A failure is known where a known situation has the same aspect and kind of fault, needs only features that the failing batch has as
+well, and has an error at least as large. The known situations come from the shipped cases that deviate, each reduced to what it needs to
+deviate. A new fault is therefore hidden only in batches that have all features of a known one; a smaller batch shows it alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import numpy as np
-import torch
 
+from xentcheck.explore.minimise import Entry, reduced, without_keys
 from xentcheck.implementation import Implementation
+from xentcheck.reference.truth import has_no_softmax
 from xentcheck.run.examiner import Examiner
 from xentcheck.run.status import Status
 from xentcheck.run.verdict import Fault, Verdict
 from xentcheck.spec.batch import Batch, build
 from xentcheck.spec.case import RELATIONS, Case
 
-LARGE = 50_000  # cases with more logits are known as they stand: taking things from them would take long
-SPELLED_OUT = 24  # so many logits and no more are written as numbers
-# What a document may do without; a dot leads into a mapping.
-OPTIONAL = (
-    *("mode", "upstream", "upstream.layout", "upstream.zero", "target.layout", "logits.layout", "logits.set"),
-    *("logits.fill", "logits.shift", "logits.scale", "target.dtype", "weight", "label_smoothing", "reduction"),
-    *("target.ignore", "ignore_index", "target.classes", "target", "dtype"),
-)
-Entry = dict[str, Any]
+LARGE = 50_000  # cases with more logits are not reduced, which would take long
 
 
 @dataclass(frozen=True)
 class Situation:
-    """max_units: None where the size of the error does not matter. name: what it was learned from."""
+    """max_units: infinite where the size of the error does not matter. name: the case it comes from."""
 
     aspect: str
     fault: str
     features: frozenset[str]
-    max_units: float | None
+    max_units: float
     name: str
-
-    def explains(self, verdict: Verdict, seen: frozenset[str]) -> bool:
-        units = np.inf if verdict.error_units is None else verdict.error_units
-        return kind(verdict) == (self.aspect, self.fault) and self.features <= seen and units <= _limit(self)
 
 
 def explanation(known: Iterable[Situation], verdict: Verdict, seen: frozenset[str]) -> str | None:
     """The name of the known situation that explains a failure in a batch with these features, if one does."""
-    here = [s for s in known if s.aspect == verdict.aspect and s.features <= seen]
-    same = [s for s in here if s.fault == kind(verdict)[1]]
+    aspect, fault = kind(verdict)
+    here = [s for s in known if s.aspect == aspect and s.features <= seen]
     # Where two known faults meet, such as rounding and NaN, the size of the one is lost in the infinity of the other.
     two = verdict.error_units is None and len({s.fault for s in here}) > 1
-    return next((s.name for s in same if two or s.explains(verdict, seen)), None)
+    units = np.inf if verdict.error_units is None else verdict.error_units
+    return next((s.name for s in here if s.fault == fault and (two or units <= s.max_units)), None)
 
 
 def first_new(known: Iterable[Situation], wrong: Iterable[Verdict], seen: frozenset[str]) -> tuple[Verdict | None, str]:
     """The first failure in a batch with these features that nothing known explains, and the name of what explains those before it.
 
-    Relations compare the answer with another one: where it is wrong in a known way itself, they are broken for that reason.
+    Relations compare the answer with another one. Where the answer itself is wrong in a known way, that is why they do not hold.
     """
     known, explained = list(known), ""
     for verdict in wrong:
@@ -79,31 +67,27 @@ def kind(verdict: Verdict) -> tuple[str, str]:
 
 
 def failures(case: Case, implementation: Implementation, examiner: Examiner) -> list[Verdict]:
-    """What is wrong with the answer, whatever is declared: a pattern of a deviation that matches a drawn id was not meant to. Where
-    the suite itself fails, that is a failure as well, of the fault ``harness``. Raises CaseFileError where no batch can be made."""
+    """What is wrong with the answer, known deviations included, since their patterns are not meant for drawn cases.
+
+    An exception in the suite itself is a failure as well, of the fault ``harness``. Raises CaseFileError where no batch can be made.
+    """
     examiner.batch(case)
     bare = replace(implementation, deviations=())
     found = []
     for aspect in examiner.aspects(case, bare):
         try:
-            found.append(examiner.examine(case, aspect, bare))
+            verdict = examiner.examine(case, aspect, bare)
         except Exception as error:
-            message = f"a failure of the suite itself: {type(error).__name__}: {error}"
-            found.append(
-                Verdict(
-                    implementation.name,
-                    case.clause.clause,
-                    case.id,
-                    aspect,
-                    Status.ERROR,
-                    fault=Fault("harness", expected="a verdict", found=message),
-                )
-            )
-    return [v for v in found if not v.status.is_good]
+            text = f"a failure of the suite itself: {type(error).__name__}: {error}"
+            fault = Fault("harness", expected="a verdict", found=text)
+            verdict = Verdict(bare.name, case.clause.clause, case.id, aspect, Status.ERROR, fault=fault)
+        if not verdict.status.is_good:
+            found.append(verdict)
+    return found
 
 
 def features(case: Case, batch: Batch) -> frozenset[str]:
-    """What is special about a batch, in words. A float32 mean over finite logits with nothing ignored has none."""
+    """What is special about a batch, in words. A float32 mean over finite logits with nothing ignored has no feature."""
     question, options = case.question, batch.options
     weight, smoothing = options.get("weight"), options.get("label_smoothing")
     found = {
@@ -130,25 +114,21 @@ def features(case: Case, batch: Batch) -> frozenset[str]:
         "smoothing outside [0, 1]": smoothing is not None and not 0 <= smoothing <= 1,
         "several ignore values": isinstance(options.get("ignore_index"), list),
         "an ignored class": any(0 <= v < batch.classes for v in batch.ignore_values),
+        "class probabilities": batch.has_probabilities,
+        "a normalizer": "normalizer" in options,
     }
-    shape = batch.input.shape
-    found["class probabilities"] = batch.has_probabilities
-    found["a normalizer"] = "normalizer" in options
-    if batch.target.shape == (shape[:1] + shape[2:] if len(shape) > 1 else ()):
-        found |= _features_of_rows(batch)
-    elif not batch.has_probabilities:
-        found["shapes that do not fit"] = True
-    found["shapes that do not fit"] = "shapes that do not fit" in found or (
+    fits = tuple(batch.target.shape) == batch.positions
+    found["shapes that do not fit"] = (not fits and not batch.has_probabilities) or (
         weight is not None and weight.shape != (batch.classes,)
     )
+    if fits:
+        found |= _features_of_rows(batch)
     return frozenset(name for name, holds in found.items() if holds)
 
 
 def _features_of_rows(batch: Batch) -> dict[str, bool]:
     target = batch.target.numpy().reshape(-1)
-    rows = batch.input.double().movedim(min(1, batch.input.dim() - 1), -1).reshape(target.size, batch.classes).numpy()
-    ignored = np.isin(target, batch.ignore_values)
-    undefined = np.isnan(rows).any(axis=1) | np.isposinf(rows).any(axis=1) | ~np.isfinite(rows).any(axis=1)
+    rows, ignored, undefined = batch.logits, np.isin(target, batch.ignore_values), has_no_softmax(batch.logits)
     minus, of_target = np.isneginf(rows), np.arange(batch.classes) == target[:, None]
     return {
         "an ignored position": bool(ignored.any()),
@@ -171,194 +151,40 @@ def of_deviations(implementation: Implementation, specification: Iterable[Case])
             deviation = implementation.deviation_for(case.id, aspect)
             if deviation is not None and examiner.examine(case, aspect, implementation).status == "deviates":
                 core = _core(case, (aspect, deviation.fault), implementation)
-                known.append(
-                    Situation(aspect, deviation.fault, features(core, build(core)), deviation.max_units, case.id)
-                )
+                limit = np.inf if deviation.max_units is None else deviation.max_units
+                known.append(Situation(aspect, deviation.fault, features(core, build(core)), limit, case.id))
     return _widest(known)
 
 
 def _widest(known: list[Situation]) -> list[Situation]:
     """Without those that another one covers."""
     kept: list[Situation] = []
-    for one in sorted(known, key=lambda s: (len(s.features), -_limit(s))):
-        if not any(
-            (s.aspect, s.fault) == (one.aspect, one.fault) and s.features <= one.features and _limit(s) >= _limit(one)
-            for s in kept
-        ):
+    for one in sorted(known, key=lambda s: (len(s.features), -s.max_units)):
+        same = [s for s in kept if (s.aspect, s.fault) == (one.aspect, one.fault)]
+        if not any(s.features <= one.features and s.max_units >= one.max_units for s in same):
             kept.append(one)
     return kept
 
 
-def _limit(situation: Situation) -> float:
-    return np.inf if situation.max_units is None else situation.max_units
-
-
 def _core(case: Case, wanted: tuple[str, str], implementation: Implementation) -> Case:
-    """A shipped case without all that it can do without and still fail like this. Its id stays, and with it the values drawn from it."""
+    """A shipped case with nothing in it that it does not need to fail like this. Its id stays, and with it the values drawn from it."""
     if case.expects_error or build(case).input.numel() > LARGE:
-        return case  # what is to be refused must stay what it is
-    for take in (_with_fewer_positions, *(partial(without, key=key) for key in OPTIONAL)):
-        entry = take(case.question.model_dump(exclude_unset=True))
-        if entry is None:
-            continue
+        return case  # a question that must be refused has to stay what it is
+
+    def still_fails(entry: Entry) -> Case | None:
         try:
             smaller = case.model_copy(update={"question": type(case.question).model_validate(entry)})
-            if any(kind(v) == wanted for v in failures(smaller, implementation, Examiner())):
-                case = smaller
-        except ValueError:  # what is left is no question, or no batch can be made of it
-            continue
-    return case
+            found = failures(smaller, implementation, Examiner())
+        except ValueError:  # what is left is not a question, or no batch can be made of it
+            return None
+        return smaller if any(kind(v) == wanted for v in found) else None
+
+    entry = case.question.model_dump(exclude_unset=True)
+    return still_fails(reduced(entry, [_with_fewer_positions, *without_keys()], still_fails)) or case
 
 
 def _with_fewer_positions(entry: Entry) -> Entry | None:
-    shape = entry["logits"].get("shape") or ()
+    shape = list(entry["logits"].get("shape") or ())
     if len(shape) < 2 or shape[0] < 1000:
         return None
-    return {**entry, "logits": {**entry["logits"], "shape": (500, *shape[1:])}}
-
-
-def without(entry: Entry, key: str) -> Entry | None:
-    """The document without a key, or None where it does not have it."""
-    first, _, rest = key.partition(".")
-    if first not in entry or (rest and not (isinstance(entry[first], dict) and rest in entry[first])):
-        return None
-    if rest and len(entry[first]) > 1:
-        return {**entry, first: {k: v for k, v in entry[first].items() if k != rest}}
-    return {k: v for k, v in entry.items() if k != first}
-
-
-def simplified(entry: Entry, still_fails: Callable[[Entry], Batch | None]) -> Entry:
-    """What Hypothesis leaves, with less: no key that is not needed, numbers instead of fills, and plain ones.
-
-    still_fails: the batch of a document that fails as before, or None.
-    """
-    if {"error", "convention"} & set(entry.get("expect", {})):
-        return entry  # what is expected would stay when its cause is gone
-    entry = _in_a_smaller_shape(_without_needless_keys(entry, still_fails), still_fails)
-    batch = still_fails(entry)
-    if batch is None or not 0 < batch.input.numel() <= 8 * SPELLED_OUT:
-        return entry
-    for digits in (1, 2, 3, 4, 6, 9, 17):
-        written = _spelled_out(entry, batch, digits)
-        if still_fails(written) is not None:
-            written = _without_needless_keys(written, still_fails)  # once more: now the numbers stay as they are
-            written = _smaller(written, still_fails)
-            is_readable = len(list(_flat(written["logits"]["values"]))) <= SPELLED_OUT
-            return _plainer(written, still_fails) if is_readable else entry
-    return entry
-
-
-def _without_needless_keys(entry: Entry, still_fails: Callable[[Entry], Batch | None]) -> Entry:
-    for key in OPTIONAL:
-        smaller = without(entry, key)
-        if smaller is not None and still_fails(smaller) is not None:
-            entry = smaller
-    return entry
-
-
-def _in_a_smaller_shape(entry: Entry, still_fails: Callable[[Entry], Batch | None]) -> Entry:
-    for axis, size in enumerate(entry["logits"].get("shape", ())):
-        for less in (1, 2, 3, 4, 5, 8, 17):
-            shape = [less if i == axis else n for i, n in enumerate(entry["logits"]["shape"])]
-            smaller = {**entry, "logits": {**entry["logits"], "shape": shape}}
-            if less < size and still_fails(smaller) is not None:
-                entry = smaller
-                break
-    return entry
-
-
-def _spelled_out(entry: Entry, batch: Batch, digits: int) -> Entry:
-    """The same batch in numbers of so many digits, so that it no longer depends on the case's id."""
-    kept = {k: v for k, v in entry.get("logits", {}).items() if k == "layout"}
-    entry = {**entry, "logits": {"values": _numbers(batch.input, digits), **kept}}
-    kept = {k: v for k, v in entry.get("target", {}).items() if k in ("layout", "dtype")}
-    if batch.target.numel() == batch.input.numel() // max(batch.classes, 1):
-        entry["target"] = {"values": batch.target.tolist(), **kept}
-    if entry.get("weight") == "random":
-        entry["weight"] = _numbers(batch.options["weight"], digits)
-    if batch.upstream is not None and batch.upstream.dim() and entry.get("upstream") == "per-position":
-        entry["upstream"] = _numbers(batch.upstream, digits)
-    return entry
-
-
-def _smaller(entry: Entry, still_fails: Callable[[Entry], Batch | None]) -> Entry:
-    """Without the positions and classes of (N, C) logits that are not needed."""
-    rows, target = entry["logits"]["values"], entry.get("target", {}).get("values")
-    if not (isinstance(rows[0], list) and isinstance(target, list)) or isinstance(rows[0][0], list):
-        return entry
-    for n in reversed(range(len(rows))):
-        shorter = _cut(entry, ("logits", "target"), n)
-        if isinstance(entry.get("upstream"), list):
-            shorter["upstream"] = [*entry["upstream"][:n], *entry["upstream"][n + 1 :]]
-        entry = shorter if len(shorter["target"]["values"]) and still_fails(shorter) is not None else entry
-    for n in range(len(entry["target"]["values"])):
-        target = [0 if i == n else t for i, t in enumerate(entry["target"]["values"])]
-        other = {**entry, "target": {**entry["target"], "values": target}}
-        entry = other if other != entry and still_fails(other) is not None else entry
-    for c in reversed(range(len(rows[0]))):
-        target = entry["target"]["values"]
-        narrower = {
-            **entry,
-            "logits": {**entry["logits"], "values": [[*r[:c], *r[c + 1 :]] for r in entry["logits"]["values"]]},
-        }
-        narrower["target"] = {**entry["target"], "values": [t - (c < t < len(rows[0])) for t in target]}
-        if isinstance(entry.get("ignore_index"), int):
-            narrower["ignore_index"] = entry["ignore_index"] - (c < entry["ignore_index"] < len(rows[0]))
-        if isinstance(entry.get("weight"), list):
-            narrower["weight"] = [*entry["weight"][:c], *entry["weight"][c + 1 :]]
-        entry = narrower if c not in target and still_fails(narrower) is not None else entry
-    return entry
-
-
-def _cut(entry: Entry, keys: tuple[str, ...], n: int) -> Entry:
-    return {
-        **entry,
-        **{k: {**entry[k], "values": [*entry[k]["values"][:n], *entry[k]["values"][n + 1 :]]} for k in keys},
-    }
-
-
-def _plainer(entry: Entry, still_fails: Callable[[Entry], Batch | None]) -> Entry:
-    """Each number of the logits in turn replaced by a plainer one."""
-    for index, value in enumerate(_flat(entry["logits"]["values"])):
-        for plain in (0, 1, round(value) if isinstance(value, float) else 0):
-            smaller = {
-                **entry,
-                "logits": {**entry["logits"], "values": _replaced(entry["logits"]["values"], index, plain)},
-            }
-            if plain == value:
-                break
-            if still_fails(smaller) is not None:
-                entry = smaller
-                break
-    return entry
-
-
-def _numbers(tensor: torch.Tensor, digits: int) -> Any:
-    def plain(value: Any) -> Any:
-        if isinstance(value, list):
-            return [plain(v) for v in value]
-        if not np.isfinite(value):
-            return str(value)
-        short = float(f"{value:.{digits}g}")
-        return int(short) if short == int(short) and abs(short) < 1e6 else short
-
-    return plain(tensor.double().tolist())
-
-
-def _flat(values: Any) -> Iterator[Any]:
-    if isinstance(values, list):
-        for value in values:
-            yield from _flat(value)
-    else:
-        yield values
-
-
-def _replaced(values: Any, index: int, plain: Any) -> Any:
-    flat = list(_flat(values))
-    flat[index] = plain
-    new = iter(flat)
-
-    def rebuilt(part: Any) -> Any:
-        return [rebuilt(p) for p in part] if isinstance(part, list) else next(new)
-
-    return rebuilt(values)
+    return {**entry, "logits": {**entry["logits"], "shape": [500, *shape[1:]]}}

@@ -1,14 +1,16 @@
-"""Exploration: case documents drawn at random are put to an implementation; what fails in a new way is shrunk and stored as a case file."""
+"""Exploration: an implementation is tested on case documents drawn at random; a new kind of failure is shrunk and stored as a case file."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
+import math
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +18,8 @@ import hypothesis
 import yaml
 from hypothesis import HealthCheck, Phase, Verbosity
 
-from xentcheck.explore.known_failures import Entry, Situation, failures, features, first_new, kind, simplified
+from xentcheck.explore.known_failures import Situation, failures, features, first_new, kind
+from xentcheck.explore.minimise import Entry, minimised
 from xentcheck.explore.strategies import documents, unclear
 from xentcheck.implementation import Implementation
 from xentcheck.run.examiner import Examiner
@@ -33,14 +36,14 @@ HEADER = {
     "sources": ["https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html"],
 }
 
-# Documents of one run of Hypothesis. After ten, it makes five variations of each, with parts of a document copied to other places:
-# good for finding what depends on equal parts, but then only every sixth document is a new one.
+# Documents of one run of Hypothesis. After ten, it makes five variations of each, with parts of a document copied to other places.
+# That finds what depends on equal parts, but then only every sixth document is a new one.
 AT_ONCE = 10
 
 
 @dataclass(frozen=True)
 class Find:
-    """A failing case: its document, and the first of its verdicts that is not known. after: how many cases were drawn before it."""
+    """A failing case: its document, and its first verdict that is not known. after: how many cases were drawn before it."""
 
     entry: Entry
     case: Case
@@ -51,7 +54,7 @@ class Find:
 
 @dataclass
 class Exploration:
-    """What came of one. known: failures by the name of what explains them. problem: why it ended early."""
+    """What one exploration gave. known: failures by the name of what explains them. problem: why it ended early."""
 
     implementation: str
     seed: int
@@ -64,8 +67,8 @@ class Exploration:
     problem: str = ""
 
     def summary(self) -> str:
-        counts = f"{self.examples} cases drawn, {self.unsupported} of them unsupported; {self.unclear} more have no clear answer"
-        outcome = f"{len(self.finds)} new kinds of failure, {self.known.total()} failures of known kinds"
+        counts = f"cases drawn: {self.examples}, of these unsupported: {self.unsupported}; without a clear answer: {self.unclear} more"
+        outcome = f"new kinds of failure: {len(self.finds)}; failures of known kinds: {self.known.total()}"
         return f"{self.implementation}: {counts}; {outcome}; seed {self.seed}, {self.seconds:.1f} s{self.problem and '; '}{self.problem}"
 
 
@@ -77,22 +80,22 @@ def explore(
     folder: Path,
     progress: Callable[[Exploration], None] = lambda _: None,
 ) -> Exploration:
-    """Draws so many cases. The same seed draws the same ones. known: see ``of_deviations``; what is stored in ``folder`` and still fails is
-    known as well. Every find is in ``folder`` before it is shrunk, and stays there if the run is interrupted. Raises OSError where
-    nothing can be written there."""
+    """Draws so many cases; the same seed draws the same ones.
+
+    known: see ``of_deviations``; what is stored in ``folder`` and still fails is known as well. Every find is in ``folder`` before it is
+    shrunk, and stays there if the run is interrupted. Raises OSError where nothing can be written there.
+    """
     search = _Search(implementation, folder, seed, progress)
     search.known += known
     for path in stored(implementation, folder):
-        try:
+        with suppress(CaseFileError):  # its replay reports that the file is no longer valid
             search.learn(loader.load(path)[0])
-        except CaseFileError:
-            continue  # gone, as its replay says
     return search.run(examples)
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What became of a stored find. status: fixed (it passes), known (a deviation explains it now), failing, or gone (no valid case any more)."""
+    """What became of a stored find. status: fixed (it passes), known (a deviation explains it now), failing, or gone (no longer a valid case)."""
 
     status: str
     message: str = ""
@@ -101,13 +104,13 @@ class Replay:
 
 
 def replay(path: Path, implementation: Implementation, known: Iterable[Situation]) -> Replay:
-    """Puts a stored find to the implementation again."""
+    """Tests the implementation on a stored find again."""
     try:
         case = loader.load(path)[0]
         examiner = Examiner()
         wrong = failures(case, implementation, examiner)
     except CaseFileError as error:
-        return Replay("gone", f"no valid case any more: {error}")
+        return Replay("gone", f"no longer a valid case: {error}")
     if not wrong:
         return Replay("fixed", f"passes now; move the case to cases/ or delete {path}", case)
     seen = features(case, examiner.batch(case))
@@ -119,7 +122,7 @@ def replay(path: Path, implementation: Implementation, known: Iterable[Situation
 
 
 def stored(implementation: Implementation, folder: Path) -> list[Path]:
-    """The files of what was found at an implementation, by name."""
+    """The files of what was found in an implementation, by name."""
     name = re.compile(rf"{_slug(implementation)}-[0-9a-f]{{8}}\.yaml")
     return sorted(path for path in folder.glob("*.yaml") if name.fullmatch(path.name))
 
@@ -131,8 +134,8 @@ def as_yaml(entry: Entry) -> str:
 
 
 def to_case(entry: Entry, implementation: Implementation, path: Path) -> Case:
-    """A drawn document as a case, through the code that reads case files. Its id is a digest of what it asks, so that the values drawn from
-    the id are the same wherever it is drawn. Raises CaseFileError."""
+    """A drawn document as a case, through the code that reads case files. Its id is a digest of its content, so that the values drawn
+    from the id are always the same. Raises CaseFileError."""
     question = {key: value for key, value in entry.items() if key not in ("id", "why")}
     digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:8]
     named = {**entry, "id": f"{_slug(implementation)}-{digest}"}
@@ -161,12 +164,12 @@ def _store(find: Find, implementation: Implementation, folder: Path) -> Find:
 
 
 class _Failed(Exception):
-    """Says to Hypothesis that an example failed; what it was, the search knows."""
+    """Tells Hypothesis that an example failed; the search itself remembers which."""
 
 
 class _Search:
-    """Rounds of Hypothesis. Each ends with the first failure that is not known, shrunk; the next goes on with the examples that are
-    left, and with that failure among the known."""
+    """Runs Hypothesis in rounds. Each ends with the first failure that is not known, shrunk; the next draws the examples that are left,
+    with that failure among the known ones."""
 
     def __init__(
         self, implementation: Implementation, folder: Path, seed: int, progress: Callable[[Exploration], None]
@@ -175,14 +178,14 @@ class _Search:
         self.result = Exploration(implementation.name, seed)
         self.known: list[Situation] = []
         self.examiner = Examiner()
-        self.asked: set[str] = set()  # a case's id is a digest of what it asks
+        self.asked: set[str] = set()  # ids of cases, which are digests of their content
         self.first: Find | None = None  # of this round, as it was drawn; stored
-        self.smallest: Find | None = None  # of what it was shrunk to
+        self.smallest: Find | None = None  # the smallest that it was shrunk to
 
     def learn(self, case: Case) -> None:
-        """Takes all that fails in a case for known from now on, whatever the size of the error. Raises CaseFileError."""
+        """Treats all that fails in a case as known from now on, whatever the size of the error. Raises CaseFileError."""
         for verdict in failures(case, self.implementation, self.examiner):
-            self.known.append(Situation(*kind(verdict), features(case, self.examiner.batch(case)), None, case.id))
+            self.known.append(Situation(*kind(verdict), features(case, self.examiner.batch(case)), math.inf, case.id))
 
     def run(self, examples: int) -> Exploration:
         started = time.monotonic()
@@ -196,7 +199,7 @@ class _Search:
             finally:
                 self.result.seconds = time.monotonic() - started
             if self.smallest is not None:
-                self._simplify()
+                self._minimise(self.smallest)
                 self._keep(self.smallest)
                 self.result.seconds = time.monotonic() - started
             if not before < self.result.examples < examples:  # nothing new was drawn, or enough
@@ -227,7 +230,7 @@ class _Search:
         except (_Failed, hypothesis.errors.Unsatisfiable):
             pass
         except hypothesis.errors.Flaky:
-            self.result.problem = "it answers the same question differently from time to time"
+            self.result.problem = "it does not always give the same answer to the same case"
 
     def _example(self, entry: Entry) -> None:
         drawn = self.first is None
@@ -237,7 +240,7 @@ class _Search:
         found = self._first_new(entry, *clear)
         if drawn:
             self.result.examples += 1
-            self.result.unsupported += not self.examiner.exam(clear[0]).must_be_put_to(self.implementation)
+            self.result.unsupported += not self.examiner.exam(clear[0]).concerns(self.implementation)
             if self.result.examples % 20 == 0:
                 self.progress(self.result)
         if found is None:
@@ -254,12 +257,12 @@ class _Search:
         raise _Failed
 
     def _clear(self, entry: Entry) -> tuple[Case, Batch] | None:
-        """A document's case and batch, where they make a clear question."""
+        """A document's case and batch, where there is an answer that all would accept."""
         try:
             case = to_case(entry, self.implementation, self.folder / "found.yaml")
             batch = self.examiner.batch(case)
         except CaseFileError:
-            return None  # such as what is left of a question that was wrong on purpose
+            return None  # for instance what is left of a document that was made wrong on purpose
         if unclear(case, batch):
             self.result.unclear += self.first is None
             return None
@@ -281,25 +284,22 @@ class _Search:
         same = found and self.first and kind(found.verdict) == kind(self.first.verdict)
         return clear[1] if clear and same else None
 
-    def _simplify(self) -> None:
-        assert self.smallest is not None
-        entry = simplified(self.smallest.entry, self._batch_if_it_fails)
+    def _minimise(self, find: Find) -> None:
+        entry = minimised(find.entry, self._batch_if_it_fails)
         clear = self._clear(entry)
-        self.smallest = (self._first_new(entry, *clear) if clear else None) or self.smallest
+        self.smallest = (self._first_new(entry, *clear) if clear else None) or find
 
     def _keep(self, find: Find | None) -> None:
-        """The round's find in its last form, in place of its first."""
+        """Stores the round's find in its last form, in place of its first."""
         if find is None or self.first is None:
             return
         kept = _store(replace(find, after=self.first.after), self.implementation, self.folder)
         if kept.case.path != self.first.case.path:
             self.first.case.path.unlink(missing_ok=True)
-        covered = [
-            f for f in self.result.finds if kind(f.verdict) == kind(kept.verdict) and kept.features <= f.features
-        ]
-        for find in covered:  # had they been found in the other order, these would have been known
-            self.result.finds.remove(find)
-            if find.case.path != kept.case.path:
-                find.case.path.unlink(missing_ok=True)
+        for other in list(self.result.finds):  # had they been found in the other order, this one would have been known
+            if kind(other.verdict) == kind(kept.verdict) and kept.features <= other.features:
+                self.result.finds.remove(other)
+                if other.case.path != kept.case.path:
+                    other.case.path.unlink(missing_ok=True)
         self.result.finds.append(kept)
         self.learn(kept.case)

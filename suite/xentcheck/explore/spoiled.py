@@ -1,17 +1,15 @@
-"""Questions without an answer: one thing is made wrong in a drawn document, and the call must be refused."""
+"""Drawn documents in which one thing is made wrong, so that the call must be refused."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from hypothesis import strategies as st
 
-from xentcheck.explore.drawing import Facts
+from xentcheck.explore.drawing import Facts, nested
 from xentcheck.spec.capabilities import OPTIONS
 
 
 def _refusable(facts: Facts) -> bool:
-    """Only a plain call, and one with positions, is made wrong: there it is certain that somebody looks."""
+    """Only a plain call with positions is made wrong, since there every implementation can notice it."""
     target = facts.entry.get("target", {})
     if not facts.count or target.get("dtype", "int64") != "int64" or "probabilities" in target:
         return False
@@ -23,15 +21,12 @@ def _refusable(facts: Facts) -> bool:
 def _spoil_target(facts: Facts) -> None:
     if not _refusable(facts) or facts.count > 6:
         return
-    wrong = [
-        v
-        for v in (facts.classes, -1, -100, facts.classes + 1, 255, 2**31, 2**32, -(2**63))
-        if v not in facts.ignore_values and not 0 <= v < facts.classes
-    ]
+    outside = (facts.classes, -1, -100, facts.classes + 1, 255, 2**31, 2**32, -(2**63))
+    wrong = [v for v in outside if v not in facts.ignore_values and not 0 <= v < facts.classes]
     right = [c for c in range(facts.classes) if c not in facts.ignore_values] or [0]
     flat = facts.draw(st.lists(st.sampled_from(right), min_size=facts.count, max_size=facts.count))
     flat[facts.draw(st.integers(0, facts.count - 1))] = facts.one_of(*wrong)
-    facts.entry["target"] = {"values": _nested(flat, facts.positions)}
+    facts.entry["target"] = {"values": nested(flat, facts.positions)}
     facts.entry["expect"] = {"error": {}}
 
 
@@ -57,34 +52,23 @@ def _spoil_shape(facts: Facts) -> None:
     first, *rest = facts.positions
     shape = facts.one_of([first + 1, *rest], [*facts.positions, 1], [1, *facts.positions], [first + 1])
     if tuple(shape) != facts.positions:
-        facts.entry["target"] = {
-            "classes": [c for c in range(facts.classes) if c not in facts.ignore_values][:1] or [0],
-            "shape": shape,
-        }
-        facts.entry["logits"].pop("set", None)  # rows are told by their targets
+        label = next((c for c in range(facts.classes) if c not in facts.ignore_values), 0)
+        facts.entry["target"] = {"classes": [label], "shape": shape}
+        facts.entry["logits"].pop("set", None)  # which may select rows by their targets
         facts.entry["expect"] = {"error": {}}
 
 
 def _ask_for_refusal(facts: Facts) -> None:
-    """An option that is not claimed: it must be refused. Only values that would change the answer."""
-    options: dict[str, Any] = {
-        "weight": "random",
-        "label_smoothing": 0.5,
-        "reduction_sum": "sum",
-        "reduction_none": "none",
+    """An option that is not claimed must be refused. Only values that would change the answer are drawn."""
+    options = {  # by capability, in alphabetical order
+        "label_smoothing": {"label_smoothing": 0.5},
+        "reduction_none": {"reduction": "none"},
+        "reduction_sum": {"reduction": "sum"},
+        "weight": {"weight": "random"},
     }
-    missing = sorted(name for name in options if name in OPTIONS and not facts.can(name))
+    missing = [option for name, option in options.items() if name in OPTIONS and not facts.can(name)]
     if missing and facts.classes > 1 and _refusable(facts):
-        name = facts.one_of(*missing)
-        facts.entry[name.partition("_")[0] if name.startswith("reduction") else name] = options[name]
-        facts.entry["expect"] = {"refused_unless_claimed": True}
+        facts.entry |= {**facts.one_of(*missing), "expect": {"refused_unless_claimed": True}}
 
 
 SPOILED = (_spoil_target, _spoil_smoothing, _spoil_reduction, _spoil_weight, _spoil_shape, _ask_for_refusal)
-
-
-def _nested(flat: list[Any], shape: tuple[int, ...]) -> Any:
-    if not shape:
-        return flat[0]
-    step = len(flat) // shape[0] if shape[0] else 0
-    return [_nested(flat[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0])]

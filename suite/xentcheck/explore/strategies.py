@@ -1,10 +1,9 @@
-"""Case documents for exploration: what could stand in a case file, drawn by Hypothesis.
+"""Case documents for exploration: entries of a case file, drawn by Hypothesis.
 
-A document is a plain dict, one entry of ``cases:`` as a person would write it. Each key of the format has a function here that draws
-its value from what is drawn already, and a line in ``KEYS``; a key that comes to the format comes here as one more of both. Values
-that shrink well stand first. Not drawn: ``linear`` (a form of its own), ``memory_limit`` (is of speed cases), ``file`` (tensors
-stand elsewhere), ``matrix`` (several cases in one), ``needs`` (asks for no more), weaker expectations than the definition, and
-``mode: compile`` (seconds a case).
+A document is a plain dict, one entry of ``cases:`` as a person would write it. Each key of the format has a function here that draws its
+value, given what has been drawn so far, and a line in ``KEYS``; a new key of the format needs both. Values that shrink well come first. Not
+drawn: ``linear`` (another form), ``memory_limit`` (for speed cases), ``file`` (tensors in another file), ``matrix`` (several cases in
+one), ``needs`` (changes no question), expectations weaker than the definition, and ``mode: compile`` (takes seconds).
 """
 
 from __future__ import annotations
@@ -17,27 +16,28 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from xentcheck.explore.drawing import ABSENT, Draw, Facts
-from xentcheck.explore.spoiled import SPOILED, _nested
+from xentcheck.explore.drawing import ABSENT, Draw, Facts, nested
+from xentcheck.explore.spoiled import SPOILED
+from xentcheck.reference.truth import has_no_softmax
 from xentcheck.spec.batch import Batch
 from xentcheck.spec.capabilities import CAPABILITIES
 from xentcheck.spec.case import Case, Question
 from xentcheck.spec.case_modes import MODES
 
 LITERAL = 12  # up to so many logits may be written out
-# 1e30 is as large as shipped cases go. Near a dtype's largest number sums overflow in its own arithmetic, and nothing says that they may not.
+# Shipped cases go up to 1e30. Near a dtype's largest number sums overflow in its own arithmetic, which no clause forbids.
 NUMBERS = (0, 1, -1, 2, 0.5, -3, 10, -10, 30, 100, -100, 1000, 60000, 1e30, -1e30)
 NON_FINITE = ("-inf", "nan", "inf")
 SCALES = (1, 3, 10, 30, 100, 0.01, 1000, 1e4, 1e5, 0, 1e-30, 1e30)
-# No classes, but some of them are one once they have been put into a narrower integer.
+# Outside the classes, although some of them become a class when they are converted to a narrower integer.
 OUTSIDE = (-1, 255, 256, 257, -255, 1000, 2**31, -(2**31), 2**32, 2**32 + 1, 2**63 - 1, -(2**63))
-# Modes in which no gradient from above can be given.
+# Modes in which no upstream gradient can be given.
 WITHOUT_UPSTREAM = {"vmap", *(name for name, mode in MODES.items() if not mode.has_gradient)}
 LAYOUTS = ("strided", "transposed", "offset", "expanded")
 
 
 def documents(capabilities: Collection[str] = frozenset(CAPABILITIES)) -> st.SearchStrategy[dict[str, Any]]:
-    """Entries of a case file, without ``id``, that need no more than these capabilities, but for options that must be refused."""
+    """Entries of a case file, without ``id``, that need only these capabilities, except for options that must be refused."""
 
     @st.composite
     def document(draw: Draw) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def documents(capabilities: Collection[str] = frozenset(CAPABILITIES)) -> st.Sea
 
 
 def unclear(case: Case, batch: Batch) -> str:
-    """Why a question that can be put has no answer that all would accept, or none that they can be asked to compute; empty if it has."""
+    """Why a case has no answer that everybody would accept, or none that can be computed; empty if it has one."""
     weight = batch.options.get("weight")
     values = batch.input.double().numpy()
     valid = batch.valid
@@ -64,12 +64,9 @@ def unclear(case: Case, batch: Batch) -> str:
     if batch.input.dtype != torch.float16 and finite.size and finite.max() > 1e35:
         return "sums of such logits overflow in float32"
     if weight is not None and valid.any():
-        rows = np.moveaxis(values, min(1, values.ndim - 1), -1).reshape(valid.size, -1)[valid]
-        undefined = np.isnan(rows).any(axis=1) | np.isposinf(rows).any(axis=1) | ~np.isfinite(rows).any(axis=1)
-        if bool((weight == 0).any()) and undefined.any():
-            return (
-                "a weight of 0 in a row without a softmax: the clauses say what it does to a single -inf, and no more"
-            )
+        rows = batch.logits[valid]
+        if bool((weight == 0).any()) and has_no_softmax(rows).any():
+            return "a weight of 0 in a row without a softmax; the clauses only say what it does to a single -inf"
         w = weight.double().numpy()
         of_targets = np.ones(1) if batch.has_probabilities else w[batch.target.numpy().reshape(-1)[valid].astype(int)]
         if batch.reduction == "mean" and "normalizer" not in batch.options and of_targets.sum() == 0:
@@ -95,14 +92,14 @@ def _logits(facts: Facts) -> Any:
     logits: dict[str, Any]
     numbers = NUMBERS[:-2] if facts.dtype == "float16" else NUMBERS
     # Half of the patterns and a few of the numbers written out are not finite.
-    any_number = st.sampled_from((*numbers, *NON_FINITE) if facts.can("non_finite") else numbers)
-    special = (
-        st.one_of(st.sampled_from(numbers), st.sampled_from(NON_FINITE)) if facts.can("non_finite") else any_number
-    )
+    any_number = special = st.sampled_from(numbers)
+    if facts.can("non_finite"):
+        special = st.one_of(any_number, st.sampled_from(NON_FINITE))
+        any_number = st.sampled_from((*numbers, *NON_FINITE))
     if 0 < size <= LITERAL and facts.chance(2):
         plain = st.floats(-20, 20, width=16, allow_subnormal=False)
         flat = facts.draw(st.lists(st.one_of(any_number, plain), min_size=size, max_size=size))
-        logits = {"values": _nested(flat, facts.shape)}
+        logits = {"values": nested(flat, facts.shape)}
     else:
         logits = {"shape": list(facts.shape)}
         if facts.chance(3):
@@ -121,16 +118,9 @@ def _logits(facts: Facts) -> Any:
 
 def _shape(facts: Facts) -> tuple[int, ...]:
     classes, positions = facts.one_of(2, 3, 4, 5, 1, 7), facts.one_of(1, 2, 3, 4, 6, 2, 3, 4, 5, 0)
-    if facts.chance(25):  # past the sizes that are done in one vector or block
-        return facts.one_of(
-            (5, 17),
-            (300, 3),
-            (3, 129),
-            (2, 257),
-            (2049, 2),
-            (4, 1025),
-            (2, 4099) if facts.can("many_classes") else (2, 4096),
-        )
+    if facts.chance(25):  # beyond the sizes that fit into one vector or block
+        many = 4099 if facts.can("many_classes") else 4096
+        return facts.one_of((5, 17), (300, 3), (3, 129), (2, 257), (2049, 2), (4, 1025), (2, many))
     kinds = ["rows"] * 5 + ["tokens", "pixels", "volume"] * facts.can("k_dim") + ["unbatched"] * facts.can("unbatched")
     kind = facts.one_of(*kinds)
     if kind == "unbatched":
@@ -157,15 +147,12 @@ def _pattern(facts: Facts, numbers: st.SearchStrategy[Any]) -> dict[str, Any]:
 
 def _ignore_index(facts: Facts) -> Any:
     if not facts.can("ignore_index"):
-        facts.ignore_values = (-100,)
         return ABSENT
     form = facts.one_of("absent", "absent", "one", "one", *(["several"] if facts.can("ignore_index_list") else []))
     if form == "absent":
         return ABSENT
-    inside = range(facts.classes) if facts.can("ignore_index_in_range") else ()
-    values = (
-        st.sampled_from((-100, *OUTSIDE, *inside, *inside)) if facts.classes <= 8 else st.sampled_from((-100, *OUTSIDE))
-    )
+    inside = range(facts.classes) if facts.can("ignore_index_in_range") and facts.classes <= 8 else ()
+    values = st.sampled_from((-100, *OUTSIDE, *inside, *inside))
     if form == "one":
         value = facts.draw(values)
         facts.ignore_values = (value,)
@@ -184,17 +171,17 @@ def _target(facts: Facts) -> Any:
     low, high = {"int64": (-(2**63), 2**63 - 1), "int32": (-(2**31), 2**31 - 1), "uint8": (0, 255)}[dtype]
     if facts.classes > high + 1:
         dtype, high = "int64", 2**63 - 1
-    # What the dtype cannot hold would wrap to another class.
+    # An ignore value that the dtype cannot hold would wrap to a class.
     facts.usable = usable = [v for v in facts.ignore_values if low <= v <= high] if facts.can("ignore_index") else []
     classes = [c for c in range(facts.classes) if c not in facts.ignore_values]
     target: dict[str, Any] = {}
     if not classes or (facts.count <= 6 and facts.classes <= 8 and facts.chance(2)):
         choices = [*classes, *(v for v in usable if int(float(v)) == v)]  # literal targets are read as floats
-        if not choices and facts.count:  # nothing that could stand here: such a target is not asked for
+        if not choices and facts.count:  # no target is possible; drawn without ignored positions instead
             facts.ignore_values, choices = (), [0]
         flat = facts.draw(st.lists(st.sampled_from(choices or [0]), min_size=facts.count, max_size=facts.count))
-        target["values"] = _nested(flat, facts.positions)
-        if not facts.count and len(facts.positions) > 1:  # [] says nothing of the other sizes
+        target["values"] = nested(flat, facts.positions)
+        if not facts.count and len(facts.positions) > 1:  # [] does not show the other sizes
             target = {"shape": list(facts.positions)}
     else:
         if facts.chance(6) and facts.classes <= 8:
@@ -213,7 +200,7 @@ def _probabilities(facts: Facts) -> Any:
     if not 0 < size <= LITERAL or facts.chance(2):
         return facts.one_of("one-hot", "random")
     numbers = st.sampled_from((0, 1, 0.5, 0.25, 2))  # taken as they are, whatever they add up to
-    return _nested(facts.draw(st.lists(numbers, min_size=size, max_size=size)), facts.shape)
+    return nested(facts.draw(st.lists(numbers, min_size=size, max_size=size)), facts.shape)
 
 
 def _ignore(facts: Facts, usable: list[int]) -> Any:
@@ -228,11 +215,9 @@ def _ignore(facts: Facts, usable: list[int]) -> Any:
         ignore = {way: facts.one_of(0.5, 0.25, 0.9)}
     else:
         ignore = "all" if way == "rows" else way
-    if tuple(usable) != facts.ignore_values:  # else they are dealt out in turn
-        ignore = {
-            **({"rows": ignore} if isinstance(ignore, str) else ignore),
-            "value": usable if len(usable) > 1 else usable[0],
-        }
+    if tuple(usable) != facts.ignore_values:  # otherwise the ignore values are used in turn
+        rows = {"rows": ignore} if isinstance(ignore, str) else ignore
+        ignore = {**rows, "value": usable if len(usable) > 1 else usable[0]}
     return ignore
 
 
@@ -290,13 +275,12 @@ def _upstream(facts: Facts) -> Any:
         return facts.one_of(*scalars)
     if form == "values" and 0 < facts.count <= 6:
         numbers = st.sampled_from((1, *scalars))
-        return _nested(facts.draw(st.lists(numbers, min_size=facts.count, max_size=facts.count)), facts.positions)
+        return nested(facts.draw(st.lists(numbers, min_size=facts.count, max_size=facts.count)), facts.positions)
     if form == "mapping":
         upstream: dict[str, Any] = {"per_position": True} if facts.chance(2) else {"scalar": facts.one_of(*scalars)}
         if facts.count and facts.chance(2):
-            upstream["zero"] = facts.draw(
-                st.lists(st.integers(0, facts.count - 1), min_size=1, max_size=2, unique=True)
-            )
+            rows = st.integers(0, facts.count - 1)
+            upstream["zero"] = facts.draw(st.lists(rows, min_size=1, max_size=2, unique=True))
         if facts.can("non_contiguous") and facts.count > 1:
             upstream["layout"] = facts.one_of(*LAYOUTS)
         return upstream

@@ -26,8 +26,8 @@ class ImplementationError(UsageError):
 class Deviation:
     """Cases that an implementation is known to fail, and how.
 
-    A case that fails as described has the status ``deviates`` instead of ``fail`` or ``error``. One that fails otherwise is still a
-    failure, and one that passes is an ``unexpected-pass``, so that a deviation that was mended cannot be forgotten::
+    A case that fails as described has the status ``deviates`` instead of ``fail`` or ``error``. One that fails in another way is
+    still a failure. One that passes is an ``unexpected-pass``, so a deviation that was fixed cannot stay declared::
 
         Deviation(
             "ignored-nonfinite/*",
@@ -40,20 +40,19 @@ class Deviation:
 
     Args:
         cases: one or more patterns of case ids. ``*`` and ``?`` are wildcards; the name of a clause, or of a case with several
-            variants, stands for all of it.
+            variants, selects all of it.
         aspect: which aspect of the cases fails: ``loss``, ``gradient``, ``shape``, ``rejection``, ``purity`` or a relation such as
             ``poisoning``.
         observed: what the implementation does instead, in words.
-        fault: the kind of fault that is expected, one of ``claims.FAULT_KINDS``: ``value``, ``nan``, ``inf``, ``nonzero``,
-            ``missing``, ``raised``, ``accepted``, ``shape``, ``dtype``, ``changed``, ``unstable``, ``crash``, ``timeout``.
+        fault: the kind of fault that is expected, one of ``spec.capabilities.FAULT_KINDS``, such as ``value``, ``nan`` or ``raised``.
         link: where it is reported or can be seen.
         reason: why it happens.
         torch: the versions of torch that have it, such as ``<2.14``; all of them if left out.
         max_units: the largest error seen, in error units; a larger one is a failure. None: any size.
-        certain: False if it depends on the last bits, which differ between CPUs: then a pass is accepted, too.
+        certain: False if it depends on the last bits, which differ between CPUs; a pass is then accepted as well.
 
     Raises:
-        ImplementationError: ``aspect`` or ``fault`` does not exist.
+        ImplementationError: ``aspect`` or ``fault`` is unknown.
     """
 
     cases: str | tuple[str, ...]
@@ -91,17 +90,16 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Implementation:
-    """A function that computes cross entropy, and what is claimed of it.
+    """A function that computes cross entropy, and what it claims.
 
     The function has one of three forms; give exactly one:
 
     - ``cross_entropy(input, target, *, weight, ignore_index, reduction, label_smoothing, normalizer)``: the signature of
-      ``torch.nn.functional.cross_entropy``, and a ``normalizer`` that the mean divides by. It gets torch tensors and is
-      differentiated by autograd.
+      ``torch.nn.functional.cross_entropy``, and a ``normalizer`` that the mean divides by. Autograd differentiates it.
     - ``linear_cross_entropy(hidden, linear_weight, target, *, linear_bias, **options)``: a fused linear loss: ``hidden`` of shape
-      (N, H), ``linear_weight`` of shape (C, H). Cases that have logits only are asked with an identity matrix.
+      (N, H), ``linear_weight`` of shape (C, H). Cases that have logits only are run with an identity matrix.
     - ``loss_and_gradient(input, target, upstream, **options) -> (loss, gradient)``: for libraries without torch tensors. It gets
-      torch tensors and returns anything that NumPy understands.
+      torch tensors and returns anything that NumPy can read.
 
     Options are passed only where a case sets them, so the function needs its own defaults. An example::
 
@@ -114,11 +112,11 @@ class Implementation:
 
     Args:
         name: how reports call it.
-        capabilities: what it offers, of ``claims.CAPABILITIES``; if left out, all that its form can offer. A case that needs more is
-            ``unsupported``. Subtract from ``LOGITS_CAPABILITIES``, ``LINEAR_CAPABILITIES`` or ``ARRAY_CAPABILITIES``.
+        capabilities: what it offers, a subset of ``spec.capabilities.CAPABILITIES``; if left out, all that its form can offer. A case
+            that needs more is ``unsupported``. Subtract from ``LOGITS_CAPABILITIES``, ``LINEAR_CAPABILITIES`` or ``ARRAY_CAPABILITIES``.
         deviations: cases that it is known to fail.
         empty_mean: the mean over no position, ``"nan"`` or ``"zero"``. This and the next four are conventions, questions with
-            several defensible answers; one that is None is not declared, and each of its answers passes.
+            several defensible answers. One that is None is not stated, and each of its answers passes.
         infinite_row: the loss of a valid row that holds +inf, ``"nan"`` or ``"inf"``.
         zero_times_infinity: an infinite term under a zero class weight, ``"nan"`` or ``"zero"``.
         int32_target: targets of dtype int32, ``"taken"`` or ``"refused"``.
@@ -127,19 +125,19 @@ class Implementation:
         version: the version of its package, which is looked up if left out.
         unavailable: why it cannot run here; all its cases are then ``unavailable``.
         tentative: capabilities that nobody declared but that a bare callable may have. Refusing a case that needs one is
-            ``unsupported`` and not an error; a wrong answer is a failure all the same.
-        source: what ``--impl`` takes to find it again; set by whoever loads it.
+            ``unsupported`` and not an error; a wrong answer is still a failure.
+        source: what ``--impl`` takes to find it again; set by the loader.
 
     Raises:
-        ImplementationError: the declaration contradicts itself, for instance a loss of logits that claims ``linear``, or holds a
-            word that does not exist.
+        ImplementationError: the declaration contradicts itself, for instance a loss of logits that claims ``linear``, or it names
+            an unknown capability or convention.
     """
 
     name: str
     cross_entropy: Callable[..., Any] | None = None
     loss_and_gradient: Callable[..., Any] | None = None
     linear_cross_entropy: Callable[..., Any] | None = None
-    capabilities: frozenset[str] = None  # type: ignore[assignment]  # never None once it is made
+    capabilities: frozenset[str] = None  # type: ignore[assignment]  # never None once the instance exists
     deviations: tuple[Deviation, ...] = ()
     empty_mean: str | None = None
     infinite_row: str | None = None
@@ -197,7 +195,7 @@ class Implementation:
 
     @property
     def conventions(self) -> dict[str, str]:
-        """The conventions that are declared."""
+        """The conventions that it states, with its answers."""
         return {name: getattr(self, name) for name in CONVENTIONS if getattr(self, name) is not None}
 
     def deviation_for(self, case_id: str, aspect: str) -> Deviation | None:
@@ -205,7 +203,7 @@ class Implementation:
         return next((d for d in self.deviations if d.applies_to(case_id, aspect)), None)
 
     def stale_deviations(self, case_ids: Iterable[str]) -> list[Deviation]:
-        """Known deviations with a pattern that no case matches."""
+        """Known deviations that have a pattern which matches no case."""
         ids = list(case_ids)
         return [d for d in self.deviations if not all(any(matches(p, i) for i in ids) for p in d.patterns)]
 
@@ -239,7 +237,7 @@ def version_of(function: Any) -> str:
 
 
 def _torch_version() -> str:
-    import torch  # not above: a declaration can be read without it
+    import torch  # here, because a declaration can be read without it
 
     return torch.__version__
 

@@ -1,4 +1,4 @@
-"""Finds the implementations that ``--impl`` names, and works out what a bare callable claims."""
+"""Finds the implementations that ``--impl`` names, and decides what a bare callable claims."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -21,13 +21,13 @@ from xentcheck.spec.patterns import nearest
 from xentcheck.spec.resources import implementations_folder
 
 FOLDER = implementations_folder()
-# What a signature does not show, and a bare callable is asked all the same: a refusal is no failure, a wrong number is.
+# Capabilities that no signature shows. A bare callable is tested for them all the same: it may refuse, but not be wrong.
 _TENTATIVE = frozenset(
     {"k_dim", "unbatched", "uint8_target", "ignore_index_in_range", "autocast", "class_probabilities"}
 )
-# What a correct loss need not have: asked only where it is declared.
+# Capabilities that a correct loss may lack: tested only where they are declared.
 _NEVER_ASSUMED = frozenset({"double_backward", "func_grad", "vmap", "compile", "ignore_index_list"})
-# option of the call: the capabilities that a signature with it shows
+# Option of the call: the capabilities that a signature with this option shows.
 _SHOWN_BY = {
     "weight": {"weight"},
     "ignore_index": {"ignore_index", "ignore_index_in_range"},
@@ -37,12 +37,12 @@ _SHOWN_BY = {
     "linear_bias": {"linear_bias"},
 }
 
-# Whether a bare callable takes a list of ignore values; the second argument: whether it is a fused linear loss.
+# Whether a bare callable takes a list of ignore values. The second argument says whether it is a fused linear loss.
 Probe = Callable[[Callable[..., Any], bool], bool]
 
 
 def takes_lists(function: Callable[..., Any], is_linear: bool) -> bool:
-    """Calls a loss to find out: it takes a list of ignore values if a list of one gives what the plain value gives."""
+    """Whether a list of one ignore value gives the same loss as the value itself. Calls the loss twice."""
     import torch
 
     from xentcheck.implementation.purity import GlobalState
@@ -56,8 +56,7 @@ def takes_lists(function: Callable[..., Any], is_linear: bool) -> bool:
     state = GlobalState()
     try:
         with torch.no_grad():
-            one, several = call(1), call([1])
-            return bool(torch.equal(one, several))
+            return bool(torch.equal(call(1), call([1])))
     except KeyboardInterrupt:
         raise
     except BaseException:  # such as pytest.skip
@@ -73,20 +72,20 @@ def from_callable(
 
     Args:
         function: a loss of logits; a fused linear loss, if it has a parameter ``linear_weight``; or an ``nn.Module`` class, called
-            as ``cls(**options)(input, target)``. An ``implementation`` attribute that is an Implementation is taken instead.
+            as ``cls(**options)(input, target)``. If its attribute ``implementation`` is an Implementation, that is used instead.
         name: how reports call it.
         source: what ``--impl`` takes to find it again.
         probe: decides whether it takes a list of ignore values, which no signature shows.
 
     Raises:
-        ImplementationError: a class that is no ``nn.Module``.
+        ImplementationError: ``function`` is a class but not an ``nn.Module``.
     """
     declared = getattr(function, "implementation", None)
     if isinstance(declared, Implementation):
         return replace(declared, name=name, source=source)
     function, signature_of = _as_function(function, source)
     try:
-        parameters = inspect.signature(signature_of).parameters
+        parameters = dict(inspect.signature(signature_of).parameters)
     except (TypeError, ValueError):  # some built-in functions have none
         parameters = {}
     takes_any = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -113,17 +112,17 @@ def from_callable(
 
 
 def _as_function(function: Callable[..., Any], source: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """What to call with (input, target, **options), and what has the signature."""
+    """What to call with (input, target, **options), and the callable whose signature shows its options."""
     if not inspect.isclass(function):
-        module = sys.modules.get("torch")  # without it, nothing can be a module
-        return function, function.forward if module and isinstance(function, module.nn.Module) else function
+        torch_loaded = sys.modules.get("torch")  # a loss that does without torch has no module
+        return function, function.forward if torch_loaded and isinstance(function, torch_loaded.nn.Module) else function
     import torch
 
     if not issubclass(function, torch.nn.Module):
         raise ImplementationError(
             f"{source}: expected a function, an nn.Module class or an Implementation; found the class {function.__qualname__}"
         )
-    # nn.Module's own constructor takes any keyword, only to refuse it.
+    # nn.Module's own constructor accepts any keyword in its signature and then raises.
     has_none = function.__init__ is torch.nn.Module.__init__
     return ModuleCall(function), (lambda self: None) if has_none else function.__init__
 
@@ -140,11 +139,11 @@ def find(
         specification: names from ``folder``, ``all``, ``package.module:attribute``, ``path/to/file.py:attribute`` and
             ``path/to/file.py:*``, separated by commas.
         folder: where the shipped implementations are.
-        find_one: finds those of one part of the specification, for instance in another process.
-        probe: as of ``from_callable``.
+        find_one: finds the implementations of one part of the specification, for instance in another process.
+        probe: see ``from_callable``.
 
     Returns:
-        Implementations of different names: one that is there already gets a number.
+        The implementations. Where two have the same name, the later one gets a number.
 
     Raises:
         ImplementationError: nothing is named, or something cannot be found or loaded.
@@ -155,21 +154,17 @@ def find(
             found += find_one(part) if find_one else _find_one(part, folder, probe)
     if not found:
         raise ImplementationError("--impl names no implementation; expected for instance --impl native,maskedce")
-    taken: set[str] = set()
-    for index, implementation in enumerate(found):
-        name = next(n for n in _alternatives(implementation.name) if n not in taken)
-        taken.add(name)
-        found[index] = replace(implementation, name=name)
-    return found
+    named: dict[str, Implementation] = {}
+    for implementation in found:
+        numbered = (f"{implementation.name}-{i}" for i in itertools.count(2))
+        name = next(n for n in itertools.chain([implementation.name], numbered) if n not in named)
+        named[name] = replace(implementation, name=name)
+    return list(named.values())
 
 
 def names(folder: Path = FOLDER) -> list[str]:
     """The implementations that ship with the suite."""
     return sorted(p.stem for p in folder.glob("*.py") if not p.name.startswith("_"))
-
-
-def _alternatives(name: str) -> Iterable[str]:
-    return itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
 
 
 def _find_one(part: str, folder: Path, probe: Probe) -> list[Implementation]:
@@ -186,14 +181,12 @@ def _find_one(part: str, folder: Path, probe: Probe) -> list[Implementation]:
             raise ImplementationError(f"--impl {part}: there is no file {path}")
         if attribute != "*":
             return [_from_module(load_file(path), attribute, part, probe)]
-        # Each function gets an execution of the file of its own, so that none sees what another does to the module.
-        functions = [
-            n for n, value in vars(load_file(path)).items() if not n.startswith("_") and _is_defined_in(value, path)
-        ]
+        functions = [name for name, value in vars(load_file(path)).items() if _is_public_function_of(path, name, value)]
         if not functions:
             raise ImplementationError(f"--impl {part}: {path} defines no public function")
+        # The file is executed once more for each function, so that none sees what another does to the module.
         return [_from_module(load_file(path), name, f"{where}:{name}", probe) for name in functions]
-    if os.getcwd() not in sys.path:  # as ``python -m`` has it; the commands ``pytest`` and ``xentcheck`` do not
+    if os.getcwd() not in sys.path:  # ``python -m`` adds it; the commands ``pytest`` and ``xentcheck`` do not
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(where)
@@ -238,7 +231,7 @@ _count = itertools.count()
 
 
 def load_file(path: Path) -> ModuleType:
-    """Executes a file as a new module, its folder importable meanwhile. Raises ImplementationError with the failing line."""
+    """Executes a file as a new module; modules beside it can be imported meanwhile. Raises ImplementationError with the failing line."""
     path = path.resolve()
     spec = importlib.util.spec_from_file_location(
         f"xentcheck_loaded_{next(_count)}_{re.sub(r'[^0-9a-zA-Z]', '_', path.stem)}", path
@@ -251,24 +244,20 @@ def load_file(path: Path) -> ModuleType:
     before = set(sys.modules)
     try:
         spec.loader.exec_module(module)
-    except ImplementationError:
+    except (ImplementationError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        line = next(
-            (f.lineno for f in reversed(inspect.trace()) if f.filename == str(path)), getattr(error, "lineno", "?")
-        )
+        lines = [frame.lineno for frame in inspect.trace() if frame.filename == str(path)]
+        line = lines[-1] if lines else getattr(error, "lineno", "?")
         raise ImplementationError(
             f"{path}:{line}: the file cannot be imported: {type(error).__name__}: {error}"
         ) from error
     finally:
         sys.path.remove(str(path.parent))
-        # What the file imports from its own folder belongs to this execution alone. It stays there under a name of its own, as
-        # torch.compile looks up the module of each function that it meets by the name.
-        for name in [
-            n for n in sys.modules.keys() - before if _lies_in(path.parent, sys.modules.get(n.partition(".")[0]))
-        ]:
+        # Modules that the file imports from its own folder belong to this execution alone. They stay in sys.modules under another
+        # name, since torch.compile looks up the module of each function by its name.
+        new = sys.modules.keys() - before
+        for name in [n for n in new if _lies_in(path.parent, sys.modules.get(n.partition(".")[0]))]:
             own = sys.modules.pop(name)
             own.__name__ = f"{spec.name}_{name}"
             sys.modules[own.__name__] = own
@@ -276,14 +265,12 @@ def load_file(path: Path) -> ModuleType:
 
 
 def _lies_in(folder: Path, module: ModuleType | None) -> bool:
-    """Whether a top-level module or package is one of a folder, and not of a library that is installed below it."""
+    """Whether a top-level module or package lies in a folder, and not in a library that is installed below it."""
     places = [*getattr(module, "__path__", []), getattr(module, "__file__", None) or "/"]
     return any(Path(place).parent == folder for place in places)
 
 
-def _is_defined_in(value: Any, path: Path) -> bool:
-    return (
-        inspect.isfunction(value)
-        and Path(value.__code__.co_filename) == path.resolve()
-        and value.__name__ != "<lambda>"
-    )
+def _is_public_function_of(path: Path, name: str, value: Any) -> bool:
+    if name.startswith("_") or not inspect.isfunction(value) or value.__name__ == "<lambda>":
+        return False
+    return Path(value.__code__.co_filename) == path.resolve()

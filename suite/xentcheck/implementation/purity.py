@@ -16,7 +16,7 @@ def _deterministic() -> tuple[bool, bool]:
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-# name: (read, write)
+# name: how to read it, how to write it
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "default device": (torch.get_default_device, lambda v: torch.set_default_device(None if v.type == "cpu" else v)),
@@ -44,7 +44,7 @@ _PATCHABLE = (torch, torch.nn.functional, torch.Tensor, torch._C._nn, torch.auto
 
 
 class GlobalState:
-    """A snapshot, taken when it is made; of the settings alone, or of the functions of torch, too."""
+    """A snapshot of the settings and, unless ``functions`` is False, of the functions of torch."""
 
     def __init__(self, functions: bool = True) -> None:
         self._settings = {name: read() for name, (read, _) in _SETTINGS.items()}
@@ -74,19 +74,16 @@ class GlobalState:
                 if callable(function) and now.get(name) is not function and not _is_torchs_own(now.get(name)):
                     changed.append(f"{namespace.__name__}.{name}")
                     setattr(namespace, name, function)
-            # A new name on Tensor may hide a method of the class it is made from.
-            for name in (
-                [n for n in now if n not in functions and hasattr(torch._C.TensorBase, n)]
-                if namespace is torch.Tensor
-                else []
-            ):
-                changed.append(f"{namespace.__name__}.{name}")
-                delattr(namespace, name)
+            # A new name on Tensor may hide a method of the class that it inherits from.
+            for name in now.keys() - functions.keys() if namespace is torch.Tensor else ():
+                if hasattr(torch._C.TensorBase, name):
+                    changed.append(f"{namespace.__name__}.{name}")
+                    delattr(namespace, name)
         return tuple(changed)
 
 
 def _is_torchs_own(function: Any) -> bool:
-    """torch wraps a few of its functions itself, when it first imports its compiler."""
+    """torch wraps a few of its functions itself when it first imports its compiler."""
     code = getattr(function, "__code__", None)
     return code is not None and Path(code.co_filename).is_relative_to(_TORCH)
 

@@ -1,12 +1,12 @@
-"""Whether what is published is what the code produces: records against records, and pages against the record that they show.
+"""Whether the published reports are what the code produces: records against records, and pages against the record that they show.
 
 Between two records of the same cases and implementations, each verdict must have the same status, the same kind of fault and the same
-convention. Errors in units, the numbers found and their places may differ, since they depend on the CPU; they are not compared.
+conventions. Errors in units, the values found and their indices are not compared, since they depend on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ from xentcheck.results.record import Results
 from xentcheck.run.verdict import Verdict
 
 MOST = 10  # differences that are listed
-_MACHINE = ("version",)  # what an implementation says that depends on where it runs
+_MACHINE = ("version",)  # fields of an implementation that depend on where it runs
 
 
 def between(published: Results, new: Results) -> list[str]:
-    """How the verdicts of a run differ from the published ones; nothing where they agree."""
-    if published.run["cases"] != new.run["cases"]:
+    """How the verdicts of a run differ from the published ones; empty where they agree."""
+    old, now = published.run["cases"], new.run["cases"]
+    if old != now:
         return [
-            f"the published record answers the cases {published.run['cases']}, this run the cases {new.run['cases']}: publish it anew"
+            f"the published record is of the cases {old}, this run of the cases {now}; run `make conform` and commit reports/"
         ]
     found = [*_claims(published.run["implementations"], new.run["implementations"]), *_verdicts(published, new)]
     more = [f"and {count(len(found) - MOST, 'further difference')}"] if len(found) > MOST else []
@@ -31,7 +32,7 @@ def between(published: Results, new: Results) -> list[str]:
 
 
 def pages(made: Mapping[str, bytes], folder: Path) -> list[str]:
-    """The files that are not, byte for byte, what the published record gives."""
+    """The files that differ, in any byte, from what the published record gives."""
     found = []
     for name, content in made.items():
         path = folder / name
@@ -40,11 +41,6 @@ def pages(made: Mapping[str, bytes], folder: Path) -> list[str]:
         elif path.read_bytes() != content:
             found.append(f"{path}{_where(path.read_bytes(), content)}")
     return found + [f"{path}: no page links it" for path in superfluous(dict(made), folder)]
-
-
-def page(made: str, path: Path) -> list[str]:
-    """The same for one text."""
-    return pages({path.name: made.encode()}, path.parent) if made else []
 
 
 def _claims(published: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
@@ -81,10 +77,10 @@ def _shown(verdict: Verdict) -> str:
 
 
 def _where(published: bytes, made: bytes) -> str:
-    lines: Iterable[tuple[bytes, bytes]] = zip(published.splitlines(), made.splitlines(), strict=False)
-    number, was, now = next(((n, a, b) for n, (a, b) in enumerate(lines, 1) if a != b), (0, b"", b""))
-    if not number:
-        return ": is longer or shorter than what the code produces"
-    start = max(0, next((i for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b), 0) - 30)
-    was, now = (line[start : start + 100].decode(errors="replace") for line in (was, now))
+    """The first line that differs, and 100 bytes of it."""
+    pairs = enumerate(zip(published, made, strict=False))
+    same = made[: next((i for i, (a, b) in pairs if a != b), min(len(published), len(made)))]
+    start = max(same.rfind(b"\n") + 1, len(same) - 30)
+    was, now = (text[start : start + 100].split(b"\n")[0].decode(errors="replace") for text in (published, made))
+    number = same.count(b"\n") + 1
     return f":{number}: is not what the code produces from the published record; published {was!r}, produced {now!r}"

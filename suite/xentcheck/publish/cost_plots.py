@@ -59,7 +59,12 @@ def curves(
                 [p.ratio.high - p.ratio.estimate for p in points],
             ]
             xs, ys = [p.x for p in points], [p.ratio.estimate for p in points]
-            style = {"color": names[name][0], "marker": names[name][1], "markersize": 5, "linewidth": 1.2}
+            style: dict[str, Any] = {
+                "color": names[name][0],
+                "marker": names[name][1],
+                "markersize": 5,
+                "linewidth": 1.2,
+            }
             axes.errorbar(xs, ys, yerr=errors, capsize=2.5, elinewidth=1, label=name, zorder=3, **style)
         if log:
             axes.set_xscale("log")
@@ -101,7 +106,7 @@ def bytes_(rows: Mapping[str, Mapping[str, tuple[float, float]]], names: Styles,
         for name, (peak, kept) in row.items():
             axes.barh(place, peak, height=0.8, color=names[name][0], alpha=0.45, zorder=2)
             axes.barh(place, kept, height=0.8, color=names[name][0], zorder=3)
-            text = {"textcoords": "offset points", "va": "center", "fontsize": 7, "color": "#333333"}
+            text: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 7, "color": "#333333"}
             axes.annotate(f"{peak:.2f}", (peak, place), xytext=(3, 0), **text)
             place += 1
         ticks.append((start + place - 1) / 2)

@@ -1,4 +1,4 @@
-"""What the pages share: what they are made from, and how they begin."""
+"""What the pages share: the record and cases that they are made from, and how they begin."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from xentcheck.results.markdown import listed
@@ -15,13 +16,12 @@ from xentcheck.results.score import Score, scores
 from xentcheck.run.status import Status
 from xentcheck.spec.case import ASPECTS, RELATIONS, Case
 
-Script = Callable[
-    [str, str], str
-]  # implementation and case to a script that shows it; empty where it would be too long
+# From implementation and case to a script that reproduces it; empty where it would be too long.
+Script = Callable[[str, str], str]
 WIDEST = 8  # columns of a table
 LEGEND = (
-    "✓ passes, △ is wrong in a known way ([deviations](deviations.md)), ✗ fails, raises, crashes or runs out of time, and that is new, "
-    "! passes although it is declared wrong, – is not offered, therefore not asked, ? is not available here."
+    "✓ passes, △ is wrong in a known way ([deviations](deviations.md)), ✗ is wrong in a new way (fails, raises, crashes or times out), "
+    "! passes although a deviation is declared, – is not offered and was not tested, ? is not available here."
 )
 
 
@@ -34,7 +34,7 @@ class Material:
 
     @cached_property
     def claims(self) -> dict[str, dict[str, Any]]:
-        """What each implementation says of itself, in the order of the run."""
+        """What each implementation declares, in the order of the run."""
         return self.results.run["implementations"]
 
     @cached_property
@@ -44,28 +44,23 @@ class Material:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One row for each verdict, its fields and what the pages group by; ordered as the implementations, cases and aspects are."""
-        rows = [
-            {
-                "implementation": v.implementation,
-                "clause": v.clause,
-                "case": v.case,
-                "aspect": v.aspect,
-                "status": str(v.status),
-                "symbol": v.status.symbol,
-                "asked": v.status.was_asked,
-                "kind": v.kind,
-                "units": v.error_units,
-                "dtype": v.dtype,
-                "relation": v.aspect in RELATIONS,
-                "verdict": v,
-            }
-            for v in self.results.verdicts
-        ]
-        frame = pd.DataFrame(rows, columns=_COLUMNS).astype({"units": float, "relation": bool, "asked": bool})
-        frame["implementation"] = pd.Categorical(frame["implementation"], list(self.claims), ordered=True)
-        frame["aspect"] = pd.Categorical(frame["aspect"], ASPECTS, ordered=True)
-        return frame.sort_values(["implementation", "case", "aspect"], ignore_index=True)
+        """One row for each verdict: its fields and what the pages group by, in the order of implementations, cases and aspects."""
+        verdicts = self.results.verdicts
+        columns = {
+            "implementation": pd.Categorical([v.implementation for v in verdicts], list(self.claims), ordered=True),
+            "clause": [v.clause for v in verdicts],
+            "case": [v.case for v in verdicts],
+            "aspect": pd.Categorical([v.aspect for v in verdicts], ASPECTS, ordered=True),
+            "status": [str(v.status) for v in verdicts],
+            "symbol": [v.status.symbol for v in verdicts],
+            "asked": np.array([v.status.was_asked for v in verdicts], dtype=bool),
+            "kind": [v.kind for v in verdicts],
+            "units": np.array([v.error_units for v in verdicts], dtype=float),
+            "dtype": [v.dtype for v in verdicts],
+            "relation": np.array([v.aspect in RELATIONS for v in verdicts], dtype=bool),
+            "verdict": pd.Series(verdicts, dtype=object),
+        }
+        return pd.DataFrame(columns).sort_values(["implementation", "case", "aspect"], ignore_index=True)
 
     @cached_property
     def outcomes(self) -> pd.DataFrame:
@@ -79,7 +74,7 @@ class Material:
 
     @cached_property
     def twins(self) -> dict[str, list[str]]:
-        """Each implementation that has a row of its own, and those that have the same outcome in every aspect of every case."""
+        """Implementations that have a row of their own, each with those that have the same outcome in every aspect of every case."""
         found: dict[tuple[Any, ...], list[str]] = {}
         for name, verdicts in self.frame.groupby("implementation", observed=False):
             outcome = verdicts[["case", "aspect", "status", "kind"]].itertuples(index=False, name=None)
@@ -108,20 +103,6 @@ class Material:
         return f"Those with the same outcome in every case are shown as one: {'; '.join(pairs)}." if pairs else ""
 
 
-_COLUMNS = [
-    "implementation",
-    "clause",
-    "case",
-    "aspect",
-    "status",
-    "symbol",
-    "asked",
-    "kind",
-    "units",
-    "dtype",
-    "relation",
-    "verdict",
-]
 SYMBOLS = tuple(dict.fromkeys(status.symbol for status in (Status.PASS, *Status)))
 
 

@@ -27,7 +27,7 @@ def page(material: Material) -> str:
     return material.page(
         "Accuracy",
         "Errors in units: one unit is what rounding alone can cause in a good implementation that computes in float32 (float64 for float64) and rounds its "
-        f"result once. Allowed are {allowed}. **right**: the largest error of the cases that pass. **beyond**: the largest error of those that are wrong by a number.",
+        f"result once. Allowed are {allowed}. **right**: the largest error of the cases that pass. **beyond**: the largest finite error of the others.",
         material.note_on_twins(),
         "![the error of each case, by implementation and dtype](accuracy.svg)",
         table(rows),

@@ -22,7 +22,7 @@ def page(material: Material, topics: Sequence[Topic]) -> str:
         sections.append("\n\n".join([f"## {topic.question}", *claims, table(_evidence(material, topic, grouped))]))
     return material.page(
         "Answers",
-        "Questions that people ask about `ignore_index`, with the claims made in widely read answers. Every claim is run as cases; the tables show what each implementation did.",
+        "Questions that people ask about `ignore_index`, and claims from widely read answers. Every claim is tested by cases; the tables show what each implementation did.",
         LEGEND,
         material.note_on_twins(),
         *sections,
@@ -30,7 +30,7 @@ def page(material: Material, topics: Sequence[Topic]) -> str:
 
 
 def unverified(topics: Sequence[Topic], material: Material) -> list[str]:
-    """The evidence that these results do not confirm, or do not hold."""
+    """The evidence that these results do not confirm."""
     problems = []
     for topic in topics:
         for evidence in (e for claim in topic.claims for e in claim.evidence):
@@ -38,14 +38,13 @@ def unverified(topics: Sequence[Topic], material: Material) -> list[str]:
                 continue
             found = material.scores[evidence.implementation].statuses.get(evidence.case, "not run")
             if found != evidence.status:
-                problems.append(
-                    f"answers.yaml: seed {topic.seed}: {evidence.implementation} {evidence.case}: expected {evidence.status}, found {found}"
-                )
+                where = f"answers.yaml: seed {topic.seed}: {evidence.implementation} {evidence.case}"
+                problems.append(f"{where}: expected {evidence.status}, found {found}")
     return problems
 
 
 def _evidence(material: Material, topic: Topic, grouped: dict[tuple[str, str], list[Verdict]]) -> list[dict[str, str]]:
-    """A row for each case that is evidence: the first two implementations in columns, the others by what they did."""
+    """A row for each case that is evidence: the first two implementations in columns, the others grouped by outcome."""
     first, rest = material.names[:2], material.names[2:]
     rows = {}
     for evidence in (e for claim in topic.claims for e in claim.evidence):
@@ -53,9 +52,7 @@ def _evidence(material: Material, topic: Topic, grouped: dict[tuple[str, str], l
         for name in rest:
             outcomes.setdefault(_outcome(grouped.get((name, evidence.case), [])), []).append(f"`{name}`")
         ordered = sorted(outcomes.items(), key=lambda item: item[0][0] != "✓")
-        others = "; ".join(
-            f"{outcome}: {', '.join(names) if len(names) < len(rest) else 'all'}" for outcome, names in ordered
-        )
+        others = "; ".join(f"{outcome}: {', '.join(n) if len(n) < len(rest) else 'all'}" for outcome, n in ordered)
         rows[evidence.case] = {
             "case": f"`{evidence.case}`",
             "what it shows": evidence.shows,

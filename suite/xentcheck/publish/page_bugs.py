@@ -17,13 +17,13 @@ def page(material: Material, themes: Sequence[Theme]) -> str:
     missed = _missed(reports)
     return material.page(
         "Reported bugs",
-        "Bugs that were reported of real implementations of the cross entropy, each with the cases that catch it: a wrong loss that reproduces the bug "
-        "([tests/mutants](../tests/mutants)) is run on these cases and must fail in one of them. "
-        "**where**: where the bug was reported. What happened on a GPU or between ranks is reproduced here as the same wrong scheme on a CPU, "
-        "and the same cases test the original where it runs. A case `clause/name` is in `cases/clause.yaml`. The data is in "
+        "Bugs reported in real implementations of cross entropy, each with the cases that catch it: a wrong loss that reproduces the bug "
+        "([tests/mutants](../tests/mutants)) is run on these cases and must fail at least one of them. "
+        "**where**: where the bug was reported. What happened on a GPU or between ranks is reproduced here by the same mistake on a CPU; "
+        "the same cases test the original where it runs. A case `clause/name` is in `cases/clause.yaml`. The data is in "
         "[cases/wild-bugs.yaml](../cases/wild-bugs.yaml).",
         table([*overview, {"theme": "**all**"} | _counts(reports)]),
-        f"What it would take to reach those that no case catches: {missed}." if missed else "",
+        f"What it would take to catch the others: {missed}." if missed else "",
         *(f"## {theme.title}\n\n{table(map(_row, theme.reports))}" for theme in themes),
     )
 
@@ -39,10 +39,10 @@ def _counts(reports: Sequence[BugReport]) -> dict[str, str]:
 
 
 def _missed(reports: Sequence[BugReport]) -> str:
-    """What would reach the reports that no case catches, each with their number."""
+    """What it would take to catch the reports that no case catches, with how many each."""
     tally = Counter(report.needs for report in reports if report.why_not)
-    needs = {**NEEDS, None: "a smaller tolerance"}
-    return listed(f"{text} ({tally[need]})" for need, text in needs.items() if tally[need]) if tally else ""
+    needs = [*NEEDS.items(), (None, "a smaller tolerance")]
+    return listed(f"{text} ({tally[need]})" for need, text in needs if tally[need]) if tally else ""
 
 
 def _row(report: BugReport) -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""``conformance.md``: which clause holds for which implementation, and what is wrong where it does not."""
+"""``conformance.md``: which clauses hold for which implementation, and what is wrong where they do not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
 from xentcheck.publish.page import LEGEND, WIDEST, Material, tally
@@ -19,7 +20,7 @@ def page(material: Material) -> str:
     own = material.frame[~material.frame["relation"]]
     return material.page(
         "Conformance",
-        "Clauses by implementations, counted in cases. Below: each clause in one sentence, and what breaks it.",
+        "The outcome of each clause's cases, by implementation. Further down: each clause in one sentence, and what is wrong in its cases.",
         LEGEND,
         material.note_on_twins(),
         *_tables(material, outcomes, "clause"),
@@ -32,13 +33,15 @@ def page(material: Material) -> str:
 
 
 def _tables(material: Material, outcomes: pd.DataFrame, title: str) -> Iterator[str]:
-    """Losses of logits and fused linear losses apart; rows are left out where nothing was asked."""
+    """Separate tables for losses of logits and fused linear losses; rows in which nothing was tested are left out."""
     for text, linear in (("Losses of logits", False), ("Fused linear losses", True)):
         names = [name for name in material.names if material.is_linear[name] is linear]
-        mine = outcomes[outcomes["implementation"].isin(names)]
-        asked = mine[~mine["symbol"].isin(["–", "?"])]["of"].unique()
-        for part in _parts(names, WIDEST - 1):
-            here = mine[mine["implementation"].isin(part) & mine["of"].isin(asked)]
+        kind = outcomes[outcomes["implementation"].isin(names)]
+        asked = kind[~kind["symbol"].isin(["–", "?"])]["of"].unique()
+        for part in np.array_split(
+            names, -(-len(names) // (WIDEST - 1)) or 1
+        ):  # as few tables as possible, of like width
+            here = kind[kind["implementation"].isin(part) & kind["of"].isin(asked)]
             cells = here.pivot_table(
                 index="of", columns="implementation", values="symbol", aggfunc=tally, observed=True
             )
@@ -48,21 +51,14 @@ def _tables(material: Material, outcomes: pd.DataFrame, title: str) -> Iterator[
                 yield f"**{text}**\n\n{table(rows)}"
 
 
-def _parts(names: Sequence[str], most: int) -> Iterator[Sequence[str]]:
-    """As few as possible, and about the same number in each."""
-    number = -(-len(names) // most)
-    size = -(-len(names) // number) if number else 1
-    return (names[start : start + size] for start in range(0, len(names), size))
-
-
 def _relations(material: Material, verdicts: pd.DataFrame) -> list[str]:
     if verdicts.empty:
         return []
     return [
-        "## relations\n\nWhat must hold between the answers to a case's batch and to others made from it, whatever the right answer is "
-        "([what each requires](../suite/test_relations.py)); counted in cases that it applies to.",
+        "## relations\n\nWhat must hold between the answers to a case's batch and to batches made from it, whatever the right answer is "
+        "([what each requires](../suite/test_relations.py)), counted in cases to which it applies.",
         *_tables(material, verdicts, "relation"),
-        *_troubles(material, verdicts),
+        *_failures(material, verdicts),
     ]
 
 
@@ -72,11 +68,11 @@ def _section(material: Material, clause: str, verdicts: pd.DataFrame, clauses: d
         about, path = clauses[clause].clause, clauses[clause].path.relative_to(CASES)
         sources = ", ".join(f"[{i}]({source})" for i, source in enumerate(about.sources, 1))
         lines.append(f"{about.requirement} ([cases](../cases/{path}); sources: {sources})")
-    return "\n\n".join([*lines, *_troubles(material, verdicts)])
+    return "\n\n".join([*lines, *_failures(material, verdicts)])
 
 
-def _troubles(material: Material, verdicts: pd.DataFrame) -> list[str]:
-    """One row for each outcome, aspect and kind of fault: in how many cases of whom, and the first of them in full."""
+def _failures(material: Material, verdicts: pd.DataFrame) -> list[str]:
+    """One row for each outcome, aspect and kind of fault: how many cases of which implementations, and the first of them in full."""
     wrong = verdicts[
         verdicts["asked"] & (verdicts["status"] != "pass") & verdicts["implementation"].isin(material.names)
     ]

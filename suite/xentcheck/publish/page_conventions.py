@@ -1,4 +1,4 @@
-"""``conventions.md``: which answers were seen where several are defensible."""
+"""``conventions.md``: the answers given where several are defensible."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def page(material: Material) -> str:
         "Conventions",
         "Questions with several defensible answers. An implementation that states its answer is held to it; one that states none may give any of them.",
         table(questions),
-        "The answers given, each with the number of cases. **bold**: as stated.",
+        "The answers given, each with the number of cases. **bold**: stated by the implementation.",
         material.note_on_twins(),
         table(
             {"implementation": material.label(name), **{c: _seen(material, name, c) for c in CONVENTIONS}}

@@ -1,4 +1,4 @@
-"""``deviations.md``: what is known to be wrong, by cause, with evidence; and the scripts that show it, in files of their own."""
+"""``deviations.md``: what is known to be wrong, by cause, with evidence; and scripts that show it, in files of their own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pandas as pd
 
 from xentcheck.publish.page import Material, Script
 from xentcheck.results.markdown import anchor, count, table
+from xentcheck.run.verdict import counted
 from xentcheck.spec.patterns import matches
 
 FOLDER = "scripts"
@@ -19,7 +20,8 @@ FOLDER = "scripts"
 
 @dataclass
 class _Observed:
-    """One way in which a cause shows. hits: the verdicts. absent: whoever declares it without a hit in this run, and for which torch."""
+    """One way in which a cause shows. hits: the verdicts. absent: implementations that declare it but have no hit in this run, with the
+    versions of torch for which they declare it."""
 
     text: str
     hits: pd.DataFrame
@@ -33,10 +35,11 @@ def pages(material: Material, script: Script) -> dict[str, str]:
     files: dict[str, str] = {}
 
     def linked(hits: pd.DataFrame) -> str:
-        """A link to a script, of the shortest that shows one of these; nothing where all would be too long."""
+        """A link to the shortest script that shows one of these; empty where all scripts would be too long."""
         own = hits[~hits["relation"]]  # a script shows the answer to one batch, not how two answers relate
-        mine = own[own["implementation"] == own["implementation"].min()]
-        texts = {(name, case): script(name, case) for name, case in _pairs(mine)}
+        first = own[own["implementation"] == own["implementation"].min()]
+        pairs = first[["implementation", "case"]].drop_duplicates().itertuples(index=False, name=None)
+        texts = {(name, case): script(name, case) for name, case in pairs}
         chosen = min(texts, key=lambda pair: (len(texts[pair]) or math.inf, pair), default=None)
         if chosen is None or not texts[chosen]:
             return ""
@@ -50,7 +53,7 @@ def pages(material: Material, script: Script) -> dict[str, str]:
     ]
     text = material.page(
         "Known deviations",
-        "What an implementation is known to do other than its clause says, by cause. Each is strict: once it no longer holds, or matches no case, the run fails. "
+        "Where implementations are known to break a clause, by cause. Every deviation is strict: the run fails once it no longer holds, or matches no case. "
         "`xentcheck repro CASE --impl NAME` prints a script for any case.",
         material.note_on_twins(),
         table(_overview(titles[cause], shown) for cause, shown in causes.items())
@@ -73,11 +76,8 @@ def _causes(material: Material) -> dict[tuple[str, str], list[_Observed]]:
             cause = found.setdefault((deviation["reason"], deviation["link"]), {})
             cause.setdefault(deviation["observed"], []).append((name, deviation, covered))
     causes = {cause: [_observed(text, all_of) for text, all_of in shown.items()] for cause, shown in found.items()}
-    return dict(sorted(causes.items(), key=lambda item: not _number(item[1])))  # what was not seen comes last
-
-
-def _number(shown: list[_Observed]) -> int:
-    return sum(len(observed.hits) for observed in shown)
+    # Causes that no verdict of this run shows come last.
+    return dict(sorted(causes.items(), key=lambda item: all(observed.hits.empty for observed in item[1])))
 
 
 def _covers(verdicts: pd.DataFrame, deviation: Mapping[str, Any]) -> pd.Series:
@@ -99,7 +99,7 @@ def _observed(text: str, declared: list[tuple[str, Mapping[str, Any], pd.DataFra
 
 
 def _titles(causes: Mapping[tuple[str, str], list[_Observed]]) -> dict[tuple[str, str], str]:
-    """What is seen most often, by cause; no title twice."""
+    """The most frequent observation of each cause; no title twice."""
     titles: dict[tuple[str, str], str] = {}
     for cause, shown in causes.items():
         by_hits = sorted(shown, key=lambda observed: -len(observed.hits))
@@ -110,7 +110,7 @@ def _titles(causes: Mapping[tuple[str, str], list[_Observed]]) -> dict[tuple[str
 
 
 def _capital(text: str) -> str:
-    """As a heading begins, unless it begins with the name of a function or a dtype."""
+    """With a capital letter, unless the first word is the name of a function or a dtype."""
     first = text.partition(" ")[0]
     return text[0].upper() + text[1:] if first.isalpha() else text
 
@@ -140,7 +140,7 @@ def _row(observed: _Observed, linked: Callable[[pd.DataFrame], str]) -> dict[str
         "aspect": ", ".join(f"{aspect}: {kind}" for aspect, kind in aspects.itertuples(index=False)),
         "implementations, with cases": ", ".join(f"`{name}` {n}" for name, n in cases.items() if n) + also,
         "clauses, with cases": _clauses(clauses),
-        "up to": "" if math.isnan(units) else f"{units:.3g} units",
+        "up to": "" if math.isnan(units) else counted(units, "unit"),
         "for instance": f"`{first['implementation']}`, `{first['case']}`: {first['verdict'].message}",
         "again": linked(hits),
     }
@@ -150,10 +150,6 @@ def _clauses(counts: pd.Series, most: int = 4) -> str:
     shown = [f"{clause} {n}" for clause, n in counts.iloc[:most].items()]
     rest = counts.iloc[most:]
     return ", ".join(shown) + (f", and {rest.sum()} of {count(len(rest), 'other clause')}" if len(rest) else "")
-
-
-def _pairs(hits: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(hits[["implementation", "case"]].drop_duplicates().itertuples(index=False, name=None))
 
 
 def _file_name(implementation: str, case: str) -> str:

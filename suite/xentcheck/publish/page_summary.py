@@ -15,18 +15,13 @@ from xentcheck.run.verdict import counted
 from xentcheck.spec.capabilities import CAPABILITIES
 
 EXCERPT = ("<!-- excerpt of reports/README.md -->", "<!-- end of the excerpt -->")
-FRONT = (
-    "native",
-    "maskedce",
-    "masked_mean",
-    "linear_cross_entropy",
-)  # on the front page: a library's own, ours, two that are wrong
-# Pages that other commands make; named where they are.
+FRONT = ("native", "maskedce", "masked_mean", "linear_cross_entropy")  # of the excerpt on the front page
+# Pages that other commands make; linked where they exist.
 FURTHER = {
     "mutants.md": "[mutants](mutants.md): which case catches which wrong loss (`make mutants`)",
-    "older-torch.md": "[older torch](older-torch.md): what is different there (`make older-torch`)",
-    "speed.md": "[speed](speed.md): time in comparison with native (`make speed`)",
-    "memory.md": "[memory](memory.md): bytes in comparison with native (`make speed`)",
+    "older-torch.md": "[older torch](older-torch.md): what is different in an older version (`make older-torch`)",
+    "speed.md": "[speed](speed.md): time compared with native (`make speed`)",
+    "memory.md": "[memory](memory.md): memory compared with native (`make speed`)",
     "gate.md": "[gate](gate.md): how often the gate on costs is right (`make gate-trials`)",
 }
 
@@ -40,32 +35,32 @@ def page(material: Material, further: frozenset[str]) -> str:
     number = material.frame["case"].nunique()
     return material.page(
         "Is this cross entropy right?",
-        f"{count(number, 'case')}, each judged for loss, gradient, shape and dtype, rejection of bad input, and purity (nothing but the result changes). "
-        "A case is right if all of these are.",
+        f"{count(number, 'case')}, each judged in several aspects: loss, gradient, shape and dtype, rejection of bad input, and purity (the call changes "
+        "nothing else). A case is right if all of them are.",
         f"> **Not everything was judged:** {missing} left out." if missing else "",
         table(_row(material, name) for name in material.names),
-        "**right**: cases that pass, of those that the implementation claims to answer. **wrong, known**: in a way that is documented in "
-        "[deviations](deviations.md). **wrong, new**: in any other way. **not offered**: the case needs what the implementation does not claim; "
-        "it was not asked, and counts as neither right nor wrong. **capabilities**: how many of those that the suite knows it claims. "
+        "**right**: cases that pass, of those that the implementation claims to support. **wrong, known**: wrong in a way that is documented in "
+        "[deviations](deviations.md). **wrong, new**: wrong in any other way. **not offered**: cases that need a capability which the implementation does "
+        "not claim; they were not tested and count as neither right nor wrong. **capabilities**: how many of the suite's capabilities it claims. "
         "**largest error**: of a right loss or gradient, in units of what rounding alone can cause "
         f"(allowed: {ALLOWED_UNITS['float32']:g} for float64 and float32, {ALLOWED_UNITS['bfloat16']:g} for bfloat16 and float16). {material.note_on_twins()}",
         table(
             {"implementation": f"`{name}`", "what it is": _about(material, name)} for name in sorted(material.claims)
         ),
         "## Pages\n\n"
-        "- [conformance](conformance.md): which clause holds for which implementation\n"
+        "- [conformance](conformance.md): which clauses hold for which implementation\n"
         "- [deviations](deviations.md): what is known to be wrong, by cause, with evidence and scripts\n"
-        "- [accuracy](accuracy.md): the error in units, by dtype\n"
-        "- [conventions](conventions.md): which answer each gives where several are defensible\n"
-        "- [answers](answers.md): common questions and claims about `ignore_index`, answered by running them\n"
-        "- [wild bugs](wild-bugs.md): bugs reported of real losses, and the cases that catch them" + others,
+        "- [accuracy](accuracy.md): errors in units, by dtype\n"
+        "- [conventions](conventions.md): the answers given where several are defensible\n"
+        "- [answers](answers.md): common questions and claims about `ignore_index`, tested by cases\n"
+        "- [reported bugs](wild-bugs.md): bugs of real losses, and the cases that catch them" + others,
         "Made by `make conform` from [record.jsonl.gz](record.jsonl.gz), which holds every verdict; `xentcheck report DIR --to reports` makes the pages from any results.",
         _environment(material),
     )
 
 
 def with_excerpt(material: Material, path: Path) -> str:
-    """The text of the file with the table between its excerpt marks made anew. Raises RecordError where it has none."""
+    """The text of the file with a new table between its excerpt marks. Raises RecordError where it has no marks."""
     text = path.read_text(encoding="utf-8")
     before, mark, rest = text.partition(EXCERPT[0])
     _, end, after = rest.partition(EXCERPT[1])
@@ -76,51 +71,36 @@ def with_excerpt(material: Material, path: Path) -> str:
 
 def _front(material: Material) -> str:
     chosen = [name for name in FRONT if name in material.claims] or list(material.claims)[: len(FRONT)]
+    others = {"wrong in a new way": status.FAILED, "not available": status.UNAVAILABLE}
     rows = []
     for name in chosen:
-        groups = material.scores[name].groups
-        new = {"wrong in a new way": _cases(groups[status.FAILED])} if groups[status.FAILED] else {}
-        away = {"not available": _cases(groups[status.UNAVAILABLE])} if groups[status.UNAVAILABLE] else {}
-        rows.append(
-            {
-                "implementation": f"`{name}`",
-                "what it is": _about(material, name),
-                "right": f"{_right(material, name)} cases",
-                "wrong in a known way": _cases(groups[status.DEVIATING]),
-                "not offered": _cases(groups[status.UNSUPPORTED]),
-                **new,
-                **away,
-            }
-        )
+        score = material.scores[name]
+        groups = {group: count(n, "case") if n else "none" for group, n in score.groups.items()}
+        row = {
+            "implementation": f"`{name}`",
+            "what it is": _about(material, name),
+            "right": f"{score.passed} of {score.asked} cases",
+            "wrong in a known way": groups[status.DEVIATING],
+            "not offered": groups[status.UNSUPPORTED],
+        }
+        rows.append(row | {title: groups[group] for title, group in others.items() if score.groups[group]})
     return table(rows)
 
 
 def _row(material: Material, name: str) -> dict[str, Any]:
     score = material.scores[name]
     groups = score.groups
-    away = (
-        {"not available here": groups[status.UNAVAILABLE]}
-        if any(s.groups[status.UNAVAILABLE] for s in material.scores.values())
-        else {}
-    )
+    some_unavailable = any(s.groups[status.UNAVAILABLE] for s in material.scores.values())
     return {
         "implementation": material.label(name),
-        "right": _right(material, name),
+        "right": f"{score.passed} of {score.asked}",
         "wrong, known": groups[status.DEVIATING],
         "wrong, new": groups[status.FAILED],
         "not offered": groups[status.UNSUPPORTED],
-        **away,
+        **({"not available here": groups[status.UNAVAILABLE]} if some_unavailable else {}),
         "capabilities": f"{len(material.claims[name]['capabilities'])} of {len(CAPABILITIES)}",
         "largest error": "" if score.worst_units is None else counted(round(score.worst_units, 1), "unit"),
     }
-
-
-def _right(material: Material, name: str) -> str:
-    return f"{material.scores[name].passed} of {material.scores[name].asked}"
-
-
-def _cases(number: int) -> str:
-    return count(number, "case") if number else "none"
 
 
 def _about(material: Material, name: str) -> str:
@@ -131,10 +111,5 @@ def _environment(material: Material) -> str:
     run = material.results.run
     facts = [f"{name} {value}" for name, value in run["environment"].items() if value not in (None, {}, "")]
     versions = [f"{name} {claims['version']}".rstrip() for name, claims in sorted(material.claims.items())]
-    return "\n".join(
-        (
-            f"Started {run['started']}; edition {run['edition']}; cases `{run['cases']}`.",
-            f"{', '.join(facts)}.",
-            f"Versions: {', '.join(versions)}.",
-        )
-    )
+    started = f"Started {run['started']}; edition {run['edition']}; cases `{run['cases']}`."
+    return f"{started}\n{', '.join(facts)}.\nVersions: {', '.join(versions)}."

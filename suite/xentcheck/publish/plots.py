@@ -1,9 +1,10 @@
-"""The plots of the reports: SVG on a white ground, so that they read the same on a light and on a dark page."""
+"""The plot of ``accuracy.md``: an SVG on white, which is readable on a light and on a dark page."""
 
 from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -16,7 +17,7 @@ FLOOR = 1e-3  # exact answers are drawn here
 
 
 def accuracy(frame: pd.DataFrame) -> bytes:
-    """One dot for each loss and gradient: its error in units, by implementation and dtype. Hollow dots are beyond what is allowed.
+    """One dot for each loss and gradient: its error in units, by implementation and dtype. Hollow dots are cases that do not pass.
 
     frame: one row for each verdict, as ``page.Material`` has it. Returns an SVG.
     """
@@ -28,25 +29,21 @@ def accuracy(frame: pd.DataFrame) -> bytes:
         for lane, dtype in enumerate(ALLOWED_UNITS):
             height = row + (lane - 1.5) * 0.19
             here = measured[(measured["implementation"] == name) & (measured["dtype"] == dtype)]
-            for passes, style in (
-                (True, {"color": COLOURS[dtype]}),
-                (False, {"facecolors": "none", "edgecolors": COLOURS[dtype]}),
-            ):
+            for passes, face in ((True, COLOURS[dtype]), (False, "none")):
                 units = here[(here["status"] == "pass") == passes]["units"].clip(lower=FLOOR)
-                errors = sorted(
-                    {round(20 * math.log10(u)) / 20 for u in units}
-                )  # dots that would cover each other are drawn once
-                axes.scatter([10**e for e in errors], [height] * len(errors), s=14, linewidths=0.9, zorder=3, **style)
-            axes.plot(
-                [ALLOWED_UNITS[dtype]] * 2, [height - 0.09, height + 0.09], color=COLOURS[dtype], linewidth=2, zorder=2
-            )
+                # Dots that would cover each other are drawn once.
+                errors = [10 ** (steps / 20) for steps in sorted({round(20 * math.log10(u)) for u in units})]
+                style: dict[str, Any] = {"facecolors": face, "edgecolors": COLOURS[dtype]}
+                axes.scatter(errors, [height] * len(errors), s=14, linewidths=0.9, zorder=3, **style)
+            bar = [height - 0.09, height + 0.09]
+            axes.plot([ALLOWED_UNITS[dtype]] * 2, bar, color=COLOURS[dtype], linewidth=2, zorder=2)
     for dtype, colour in COLOURS.items():
         axes.scatter([], [], s=24, color=colour, label=dtype)
     if len(measured):  # an empty axis has no logarithm
         axes.set_xscale("log")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
-    axes.set_xlabel("error in units of rounding; the bar marks what is allowed; filled: passes, hollow: does not")
+    axes.set_xlabel("error in units; bar: allowed error; filled: pass, hollow: not a pass")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)

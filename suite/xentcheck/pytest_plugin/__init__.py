@@ -1,7 +1,7 @@
 """What pytest imports wherever xentcheck is installed. It does nothing unless the run asks for the suite.
 
-So that installing xentcheck changes nobody's test runs, options and fixtures are registered only where ``xentcheck.suite`` is among the
-arguments. In a checkout the root ``conftest.py`` registers them.
+Options and fixtures are registered only where ``xentcheck.suite`` is among the arguments, so other projects' test runs stay as they are. In a
+checkout the root ``conftest.py`` registers them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The conformance part of the pytest plugin: options, parametrisation, the ``examine`` fixture, records and the summary."""
+"""The conformance part of the pytest plugin: options, parametrisation, the fixture ``examine``, records and the summary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from xentcheck.pytest_plugin import terminal
-from xentcheck.pytest_plugin.session import KEY, NOTHING_TO_TEST, SESSION, VERDICT, Session, asked_of
+from xentcheck.pytest_plugin.session import KEY, NOTHING_TO_TEST, SESSION, VERDICT, Session, asked_of, finished
+from xentcheck.results.markdown import count
 from xentcheck.run.status import Status
 from xentcheck.run.verdict import Key, Verdict, from_json, to_json
 from xentcheck.spec.case import ASPECTS, Aspect
@@ -19,45 +20,22 @@ pytest_plugins = ["xentcheck.pytest_plugin.explore"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("xentcheck", "cross-entropy conformance")
-    group.addoption(
-        "--impl",
-        metavar="NAMES",
-        help="implementations, separated by commas: names from implementations/ (or all), package.module:attribute, path/to/file.py:attribute, path/to/file.py:*",
-    )
-    group.addoption(
-        "--cases",
-        metavar="PATTERN",
-        help="only these cases: patterns of ids with * and ?, case files of your own (path/to/file.yaml) or folders of them, separated by commas",
-    )
-    group.addoption(
-        "--implementations",
-        metavar="DIR",
-        type=Path,
-        help="a folder of your own implementations, one file each, which --impl then finds by name",
-    )
-    group.addoption("--results", metavar="DIR", type=Path, help="write every verdict to DIR/results.jsonl")
-    group.addoption(
-        "--huge", action="store_true", help="also ask the cases of more than 2^31 logits, which take many gigabytes"
-    )
-    group.addoption("--resume", action="store_true", help="go on with the truncated run in --results")
-    group.addoption(
-        "--isolate",
-        action="store_true",
-        help="call every implementation in a process of its own: one that dies, hangs, runs out of memory or leaves threads behind is a crash or timeout of that case, and the run goes on (Linux only)",
-    )
-    group.addoption(
-        "--case-timeout",
-        metavar="SECONDS",
-        type=float,
-        help="with --isolate: how long one case may take, compilation included (default: 60)",
-    )
-    group.addoption(
-        "--worker-memory",
-        metavar="GIB",
-        type=float,
-        help="with --isolate: how much data a worker process may hold, of which torch takes 0.3 (default: no limit)",
-    )
+    add = parser.getgroup("xentcheck", "cross-entropy conformance").addoption
+    impl = "implementations, separated by commas: shipped names (or all), package.module:attribute, path/to/file.py:attribute, path/to/file.py:*"
+    add("--impl", metavar="NAMES", help=impl)
+    cases = "only these cases, separated by commas: patterns of ids with * and ?, your own case files (path/to/file.yaml) or folders of them"
+    add("--cases", metavar="PATTERN", help=cases)
+    own = "a folder of your own implementations, one file each, which --impl then finds by name"
+    add("--implementations", metavar="DIR", type=Path, help=own)
+    add("--results", metavar="DIR", type=Path, help="write every verdict to DIR/results.jsonl")
+    add("--huge", action="store_true", help="include cases of more than 2^31 logits, which take many gigabytes")
+    add("--resume", action="store_true", help="continue the truncated run in --results")
+    isolate = "call each implementation in another process: if it dies, hangs, runs out of memory or leaves threads behind, one case fails and the run continues (Linux only)"
+    add("--isolate", action="store_true", help=isolate)
+    timeout = "with --isolate: how long one case may take, compilation included (default: 60)"
+    add("--case-timeout", metavar="SECONDS", type=float, help=timeout)
+    memory = "with --isolate: how much memory a worker process may use, of which torch takes 0.3 (default: no limit)"
+    add("--worker-memory", metavar="GIB", type=float, help=memory)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -65,30 +43,26 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("impl"):
         return
     session = config.stash[SESSION] = Session(config)
+    config.add_cleanup(session.close)
     if _is_worker(config):
         keys = config.workerinput["xentcheck_resumed"]  # type: ignore[attr-defined]
-        session.resumed = {tuple(k) for k in keys}
+        session.resumed = {Key(*k) for k in keys}
         return
     session.open_results()
     if getattr(config.option, "numprocesses", None):
-        session.close()  # from here on it is for xdist's workers to ask
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if SESSION in config.stash:
-        config.stash[SESSION].close()
+        session.close()  # the workers of pytest-xdist call the implementations
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """xdist: what is done already, as the controlling process read it."""
+    """pytest-xdist: tells its workers which verdicts the controlling process has read from the record."""
     if SESSION in node.config.stash:
         node.workerinput["xentcheck_resumed"] = [list(k) for k in node.config.stash[SESSION].resumed]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A case's aspects stay together, so that each case runs once; pytest-xdist 3.8 groups nothing under pytest 9.2."""
+    """Keeps the aspects of a case together, so that each case runs once; pytest-xdist 3.8 does not group tests under pytest 9.2."""
     if SESSION not in config.stash:
         return None
     from xdist.scheduler import LoadScopeScheduling
@@ -107,14 +81,13 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if SESSION not in config.stash:
         return []
     session = config.stash[SESSION]
-    implementations = ", ".join(
+    names = [
         f"{i.name} {i.version}".rstrip() + (f" (unavailable: {i.unavailable})" if i.unavailable else "")
         for i in session.implementations
-    )
-    return [
-        f"xentcheck: torch {torch.__version__}, {torch.get_num_threads()} threads, {len(session.cases)} cases{', isolated' if session.workers else ''}",
-        f"implementations: {implementations}",
     ]
+    run = [f"torch {torch.__version__}", count(torch.get_num_threads(), "thread"), count(len(session.cases), "case")]
+    run += ["isolated"] if session.workers else []
+    return [f"xentcheck: {', '.join(run)}", f"implementations: {', '.join(names)}"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -136,14 +109,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _is_empty(item: pytest.Item) -> bool:
-    """Whether a test has nothing to ask, since no selected case has its aspect; pytest makes one test of an empty list."""
+    """Whether no selected case has the test's aspect; pytest makes one test of an empty list."""
     given = item.callspec.params if hasattr(item, "callspec") else {}
     return any(not isinstance(given[name], tuple) for name in ("examine", "cost", "explore") if name in given)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Case by case, so that a batch, its truth and each observation are made once and then dropped."""
+    """Orders the tests case by case, so that a batch, its truth and each observation are made once and then dropped."""
     if NOTHING_TO_TEST in config.stash:
         raise pytest.UsageError(
             "the suite needs --impl: names from implementations/, package.module:attribute or path/to/file.py:attribute, for instance --impl native,maskedce"
@@ -154,12 +127,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     case_order = {case.id: n for n, case in enumerate(session.cases)}
     implementation_order = {i.name: n for n, i in enumerate(session.implementations)}
     places: dict[pytest.Item, tuple[int, int, int]] = {}
-    kept, done = [], []
+    kept, done = list[pytest.Item](), list[pytest.Item]()
     for item in items:
         key = asked_of(item, "examine")
         if key is not None:
             item.stash[KEY] = key
-            places[item] = case_order[key.case], implementation_order[key.implementation], ASPECTS.index(key.aspect)  # type: ignore[arg-type]
+            places[item] = case_order[key.case], implementation_order[key.implementation], ASPECTS.index(key.aspect)
         (done if _is_empty(item) or key in session.resumed else kept).append(item)
     kept.sort(key=lambda item: places.get(item, (-1, 0, 0)))
     if done:
@@ -169,10 +142,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def examine(request: pytest.FixtureRequest) -> Any:
-    """``examine(aspect)``: puts the case to the implementation and reports the verdict in pytest's terms."""
+    """``examine(aspect)``: tests the implementation on the case and reports the verdict in pytest's terms."""
     case, implementation = request.param
 
-    def put(aspect: Aspect) -> None:
+    def examined(aspect: Aspect) -> None:
         __tracebackhide__ = True
         verdict = request.config.stash[SESSION].examiner.examine(case, aspect, implementation)
         request.node.stash[VERDICT] = verdict
@@ -183,14 +156,14 @@ def examine(request: pytest.FixtureRequest) -> Any:
         if not verdict.status.is_good:
             pytest.fail(terminal.failure(case, verdict, implementation), pytrace=False)
 
-    return put
+    return examined
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report = yield
     if KEY in item.stash:
-        report.xentcheck_key = list(item.stash[KEY])
+        report.xentcheck_key = [*item.stash[KEY]]
     if VERDICT in item.stash and report.when == "call":
         report.xentcheck = to_json(item.stash[VERDICT])
     return report
@@ -215,12 +188,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if session.write_error:
         pytest.exit(session.write_error, returncode=3)
     if report.when == "???":
-        advice = "run it with --isolate, where a crash is the verdict of one case and the run goes on"
+        advice = "run it with --isolate, where a crash fails one case and the run continues"
         pytest.exit(f"{key.implementation} killed a worker of pytest-xdist in {key.case}; {advice}", returncode=3)
 
 
 def _not_judged(key: Key, status: Status, reason: str) -> Verdict:
-    """Of a test whose harness failed or skipped, or whose process died."""
+    """The verdict where the harness itself failed or skipped the test, or its process died."""
     return Verdict(key.implementation, key.case.split("/")[0], key.case, key.aspect, status, reason=reason)
 
 
@@ -235,29 +208,23 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
-    mine = _REPORTING.pop("session", None)
-    if mine is None:
+    run = _REPORTING.pop("session", None)
+    if run is None:
         return (yield)
-    finished = (
-        exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
-        and not session.shouldstop
-        and not session.shouldfail
-        and not session.config.getoption("collectonly", False)
-    )
-    if mine.writer is not None and not mine.write_error:
-        mine.writer.close(complete=finished and bool(mine.verdicts or mine.costs))
-    failing = any(not v.status.is_good for v in mine.verdicts.values())
-    result = yield  # other plugins may add to the status; ours is the last word
-    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and mine.resumed:
+    if run.writer is not None and not run.write_error:
+        run.writer.close(complete=finished(session, exitstatus) and bool(run.verdicts or run.costs))
+    failing = any(not v.status.is_good for v in run.verdicts.values())
+    result = yield  # other plugins may change the status first
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and run.resumed:
         session.exitstatus = exitstatus = pytest.ExitCode.OK  # nothing was left to do
-    if exitstatus == pytest.ExitCode.OK and (mine.stale or failing):
+    if exitstatus == pytest.ExitCode.OK and (run.stale or failing):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     return result
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any:
-    """After all that pytest has to say: the table is what is left on the screen."""
+    """Prints the table after everything else, so that it stays on the screen."""
     result = yield
     session = config.stash.get(SESSION, None)
     if session is None or not session.verdicts:
@@ -267,14 +234,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
     versions = {i.name: i.version for i in session.implementations}
     terminal.summary(list(session.verdicts.values()), session.cases, versions, console)
     for implementation, deviation in session.stale:
-        terminalreporter.write_line(
-            f"{implementation.name}: the known deviation {', '.join(deviation.patterns)} matches no case; delete {deviation.where}",
-            red=True,
-        )
+        text = f"the known deviation {', '.join(deviation.patterns)} matches no case; delete {deviation.where}"
+        terminalreporter.write_line(f"{implementation.name}: {text}", red=True)
     if session.writer is not None:
-        terminalreporter.write_line(
-            f"results: {session.writer.path}   reports: xentcheck report {session.writer.path.parent}"
-        )
+        path = session.writer.path
+        terminalreporter.write_line(f"results: {path}   reports: xentcheck report {path.parent}")
     return result
 
 

@@ -80,7 +80,7 @@ class Measuring:
     def _progress(self, text: str, expected: float) -> Iterator[Callable[[float], None]]:
         """A bar over all that is to be measured, where there is a terminal to show it."""
         reporter = self.config.pluginmanager.get_plugin("terminalreporter")
-        capture = self.config.pluginmanager.get_plugin("capturemanager")
+        capture: Any = self.config.pluginmanager.get_plugin("capturemanager")
         if reporter is None or not reporter.isatty:
             yield lambda share: None
             return
@@ -189,7 +189,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     mine = config.stash[MINE]
     places = {case.id: n for n, case in enumerate(mine.cases)}
-    measuring, others, done = [], [], []
+    measuring, others, done = list[Any](), list[pytest.Item](), list[pytest.Item]()
     for item in items:
         key = asked_of(item, "cost")
         if key is None:

@@ -1,4 +1,4 @@
-"""``--explore N`` in pytest's terms: one more test for each implementation, and one for each stored find, which comes before all others."""
+"""``--explore N`` in pytest's terms: one test for each implementation, and one for each stored find, which comes before all others."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import pytest
 from xentcheck.implementation import Implementation
 from xentcheck.pytest_plugin import terminal
 from xentcheck.pytest_plugin.session import NOTHING_TO_TEST, SESSION
+from xentcheck.results.markdown import count
 
 if TYPE_CHECKING:
     from xentcheck.explore.known_failures import Situation
     from xentcheck.explore.search import Exploration
 
 FOLDER = Path(".xentcheck") / "found"  # where --results names no folder
-SAID = pytest.StashKey[str]()
+OUTCOME = pytest.StashKey[str]()  # of an item: what the section at the end says of it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--explore",
         metavar="N",
         type=int,
-        help=f"draw N cases at random for each implementation; what fails is shrunk to a case file in found/ of --results (else in {FOLDER}) and asked first next time",
+        help=f"draw N cases at random for each implementation; failures are shrunk and stored as case files in found/ of --results (otherwise in {FOLDER}), and tested first next time",
     )
     group.addoption("--explore-seed", metavar="SEED", type=int, default=0, help="which cases are drawn (default: 0)")
 
@@ -48,10 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "explore" not in metafunc.fixturenames:
         return
-    exploring, session = (
-        metafunc.config.pluginmanager.get_plugin("xentcheck-exploring"),
-        metafunc.config.stash.get(SESSION, None),
-    )
+    exploring = metafunc.config.pluginmanager.get_plugin("xentcheck-exploring")
+    session = metafunc.config.stash.get(SESSION, None)
     if session is None:
         metafunc.config.stash[NOTHING_TO_TEST] = True
     if exploring is None or session is None:
@@ -66,27 +65,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def explore(request: pytest.FixtureRequest) -> Callable[[], None]:
-    """``explore()``: asks a stored find again, or draws cases, and reports in pytest's terms."""
-    exploring: Exploring = request.config.pluginmanager.get_plugin("xentcheck-exploring")
+    """``explore()``: tests a stored find again, or draws cases, and reports in pytest's terms."""
+    exploring: Any = request.config.pluginmanager.get_plugin("xentcheck-exploring")
     path, implementation = request.param
 
-    def put() -> None:
+    def explored() -> None:
         __tracebackhide__ = True
-        say = lambda text: request.node.stash.setdefault(SAID, text)  # noqa: E731
-        exploring.replay(path, implementation, say) if path else exploring.explore(implementation, say)
+        if path:
+            exploring.replay(path, implementation, request.node.stash)
+        else:
+            exploring.explore(implementation, request.node.stash)
 
-    return put
+    return explored
 
 
 class Exploring:
-    """What is the same for all tests of one run, and what they have to say."""
+    """What all tests of one run share, and their outcomes."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         results = config.getoption("results")
         self.folder: Path = (results / "found" if results else config.rootpath / FOLDER).absolute()
         self._known: dict[str, list[Situation]] = {}
-        self._said: list[str] = []
+        self._outcomes: list[str] = []
 
     def known(self, implementation: Implementation) -> list[Situation]:
         from xentcheck.explore.known_failures import of_deviations
@@ -95,12 +96,12 @@ class Exploring:
             self._known[implementation.name] = of_deviations(implementation, self.config.stash[SESSION].specification)
         return self._known[implementation.name]
 
-    def replay(self, path: Path, implementation: Implementation, say: Callable[[str], Any]) -> None:
+    def replay(self, path: Path, implementation: Implementation, stash: pytest.Stash) -> None:
         __tracebackhide__ = True
         from xentcheck.explore.search import replay
 
         found = replay(path, implementation, self.known(implementation))
-        say(f"{path.stem}: {found.status}" + (f": {found.message}" if found.message else ""))
+        stash[OUTCOME] = f"{path.stem}: {found.status}" + (f": {found.message}" if found.message else "")
         if found.status == "failing":
             assert found.case is not None
             assert found.verdict is not None
@@ -110,40 +111,35 @@ class Exploring:
         if found.status == "gone":
             pytest.skip(f"gone: {found.message}")
 
-    def explore(self, implementation: Implementation, say: Callable[[str], Any]) -> None:
+    def explore(self, implementation: Implementation, stash: pytest.Stash) -> None:
         __tracebackhide__ = True
         from xentcheck.explore.search import as_yaml, explore
 
         examples, seed = self.config.getoption("explore"), self.config.getoption("explore_seed")
+        known, progress = self.known(implementation), self._progress(examples)
         try:
-            result = explore(
-                implementation, examples, seed, self.known(implementation), self.folder, self._progress(examples)
-            )
+            result = explore(implementation, examples, seed, known, self.folder, progress)
         except OSError as error:
-            pytest.fail(f"{self.folder}: what is found cannot be stored here: {error.strerror or error}", pytrace=False)
-        say(result.summary())
+            pytest.fail(f"{self.folder}: no find can be stored here: {error.strerror or error}", pytrace=False)
+        stash[OUTCOME] = result.summary()
         texts = []
+        source = implementation.source or implementation.name
         for find in result.finds:
-            again = shlex.join(
-                [
-                    "pytest",
-                    "suite/",
-                    "--impl",
-                    implementation.source or implementation.name,
-                    "--cases",
-                    str(find.case.path),
-                ]
-            )
-            text = terminal.failure(find.case, find.verdict, implementation)
-            texts.append(
-                f"{text}\n  again      {again}\n  shrunk     from case {find.after} of seed {seed}; what it needs: {', '.join(sorted(find.features)) or 'nothing special'}\n\n{as_yaml(find.entry)}"
-            )
+            again = shlex.join(["pytest", "suite/", "--impl", source, "--cases", str(find.case.path)])
+            features = ", ".join(sorted(find.features)) or "nothing special"
+            texts += [
+                terminal.failure(find.case, find.verdict, implementation),
+                f"  again      {again}",
+                f"  shrunk     from case {find.after} of seed {seed}; what it needs: {features}\n",
+                as_yaml(find.entry),
+            ]
         if texts:
             pytest.fail("\n".join(texts), pytrace=False)
 
     def _progress(self, examples: int) -> Callable[[Exploration], None]:
-        """One line, written over again, on a terminal; nothing elsewhere."""
-        reporter, capture = (self.config.pluginmanager.get_plugin(n) for n in ("terminalreporter", "capturemanager"))
+        """Shows one line on a terminal, again and again in place; nothing elsewhere."""
+        plugins: Any = self.config.pluginmanager
+        reporter, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
         if reporter is None or not reporter.isatty:
             return lambda _: None
         started = last = time.monotonic()
@@ -161,28 +157,28 @@ class Exploring:
         return show
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Exploring comes last: the specification says more about a loss that is wrong, and says it sooner."""
-        last = [
-            item
-            for item in items
-            if "explore" in getattr(item, "fixturenames", ()) and item.callspec.params["explore"][0] is None
-        ]  # type: ignore[attr-defined]
-        items[:] = [item for item in items if item not in last] + last
+        """Drawing cases comes last, since the specification says more about a wrong loss, and says it sooner."""
+        items.sort(key=_draws)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
         report = yield
-        if SAID in item.stash and report.when == "call":
-            report.xentcheck_said = item.stash[SAID]
+        if OUTCOME in item.stash and report.when == "call":
+            report.xentcheck_explored = item.stash[OUTCOME]
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if hasattr(report, "xentcheck_said"):
-            self._said.append(report.xentcheck_said)
+        if hasattr(report, "xentcheck_explored"):
+            self._outcomes.append(report.xentcheck_explored)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         terminalreporter.section("exploration")
-        for text in self._said:
+        stored = count(len(list(self.folder.glob("*.yaml"))), "find")
+        for text in (*self._outcomes, f"{stored} in {self.folder}"):
             terminalreporter.write_line(text)
-        count = len(list(self.folder.glob("*.yaml")))
-        terminalreporter.write_line(f"{count} finds in {self.folder}")
+
+
+def _draws(item: pytest.Item) -> bool:
+    """Whether a test draws new cases."""
+    given = item.callspec.params.get("explore") if hasattr(item, "callspec") else None
+    return isinstance(given, tuple) and given[0] is None

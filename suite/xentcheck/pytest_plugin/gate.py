@@ -12,7 +12,7 @@ from xentcheck.gate.compare import Report, compare
 from xentcheck.gate.confirm import measurer
 from xentcheck.gate.selection import Selection
 from xentcheck.gate.summary import markdown, publish
-from xentcheck.pytest_plugin.session import SESSION, Session
+from xentcheck.pytest_plugin.session import SESSION, finished
 from xentcheck.results import record
 from xentcheck.spec.mistakes import UsageError
 
@@ -60,11 +60,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
     if BASELINE not in config.stash or config.getoption("collectonly", False):
         return (yield)
     run = config.stash[SESSION]
-    ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
-    ended = ended and not session.shouldstop and not session.shouldfail
+    ended = finished(session, exitstatus)
     sources = {i.name: i.source or i.name for i in run.implementations}
     report = compare(
-        _results(run, config, complete=ended),
+        record.Results(run.header(), tuple(run.verdicts.values()), tuple(run.costs.values()), ended),
         config.stash[BASELINE],
         measurer(sources) if ended else None,
         sources,
@@ -90,9 +89,3 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
         terminalreporter.write_line(text)
         publish(text)
     return result
-
-
-def _results(run: Session, config: pytest.Config, complete: bool) -> record.Results:
-    everything = {case.id: case for case in (*run.specification, *run.cases)}.values()
-    header = record.run_header(run.implementations, everything, config.getoption("cases") or "all")
-    return record.Results(header, tuple(run.verdicts.values()), tuple(run.costs.values()), complete)

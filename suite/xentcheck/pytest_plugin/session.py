@@ -1,10 +1,12 @@
-"""What one run is about, and what a test of it is about. Kept on pytest's config, in the controlling process and in each worker of xdist."""
+"""The state of one run, and what each of its tests is about."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +19,13 @@ from xentcheck.run.isolation.pool import Workers
 from xentcheck.run.verdict import Key, Verdict
 from xentcheck.spec import loader, speed_cases
 from xentcheck.spec.case import Case
-from xentcheck.spec.mistakes import UsageError
+from xentcheck.spec.mistakes import CaseFileError, UsageError
 from xentcheck.spec.patterns import nearest
 from xentcheck.spec.settings import folder, read_settings, with_own
 
 
 class Session:
-    """What one run is about. Kept on the config, in the controlling process and in each xdist worker."""
+    """What one run tests, and what it has found. On the config of the controlling process, and of each worker of pytest-xdist."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -44,7 +46,7 @@ class Session:
                 (i.name, case.id): self.examiner.aspects(case, i) for case in self.cases for i in self.implementations
             }
             speed = speed_cases.load_speed()
-            # By pytest's name of the test: what is left of a triple where a worker of pytest-xdist has died.
+            # By pytest's name of the test, which is all that is known of it where a worker of pytest-xdist died.
             self._keys = {
                 f"test_{aspect}[{name}:{case}]": Key(name, case, aspect)
                 for (name, case), aspects in self.aspects.items()
@@ -54,19 +56,26 @@ class Session:
             self.close()
             raise pytest.UsageError(str(error)) from error
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(
-                1
-            )  # small batches: waking a second thread costs more than it saves, above all on a busy machine
+            torch.set_num_threads(1)  # for small batches, waking a second thread costs more than it saves
         self.verdicts: dict[Key, Verdict] = {}
         self.resumed: set[Key] = set()
-        self.costs: dict[Key, Measurement] = {}  # filled by the plugin for costs
+        self.costs: dict[Key, Measurement] = {}  # filled by pytest_plugin.cost
         self.writer: record.Writer | None = None
         self.write_error = ""
-        ids = [case.id for case in {c.id: c for c in (*self.specification, *self.cases)}.values()]
-        ids += [case.id for case in speed]
+        ids = {case.id for case in (*self.everything, *speed)}
         self.stale = [(i, d) for i in self.implementations for d in i.stale_deviations(ids)]
         if config.getoption("resume") and not config.getoption("results"):
-            raise pytest.UsageError("--resume goes on with the run in --results DIR; give that folder, too")
+            raise pytest.UsageError("--resume continues the run in --results DIR; give that folder as well")
+
+    @property
+    def everything(self) -> Collection[Case]:
+        """The specification, and selected cases that are not part of it."""
+        return {case.id: case for case in (*self.specification, *self.cases)}.values()
+
+    def header(self) -> dict[str, Any]:
+        """The ``run`` line of the record."""
+        selection = self.config.getoption("cases") or "all"
+        return record.run_header(self.implementations, self.everything, selection)
 
     def close(self) -> None:
         if self.workers:
@@ -92,31 +101,27 @@ class Session:
             else:
                 cases = loader.select(asked, pattern)
             if not cases and loader.select(self.specification, pattern):
-                raise loader.CaseFileError(f"--cases {pattern}: these are cases of more than 2^31 logits; add --huge")
+                raise CaseFileError(f"--cases {pattern}: these cases have more than 2^31 logits; add --huge")
             if not cases:
                 known = {c.id for c in self.specification} | {c.clause.clause for c in self.specification}
-                raise loader.CaseFileError(
-                    f"--cases {pattern}: no case matches{nearest(pattern, known)} `xentcheck cases` lists all"
-                )
+                advice = f"{nearest(pattern, known)} `xentcheck cases` lists all"
+                raise CaseFileError(f"--cases {pattern}: no case matches{advice}")
             for case in cases:
                 other = chosen.setdefault(case.id, case)
                 if other.path.resolve() != case.path.resolve():
-                    raise loader.CaseFileError(
-                        f"{case.path}:{case.line}: case {case.id} stands a second time; the first is {other.path}:{other.line}; ids must be unique"
-                    )
+                    first = f"the first is {other.path}:{other.line}"
+                    raise CaseFileError(f"{case.path}:{case.line}: the id {case.id} is used a second time; {first}")
         if not chosen:
-            raise loader.CaseFileError("--cases names no case; expected a pattern such as 'ignored-*' or a case file")
+            raise CaseFileError("--cases names no case; expected a pattern such as 'ignored-*' or a case file")
         return list(chosen.values())
 
     def open_results(self) -> None:
         folder = self.config.getoption("results")
         if folder is None:
             return
-        everything = {case.id: case for case in (*self.specification, *self.cases)}.values()
         try:
-            header = record.run_header(self.implementations, everything, self.config.getoption("cases") or "all")
-            self.writer = record.Writer(folder, header, self.config.getoption("resume"))
-        except (record.RecordError, loader.CaseFileError) as error:
+            self.writer = record.Writer(folder, self.header(), self.config.getoption("resume"))
+        except (record.RecordError, CaseFileError) as error:
             raise pytest.UsageError(str(error)) from error
         self.verdicts = dict(self.writer.already)
         self.resumed = set(self.writer.already)
@@ -132,14 +137,14 @@ class Session:
 
 
 SESSION = pytest.StashKey[Session]()
-KEY = pytest.StashKey[Key]()  # of an item: what it is about
+KEY = pytest.StashKey[Key]()  # of an item: what it tests
 VERDICT = pytest.StashKey[Verdict]()
 NOTHING_TO_TEST = pytest.StashKey[bool]()
 
 
 def asked_of(item: pytest.Item, fixture: str) -> Key | None:
-    """The triple that a test is about: the implementation and the case that the fixture is given, and the aspect, or for ``cost`` the
-    measure, that the test is named after."""
+    """What a test is about: the implementation and the case that the fixture is given, and the aspect (for ``cost``, the measure) that
+    the test is named after."""
     given = item.callspec.params.get(fixture) if hasattr(item, "callspec") else None
     if not isinstance(given, tuple):
         return None
@@ -147,11 +152,18 @@ def asked_of(item: pytest.Item, fixture: str) -> Key | None:
     return Key(implementation.name, case.id, item.function.__name__.removeprefix("test_"))  # type: ignore[attr-defined]
 
 
+def finished(session: pytest.Session, exitstatus: int) -> bool:
+    """Whether a run came to its end, so that what it lacks was not lost by an interruption."""
+    ended = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+    stopped = session.shouldstop or session.shouldfail or session.config.getoption("collectonly", False)
+    return exitstatus in ended and not stopped
+
+
 def _workers(config: pytest.Config) -> Workers | None:
     limit, memory = config.getoption("case_timeout"), config.getoption("worker_memory")
     if not config.getoption("isolate"):
         if limit is not None or memory is not None:
-            raise pytest.UsageError("--case-timeout and --worker-memory are for worker processes; give --isolate, too")
+            raise pytest.UsageError("--case-timeout and --worker-memory need worker processes; add --isolate")
         return None
     if not (limit is None or 0 < limit < float("inf")):
         raise pytest.UsageError(f"--case-timeout: expected a number of seconds above 0; found {limit:g}")

@@ -1,4 +1,4 @@
-"""What a person reads in the terminal: one failure on one screen, and the one table at the end."""
+"""What a run prints: each failure on one screen, and a table at the end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xentcheck.implementation import Implementation
+from xentcheck.results.markdown import count
 from xentcheck.results.score import left_out, scores
 from xentcheck.run.status import GROUPS
 from xentcheck.run.verdict import Verdict, counted
@@ -19,7 +20,7 @@ from xentcheck.spec.loader import CASES
 
 
 def failure(case: Case, verdict: Verdict, implementation: Implementation) -> str:
-    """The clause's sentence, the case, what was expected and found, and the command that makes a script of it."""
+    """The clause's sentence, the case, what was expected and found, and the command that prints a script."""
     lines = [
         f"{verdict.case}   {verdict.aspect}   {implementation.name} {implementation.version}".rstrip(),
         f"  clause     {case.clause.requirement}",
@@ -47,18 +48,13 @@ def summary(verdicts: Sequence[Verdict], cases: Iterable[Case], versions: Mappin
         table.add_row(name, versions.get(name, ""), *map(str, score.groups.values()), worst)
     console.print(table)
     if missing := left_out(verdicts, cases):
-        console.print(
-            "not asked for, so that a case passes without: " + ", ".join(f"{k} of {n}" for k, n in missing.items())
-        )
-    held = [
-        f"{s.implementation} {s.relations_held} of {s.relations_asked}" for s in achieved.values() if s.relations_asked
-    ]
+        left = ", ".join(f"{aspect} of {count(n, 'case')}" for aspect, n in missing.items())
+        console.print(f"not judged, so that a case can pass without it: {left}")
+    asked = [s for s in achieved.values() if s.relations_asked]
+    held = [f"{s.implementation} {s.relations_held} of {s.relations_asked}" for s in asked]
     if held:
         console.print(f"relations that hold: {', '.join(held)}")
 
 
 def _relative(path: Path) -> Path:
-    try:
-        return path.relative_to(Path.cwd())
-    except ValueError:
-        return path
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,8 +1,9 @@
 """The truth of large batches, block by block.
 
 ``truth`` needs some twenty float64 arrays of the logits' size, gigabytes for a language model's batch. Here the same definition is
-evaluated in float64 for a few positions at a time. A fused linear loss has smaller batches, since its products take most of the time;
-there each block is left to ``truth``. Batches are as a training step has them: finite logits, class weights and smoothing or not.
+evaluated in float64 for a few positions at a time. Batches of a fused linear loss are smaller, because its matrix products take most of
+the time; their blocks are computed by ``truth``. Batches are those of a training step: finite logits, with or without class weights and
+smoothing.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from xentcheck.reference.linear import ParameterGradients
 from xentcheck.reference.truth import Array, Truth, class_weights, rounding_of, truth, upstream
 from xentcheck.spec.batch import Batch
 
-BLOCK = 2**16  # logits; a float64 block of them stays in a processor's cache
-LINEAR_BLOCK = 2**20  # logits; each block adds to the whole gradient of the matrix
+BLOCK = 2**16  # logits; a float64 block of them fits into a processor's cache
+LINEAR_BLOCK = 2**20  # logits; larger, since each block adds to the whole gradient of the matrix
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the definition says of a batch whose positions are flattened to (P, C).
+    """The expected values of a batch whose positions are flattened to (P, C).
 
     losses, units: of each position, (P,), 0 where ignored. denominator: of the reduction. lse: the log-sum-exps (P,), from which
-    ``gradient_blocks`` gets the gradient. gradients: for a fused linear loss, the gradients and their units, by argument.
+    ``gradient_blocks`` computes the gradient. gradients: for a fused linear loss, the gradients and their units, by argument.
     """
 
     losses: Array
@@ -40,7 +41,7 @@ class Expected:
 
 
 def expected(batch: Batch) -> Expected:
-    """The losses and what the gradient is made of. Takes some 10 MB beside the batch, and 20 ns a logit."""
+    """The losses, and what the gradient is computed from. Takes some 10 MB in addition to the batch, and 20 ns per logit."""
     w, valid = class_weights(batch), batch.valid
     t = batch.target.reshape(-1).numpy()[valid].astype(np.int64)
     D = float(definition.denominator(batch.reduction, batch.options.get("normalizer"), w, t, len(valid)))
@@ -58,6 +59,7 @@ def expected(batch: Batch) -> Expected:
 
 def gradient_blocks(batch: Batch, right: Expected) -> Iterator[tuple[Array, Array, Array]]:
     """Some of the positions that count, and the gradient and its units there, (positions, C)."""
+    assert right.lse is not None
     w, u = class_weights(batch), upstream(batch) / (right.denominator or 1.0)
     for here, x in _blocks(batch):
         lse, u_here = right.lse[here, None], u[here, None]
@@ -94,7 +96,7 @@ def _blocks(batch: Batch) -> Iterator[tuple[Array, Array]]:
 
 
 def _wanted(batch: Batch, here: Array, w: Array, x: Array) -> tuple[Array, Array]:
-    """The weighted target distribution and the logits, of those classes that are wanted: the target's alone unless it is smoothed."""
+    """The weighted target distribution and the logits, of the classes with a weight in it: only the target's unless it is smoothed."""
     if batch.options.get("label_smoothing"):
         return w * _target_distribution(batch, here), x
     t = _classes(batch, here)
@@ -130,5 +132,5 @@ def _expected_of_linear(batch: Batch, denominator: float) -> Expected:
 
 
 def _each(batch: Batch) -> dict[str, Any]:
-    """The options of some of the positions; their upstream gradients are what the reduction makes of it."""
+    """The options for some of the positions, whose upstream gradients include the reduction."""
     return {name: option for name, option in batch.options.items() if name != "normalizer"} | {"reduction": "none"}

@@ -1,4 +1,4 @@
-"""The definition of cross-entropy, as formulas of NumPy arrays; whatever says what a right answer is uses these functions.
+"""The definition of cross entropy, as formulas on NumPy arrays. Everything that computes a right answer uses these functions.
 
 With x the logits of a position, q its target distribution (one-hot or given, then smoothed: q_c = s/C + (1 - s) [c = t]), w the
 class weights and lse = log sum_c exp(x_c):
@@ -13,7 +13,7 @@ as in the documentation of torch.nn.CrossEntropyLoss and, for smoothing, Szegedy
 are deleted before anything is computed. No autograd, and no code of any implementation.
 
 Shapes: P positions that count, C classes; x, p, q and wq = w q are (P, C), lse and A (P, 1), losses and their units (P,).
-exp and log are given where the numbers are not NumPy's own.
+exp and log are passed where the numbers are not NumPy's own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def one_hot(t: Array, classes: int) -> Array:
 
 
 def smoothed(wanted: Array, s: Any) -> Array:
-    """The target distribution q: what is wanted, s of it spread evenly over the classes."""
+    """The target distribution q: the wanted one, with a share s spread evenly over the classes."""
     return s / max(wanted.shape[1], 1) + wanted * (1 - s)
 
 
@@ -45,7 +45,7 @@ def softmax(x: Array, lse: Array, exp: Any = np.exp) -> Array:
 
 
 def losses(wq: Array, x: Array, lse: Array) -> Array:
-    """The loss of each position. A class that weighs nothing contributes nothing, even where its logit is infinite."""
+    """The loss of each position. A class of weight 0 contributes nothing, even where its logit is infinite."""
     return np.where(wq != 0, wq * (lse - x), 0).sum(axis=1)
 
 
@@ -59,7 +59,7 @@ def denominator(reduction: str, normalizer: Any, w: Array, t: Array | None, posi
 
 
 def gradient(A: Array, p: Array, wq: Array) -> Array:
-    """Of each position's loss in its logits."""
+    """The gradient of each position's loss with respect to its logits."""
     return A * p - wq
 
 
@@ -87,7 +87,7 @@ def linear_gradients(d: Array, hidden: Array, matrix: Array) -> dict[str, tuple[
     return {"input": (d, matrix), "linear_weight": (d.T, hidden), "linear_bias": (d.T, ones)}
 
 
-# --- units: the error of a good implementation, which computes in float32 (float64 for float64) and rounds its result once
+# --- units: the rounding error of a good implementation, which computes in float32 (float64 for float64) and rounds its result once
 
 
 class Rounding(NamedTuple):
@@ -121,7 +121,7 @@ def gradient_units(A: Array, p: Array, wq: Array, x: Array, lse: Array, u: Array
 
 
 def second_units(uA: Array, p: Array, x: Array, lse: Array, v: Array, rounding: Rounding) -> Array:
-    """Of the second derivative: each product and the sum may be rounded, and p carries the error of lse."""
+    """Units of the second derivative: each product and the sum may be rounded, and p has the error of lse."""
     size = np.where(p > 0, p * (2 + np.maximum(abs(x), abs(lse))), 0)
     return abs(uA) * rounding.e * size * (abs(v) + (p * abs(v)).sum(axis=1, keepdims=True)) + rounding.tiny
 

@@ -4,7 +4,7 @@ By definition x = h V^T + b, and with d the gradient of the logits, the chain ru
 
     gradient of h = d V,    of V = d^T h,    of b = the sum of d over the positions
 
-An implementation's rounding, beside that of a loss of given logits (``definition``; e, f, A, p, q, w, u, D as there):
+An implementation's rounding, in addition to that of a loss of given logits (``definition``; e, f, A, p, q, w, u, D as there):
 
 - a sum of n products in the precision f, one after the other, is off by up to r_n f times the sum of their magnitudes, with
   r_n = 1 + sqrt(n) / 2 (Higham and Mary 2019, doi:10.1137/18M1226312: roundings are independent, so they grow with sqrt(n));
@@ -33,7 +33,7 @@ Array = np.ndarray
 
 
 class Layer:
-    """Hidden states of the valid positions, matrix and bias, in the precision that ``convert`` brings them to."""
+    """Hidden states of the valid positions, matrix and bias, in the precision that ``convert`` gives them."""
 
     def __init__(self, batch: Batch, valid: Array, convert: Callable[[Array], Array]) -> None:
         def converted(tensor: Any) -> Array:
@@ -49,16 +49,15 @@ class Layer:
 
     def units(self, f: float, p: Array, A: Array, wq: Array) -> tuple[Array, Array]:
         """What the rounding of the logits adds to the units of each position's loss, and of d for u / D = 1."""
-        s = (
-            f
-            * _growth(self.hidden.shape[1])
-            * (abs(self.hidden) @ abs(self.matrix).T + (0 if self.bias is None else _finite(abs(self.bias))))
-        )
+        magnitudes = abs(self.hidden) @ abs(self.matrix).T
+        if self.bias is not None:
+            magnitudes = magnitudes + np.where(np.isfinite(self.bias.astype(np.float64)), abs(self.bias), 0)
+        s = f * _growth(self.hidden.shape[1]) * magnitudes
         along = (p * s).sum(axis=1, keepdims=True)
         return (abs(A * p - wq) * s).sum(axis=1), abs(A) * p * (s + along)
 
     def factors(self, d: Array, d_unit: Array) -> dict[str, tuple[Array, Array, Array]]:
-        """The two factors of each argument's gradient, the unit of the first between them."""
+        """For each argument's gradient its first factor, the unit of that, and its second factor."""
         units = definition.linear_gradients(d_unit, self.hidden, self.matrix)
         factors = definition.linear_gradients(d, self.hidden, self.matrix)
         return {name: (left, units[name][0], right) for name, (left, right) in factors.items()}
@@ -71,8 +70,8 @@ class Layer:
 class ParameterGradients:
     """The gradients of matrix and bias, to which blocks of positions are added one after the other.
 
-    entries: how many numbers all gradients have together, if so many that some of them are further off than five standard deviations:
-    the largest of n normal ones is beyond sqrt(2 ln(1000 n)) only once in a thousand times (by the bound exp(-z^2 / 2) for each).
+    entries: how many numbers all gradients have together. Among very many, some are off by more than five standard deviations: the largest
+    of n normal ones exceeds sqrt(2 ln(1000 n)) only once in a thousand times (by the bound exp(-z^2 / 2) for each).
     """
 
     def __init__(self, entries: int = 1) -> None:
@@ -95,10 +94,10 @@ class ParameterGradients:
 
 
 class _Product:
-    """A product of two matrices, whose inner dimension may come in parts, and its unit."""
+    """A product of two matrices, added up over parts of the inner dimension, and its unit."""
 
     def __init__(self) -> None:
-        self.value = self.from_left = self.sizes = self.squares = self.magnitudes = 0.0
+        self.value = self.from_left = self.sizes = self.squares = self.magnitudes = np.zeros(())
         self.terms = 0
 
     def add(self, left: Array, left_unit: Array, right: Array) -> _Product:
@@ -120,7 +119,3 @@ class _Product:
 
 def _growth(terms: int) -> float:
     return 1 + math.sqrt(terms) / 2
-
-
-def _finite(values: Array) -> Array:
-    return np.where(np.isfinite(values.astype(np.float64)), values, 0)

@@ -52,8 +52,8 @@ def relevant_conventions(batch: Batch) -> frozenset[str]:
 def truth(batch: Batch, answers: Mapping[str, str], parameters: ParameterGradients | None = None) -> Truth:
     """Loss and gradient by the definition, and by ``answers`` where a convention decides.
 
-    parameters: where the batch is but some positions of a fused linear loss, what the gradients of matrix and bias are added to, which
-    are then not in the answer.
+    parameters: for a batch that holds only some positions of a fused linear loss. The gradients of matrix and bias are added to it, and
+    are not in the result.
     """
     number, rounding, valid = _Precision(batch), rounding_of(batch), batch.valid
     rows = batch.logits[valid]
@@ -67,11 +67,11 @@ def truth(batch: Batch, answers: Mapping[str, str], parameters: ParameterGradien
         p = definition.softmax(x, lse, number.exp)
         losses = _by_convention(definition.losses(wq, x, lse), rows, q, batch, answers)
         loss_units = definition.loss_units(wq, x, lse, losses, rounding)
-        D = definition.denominator(batch.reduction, batch.options.get("normalizer"), w, _classes(batch), len(x))
+        D = definition.denominator(batch.reduction, batch.options.get("normalizer"), w, classes_of(batch), len(x))
         D = D if D != 0 else np.nan
         u = number.convert(upstream(batch))[valid, None] / D
         gradient = u * definition.gradient(A, p, wq)
-        gradient[_is_open(rows)] = np.nan
+        gradient[has_no_softmax(rows)] = np.nan
         if layer is not None:
             units = definition.gradient_units(A, p, wq, x, lse, u, _of_intermediate(rounding))
             more = layer.units(rounding.f, p, A, wq)
@@ -81,7 +81,7 @@ def truth(batch: Batch, answers: Mapping[str, str], parameters: ParameterGradien
         units = definition.gradient_units(A, p, wq, x, lse, u, rounding)
         second = second_units = None
         if batch.direction is not None:
-            v = number.convert(_rows(batch.direction, batch)[valid])
+            v = number.convert(rows_of(batch.direction, batch)[valid])
             second = definition.second_derivative(u * A, p, v)
             second_units = definition.second_units(u * A, p, x, lse, v, rounding)
 
@@ -143,8 +143,8 @@ def _has_infinity(rows: Array) -> Array:
     return np.isposinf(rows).any(axis=1) & ~np.isnan(rows).any(axis=1)
 
 
-def _is_open(rows: Array) -> Array:
-    """Rows whose gradient is not defined: a row has a softmax as long as none of it is NaN or +inf and one class is finite."""
+def has_no_softmax(rows: Array) -> Array:
+    """Rows whose gradient is not defined. A row has a softmax if none of its logits is NaN or +inf and at least one is finite."""
     return np.isnan(rows).any(axis=1) | np.isposinf(rows).any(axis=1) | ~np.isfinite(rows).any(axis=1)
 
 
@@ -157,12 +157,12 @@ def class_weights(batch: Batch) -> Array:
 
 
 def upstream(batch: Batch) -> Array:
-    """The gradient from above of each position, (positions,)."""
+    """The upstream gradient of each position, (positions,)."""
     given = 1.0 if batch.upstream is None else batch.upstream.detach().double().cpu().numpy()
     return np.broadcast_to(np.asarray(given, dtype=np.float64).reshape(-1), (math.prod(batch.positions),))
 
 
-def _classes(batch: Batch) -> Array | None:
+def classes_of(batch: Batch) -> Array | None:
     """The target class of each valid position; None of probabilities."""
     if batch.has_probabilities:
         return None
@@ -171,14 +171,14 @@ def _classes(batch: Batch) -> Array | None:
 
 def _target_distribution(number: _Precision, batch: Batch) -> Array:
     s = number.convert(np.asarray(batch.options.get("label_smoothing", 0.0)))[()]
-    t = _classes(batch)
+    t = classes_of(batch)
     wanted = (
-        definition.one_hot(t, batch.classes) if t is not None else _rows(batch.target.double().cpu().numpy(), batch)
+        definition.one_hot(t, batch.classes) if t is not None else rows_of(batch.target.double().cpu().numpy(), batch)
     )
     return definition.smoothed(number.convert(wanted), s)
 
 
-def _rows(values: Array, batch: Batch) -> Array:
+def rows_of(values: Array, batch: Batch) -> Array:
     """An array of the input's shape as (positions, C)."""
     moved = np.moveaxis(values, batch.class_axis, -1)
     return moved.reshape(math.prod(moved.shape[:-1]), moved.shape[-1])
@@ -192,7 +192,7 @@ def _to_input(rows: Array, batch: Batch) -> Array:
 
 
 def rounding_of(batch: Batch) -> Rounding:
-    """How a good implementation rounds that is asked in the batch's dtype."""
+    """How a good implementation rounds in the batch's dtype."""
     info, single = torch.finfo(batch.input.dtype), torch.finfo(torch.float32)
     return Rounding(info.eps, min(info.eps, single.eps), info.smallest_normal)
 
@@ -207,8 +207,8 @@ def longdouble_is_extended() -> bool:
 
 
 class _Precision:
-    """The numbers that a dtype is judged in: float64 for float32 and below; above float64, long double where it is
-    wider (x86), and mpmath elsewhere."""
+    """The numbers that a dtype is judged in: float64 for float32 and the half types; for float64, long double where it is wider (x86)
+    and mpmath elsewhere."""
 
     def __init__(self, batch: Batch) -> None:
         self.exp: Any = np.exp
@@ -223,7 +223,7 @@ class _Precision:
             number = np.frompyfunc(context.mpf, 1, 1)
 
             def convert(values: Array) -> Array:
-                with np.errstate(invalid="ignore"):  # NaN is a value like others
+                with np.errstate(invalid="ignore"):  # NaN is a valid input
                     return np.asarray(number(values), dtype=object)
 
             self.convert = convert

@@ -1,4 +1,4 @@
-"""A case and an implementation as a script that needs nothing of this suite.
+"""A case and an implementation as a script that does not need this suite.
 
-Imports ``run`` and what is below it, whose functions the script carries as text.
+Imports ``run`` and what is below it. The script contains functions of ``reference`` and ``run`` as text.
 """

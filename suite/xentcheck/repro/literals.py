@@ -1,4 +1,4 @@
-"""Tensors and options as the text that makes them again: the same values, dtype and strides."""
+"""Tensors and options as Python text that makes them again, with the same values, dtype and strides."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ WIDTH = 8  # values in a line
 
 
 def options_literal(options: Mapping[str, Any]) -> str:
-    """Assigns the tensors among the options by their names, and ``options``."""
+    """Lines that assign the tensors among the options, by their names, and ``options``."""
     tensors = [tensor_literal(name, value) for name, value in options.items() if isinstance(value, Tensor)]
     shown = {name: name if isinstance(value, Tensor) else repr(value) for name, value in options.items()}
     return "\n".join([*tensors, "options = {" + ", ".join(f'"{n}": {v}' for n, v in shown.items()) + "}"])
 
 
 def tensor_literal(name: str, tensor: Tensor) -> str:
-    """Assigns a tensor. A large one is packed, for which the script must import base64 and zlib."""
+    """Lines that assign a tensor. A large one is packed; the script must then import base64 and zlib."""
     dtype, shape = str(tensor.dtype), tuple(tensor.shape)
     flat = tensor.detach().reshape(-1)
     if flat.numel() <= WRITTEN_OUT:
@@ -45,7 +45,7 @@ def _strided(name: str, tensor: Tensor) -> str:
         index = ", ".join("slice(0, 1)" if s == 0 else "slice(None)" for s in stride)
         return f"{name} = {name}[{index}].clone().expand({shape})"
     size = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-    memory = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())  # type: ignore[arg-type]
+    memory = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
     gaps = torch.ones(len(memory), dtype=torch.bool)
     gaps[torch.arange(len(memory)).as_strided(shape, stride, tensor.storage_offset())] = False
     filler = _number(memory[gaps][0].item()) if gaps.any() else "0"

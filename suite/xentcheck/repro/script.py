@@ -1,6 +1,6 @@
-"""A case and an implementation as a script that needs neither this suite nor pytest: torch, NumPy and the implementation's own library.
+"""A case and an implementation as a script that needs torch, NumPy and the implementation's own library, but not this suite.
 
-What it calls right is ``definition``, and how it calls the loss is the case's mode of ``modes``: it carries the text of these functions.
+It contains the text of the functions of ``definition`` and of the case's mode in ``modes``, so it computes and calls what the suite does.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ gradients = {"input": found}
 
 
 def script(case: Case, implementation: Implementation, batch: Batch) -> str:
-    """The script's text. Printed values show the same difference that the suite found."""
+    """The script's text. Run, it prints the difference that the suite found."""
     parts = ["# --- the case", _data(batch)]
     if case.expects_error:
         parts += [_REFUSED]
     else:
-        parts += ["# --- what is right, by the definition", _expectation(batch), "# --- the call"]
-        parts += [_ARRAYS if implementation.loss_and_gradient is not None else _call(case, batch)]
+        parts += ["# --- the right answer, by the definition", _expectation(batch), "# --- the call"]
+        parts += [_ARRAYS if implementation.form == "loss_and_gradient" else _call(case, batch)]
         parts += [_COMPARISON, _GRADIENTS if case.has_gradient else "", _OVERWRITTEN]
     words = "hidden states" if batch.is_linear else "logits"
     parts = [part.replace("{input}", _input(batch)).replace("{words}", words) for part in parts]
@@ -110,14 +110,13 @@ def _input(batch: Batch) -> str:
     return "hidden" if batch.is_linear else "logits"
 
 
-# --- what is right
+# --- the right answer
 
 
 def _expectation(batch: Batch) -> str:
-    """The function ``expected``, which computes in more than float64 where it judges that, and those of ``definition`` that it calls."""
-    widened, narrowed = (
-        (".astype(np.longdouble)", ".astype(np.float64)") if batch.input.dtype == torch.float64 else ("", "")
-    )
+    """The function ``expected``, which computes float64 cases in a wider type, and the functions of ``definition`` that it calls."""
+    is_double = batch.input.dtype == torch.float64
+    widened, narrowed = (".astype(np.longdouble)", ".astype(np.float64)") if is_double else ("", "")
     positions, classes, s = len(batch.valid), batch.classes, batch.options.get("label_smoothing")
     if batch.has_probabilities:
         lines = [f"valid, t = np.ones({positions}, dtype=bool), None", f"wanted = {_rows('target', batch)}"]
@@ -150,9 +149,8 @@ def _expectation(batch: Batch) -> str:
         lines += ["gradients = {name: a @ b for name, (a, b) in linear_gradients(d, h, matrix).items()}"]
         lines += ['gradients["input"] = scatter(gradients["input"], valid)']
         lines += ['gradients["linear_bias"] = gradients["linear_bias"][:, 0]']
-        lines += [
-            f"return loss{narrowed}, {{name: gradients[name]{narrowed} for name in {list(batch.differentiated)}}}"
-        ]
+        names = list(batch.differentiated)
+        lines += [f"return loss{narrowed}, {{name: gradients[name]{narrowed} for name in {names}}}"]
     else:
         back = "scatter(d, valid)"
         if len(batch.input.shape) != 2:
@@ -208,7 +206,7 @@ def _backward(mode: modes.Mode, batch: Batch) -> Iterable[str]:
         yield 'print("the derivative of the gradient along `direction`", second)'
     elif mode.steps is modes.edited:
         yield from ["try:", "    found = next(steps)", "except RuntimeError as error:", "    found = None"]
-        yield '    print("autograd noticed the edit, which is right, too:", error)'
+        yield '    print("autograd raised an error because of the edit, which is also right:", error)'
     else:
         yield "found = next(steps)"
     gradients = ", ".join(['"input": found', *others])
@@ -216,7 +214,7 @@ def _backward(mode: modes.Mode, batch: Batch) -> Iterable[str]:
 
 
 def _source(function: Callable[..., Any]) -> str:
-    """A function's text without annotations, which a script has no use for."""
+    """A function's text without annotations, whose types a script does not import. Not by ``ast.unparse``, which differs between Pythons."""
     lines = inspect.getsource(function).splitlines()
     spans = []
     for node in ast.walk(ast.parse("\n".join(lines))):

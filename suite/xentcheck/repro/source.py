@@ -1,54 +1,50 @@
-"""An implementation as text that needs no suite: an import, its file, or its file as a module of its own."""
+"""An implementation as text that does not need the suite: an import, its file, or its file as a module of its own."""
 
 from __future__ import annotations
 
 import ast
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from xentcheck.implementation import FOLDER, Implementation
 from xentcheck.implementation.declare import ModuleCall
 
-# What such a file's own declarations would make; ``{modules}`` are the texts of the files.
-_LOADED = '''
+# Loads the files that are printed as text below it. Declarations of the suite in them become plain namespaces.
+_LOADER = '''
 import types
 
 
-def stand_in(*_, **claims):
-    """For what the suite's own declarations in a file would make."""
+def declared(*_, **claims):
+    """Stands for Implementation and Deviation of the suite."""
     return types.SimpleNamespace(**claims)
 
 
 def load(name, text):
     sys.modules[name] = module = types.ModuleType(name)
-    module.__dict__.update(__file__=sys.argv[0], Implementation=stand_in, Deviation=stand_in)
+    module.__dict__.update(__file__=sys.argv[0], Implementation=declared, Deviation=declared)
     module.__dict__.update(LOGITS_CAPABILITIES=frozenset(), LINEAR_CAPABILITIES=frozenset())
     exec(compile(text, name, "exec"), module.__dict__)
     return module
-
-
 '''
 
 
 def definition(implementation: Implementation, is_linear: bool, taken: Mapping[str, str]) -> str:
     """The lines that define ``loss_function``, which takes input, target and options (and, of arrays, the upstream gradient).
 
-    taken: what the rest of the script defines, as ``defined`` gives it.
+    taken: the names that the rest of the script defines, as ``defined`` gives them.
     """
-    forms = ("cross_entropy", "loss_and_gradient", "linear_cross_entropy")
-    form = next(f for f in forms if getattr(implementation, f) is not None)
-    function: Any = getattr(implementation, form)
+    function: Any = implementation.function
     module_class = function.module_class if isinstance(function, ModuleCall) else None
     taken = {**taken, "loss_function": "", "fused": "", "module_class": ""}
-    text, expression = _defined(module_class or function, form, implementation.source, taken)
+    text, expression = _defined(module_class or function, implementation, taken)
     if module_class is not None:
         return _wrapped(text, "module_class", expression, "module_class(**options)(input, target)")
     if is_linear:
         return _wrapped(text, "fused", expression, 'fused(input, options.pop("linear_weight"), target, **options)')
-    if form == "linear_cross_entropy":
+    if implementation.form == "linear_cross_entropy":
         hidden = "(input.movedim(1, -1) if input.dim() > 2 else input)"
         identity = "torch.eye(input.shape[min(1, input.dim() - 1)], dtype=input.dtype)"
         return _wrapped(text, "fused", expression, f"fused({hidden}, {identity}, target, **options)")
@@ -75,25 +71,38 @@ def _wrapped(text: str, name: str, expression: str, call: str) -> str:
     return f"{text}\n\n{name} = {expression}\n\n\ndef loss_function(input, target, **options):\n    return {call}"
 
 
-def _defined(function: Any, form: str, source: str, taken: Mapping[str, str]) -> tuple[str, str]:
+def _defined(function: Any, implementation: Implementation, taken: Mapping[str, str]) -> tuple[str, str]:
     """The lines that define a function, and the expression that gives it."""
-    module, name = getattr(function, "__module__", None) or "", getattr(function, "__qualname__", "")
-    if not module.startswith("xentcheck_loaded_") and _attribute(sys.modules.get(module), name) is function:
+    if place := _importable(function):
+        module, name = place
         return f"from {module} import {name.split('.')[0]}", name
-    where, _, attribute = source.rpartition(":")
+    where, _, attribute = implementation.source.rpartition(":")
     if where and not where.endswith(".py"):
         return f"from {where} import {attribute.split('.')[0]}", attribute
-    path = Path(where) if where else FOLDER / f"{source}.py"
-    text = _without_the_suite(path.read_text())
+    path = Path(where) if where else FOLDER / f"{implementation.source}.py"
+    loaded = sys.modules.get(getattr(function, "__module__", None) or "")
+    text, name = _without_the_suite(path, vars(loaded) if loaded else {}), getattr(function, "__qualname__", "")
     names = defined(text)
     is_free = all(names[n] == taken[n] != "" for n in names.keys() & taken.keys())
     if name.split(".")[0] in names and is_free and not _siblings(path, text):
         return f"# --- {path.name}\n{text}\n# ---", name
-    return _as_modules(path, attribute if where else "implementation", form), "loss_function"
+    return _as_modules(path, attribute if where else "implementation", implementation.form), "loss_function"
+
+
+def _importable(value: Any) -> tuple[str, str] | None:
+    """The module, with as short a name as possible, and the name by which a script can import a function or class."""
+    module, name = getattr(value, "__module__", None) or "", getattr(value, "__qualname__", "")
+    for place in itertools.accumulate(module.split("."), "{}.{}".format):
+        found: Any = None if place.startswith("xentcheck_loaded_") else sys.modules.get(place)
+        for step in name.split("."):
+            found = getattr(found, step, None)
+        if found is value:
+            return place, name
+    return None
 
 
 def _as_modules(path: Path, attribute: str, form: str) -> str:
-    """For files whose names are this script's, too, or that import what lies beside them: every file as a module of its own."""
+    """For files whose names the script uses as well, or that import files beside them: every file as a module of its own."""
     texts: dict[str, str] = {}
 
     def gather(file: Path) -> None:
@@ -105,67 +114,81 @@ def _as_modules(path: Path, attribute: str, form: str) -> str:
         texts[file.stem] = text
 
     gather(path)
-    modules = "\n".join(f"{name}_file = load({name!r}, {text!r})" for name, text in texts.items())
-    found = (
-        f"loss_function = {path.stem}_file.{attribute}\nloss_function = getattr(loss_function, {form!r}, loss_function)"
-    )
-    return f"{_LOADED.lstrip()}{modules}\n{found}"
+    modules = "\n".join(f"{name}_file = load({name!r}, {_quoted(text)})" for name, text in texts.items())
+    found = f"getattr({path.stem}_file.{attribute}, {form!r}, {path.stem}_file.{attribute})"
+    return f"{_LOADER.strip()}\n\n\n{modules}\nloss_function = {found}"
 
 
-def _attribute(value: Any, path: str) -> Any:
-    for step in path.split("."):
-        value = getattr(value, step, None)
-    return value
+def _quoted(text: str) -> str:
+    plain = "'''" not in text and "\\" not in text and not text.endswith("'")
+    return f"'''{text}'''" if plain else repr(text)
 
 
-def _without_the_suite(text: str) -> str:
-    """A file's source less what ties it to this suite: the import, the statements that use what it brings, and the imports that
-    only those needed."""
+def _without_the_suite(path: Path, loaded: Mapping[str, Any]) -> str:
+    """A file's source without what ties it to the suite: the import, the statements that use what it imports, and the imports that
+    only these need. What it gets through a file beside it, but from an installed package, is imported from there.
+
+    loaded: the names of the file as it was loaded.
+    """
+    text = path.read_text()
     tree = ast.parse(text)
-    suite = {alias.asname or alias.name for node in tree.body if _imports_from_suite(node) for alias in node.names}
-    kept = [
+    siblings = {file.stem for file in _siblings(path, text)}
+    imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    suite = {_bound(a) for node in imports if _module(node) == "xentcheck.implementation" for a in node.names}
+    statements = [
         node
         for node in tree.body
-        if not _imports_from_suite(node)
-        and (isinstance(node, (ast.FunctionDef, ast.ClassDef)) or not suite & _names(node))
+        if node not in imports and (isinstance(node, (ast.FunctionDef, ast.ClassDef)) or not suite & _names(node))
     ]
-    needed = set().union(*(_names(node) for node in kept))
-    kept = [
-        node
-        for node in kept
-        if not isinstance(node, (ast.Import, ast.ImportFrom))
-        or needed & {(a.asname or a.name).split(".")[0] for a in node.names}
-    ]
-    lines = text.splitlines()
-    texts = ["\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in kept]
-    are_imports = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in kept]
-    gaps = ["\n" if before and after else "\n\n\n" for before, after in itertools.pairwise(are_imports)]
-    return "".join(itertools.chain.from_iterable(zip(texts, [*gaps, ""], strict=True)))
+    needed = set().union(*map(_names, statements)) - suite
+    lines, parts = text.splitlines(), []
+    for node in tree.body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            parts += [(text, True) for text in _needed_imports(node, needed, siblings, loaded)]
+        elif node in statements:
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+            parts.append(("\n".join(lines[first - 1 : node.end_lineno]), False))
+    gaps = ["\n" if before and after else "\n\n\n" for (_, before), (_, after) in itertools.pairwise(parts)]
+    return "".join(itertools.chain(*zip([text for text, _ in parts], [*gaps, ""], strict=True)))
 
 
-def _imports_from_suite(node: ast.stmt) -> TypeGuard[ast.ImportFrom]:
-    return isinstance(node, ast.ImportFrom) and node.module == "xentcheck.implementation"
+def _needed_imports(
+    node: ast.Import | ast.ImportFrom, needed: set[str], siblings: set[str], loaded: Mapping[str, Any]
+) -> Iterator[str]:
+    node.names = [alias for alias in node.names if _bound(alias) in needed]
+    for alias in list(node.names) if _module(node) in siblings else ():
+        if place := _importable(loaded.get(_bound(alias))):
+            node.names.remove(alias)
+            module, name = place
+            yield f"from {module} import {name}" + (f" as {alias.asname}" if alias.asname else "")
+    if node.names:
+        yield ast.unparse(node)
+
+
+def _module(node: ast.Import | ast.ImportFrom) -> str:
+    return node.module or "" if isinstance(node, ast.ImportFrom) else ""
+
+
+def _bound(alias: ast.alias) -> str:
+    """The name that an import defines."""
+    return (alias.asname or alias.name).split(".")[0]
 
 
 def _siblings(path: Path, text: str) -> list[Path]:
-    """The files beside a file that it imports; none that merely has the name of a package which is imported from elsewhere."""
-    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    modules = [
-        node.module or "" if isinstance(node, ast.ImportFrom) else alias.name for node in nodes for alias in node.names
-    ]
-    files = [path.parent / f"{module.split('.')[0]}.py" for module in dict.fromkeys(modules) if module]
+    """The files beside a file that it imports, except where a package of the same name is imported from elsewhere."""
+    modules: dict[str, None] = {}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules |= dict.fromkeys([_module(node)] if _module(node) else [alias.name for alias in node.names])
+    files = [path.parent / f"{module.split('.')[0]}.py" for module in modules]
     return [file for file in files if file.is_file() and not _is_elsewhere(file)]
 
 
 def _is_elsewhere(file: Path) -> bool:
-    """Whether a module of that name came from another place than this file, such as an installed package."""
+    """Whether a module of that name was imported from another place than this file, such as an installed package."""
     origin = getattr(sys.modules.get(file.stem), "__file__", None)
     return origin is not None and Path(origin).resolve() != file.resolve()
 
 
 def _names(node: ast.stmt) -> set[str]:
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-
-
-def _first_line(node: ast.stmt) -> int:
-    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])

@@ -198,7 +198,7 @@ def merge(parts: Iterable[Results]) -> Results:
     parts = list(parts)
     if not parts:
         raise RecordError("expected results to merge; found none")
-    first, verdicts = parts[0], {}
+    first, verdicts = parts[0], dict[Key, Verdict]()
     run = {**first.run, "implementations": {}}
     for part in parts:
         where = ", ".join(part.sources)

@@ -1,4 +1,4 @@
-"""Puts a case to an implementation: batch, observation, truth and verdict, each made once however many aspects are judged."""
+"""Tests an implementation on a case: batch, observation, truth and verdict, each made once for all aspects."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from xentcheck.run.observe import Answer, Failure, Observation, Observe, Observe
 from xentcheck.run.relations import NEEDS, Check, applying, related
 from xentcheck.run.verdict import Verdict
 from xentcheck.spec.batch import Batch, build
-from xentcheck.spec.case import Aspect, Case, Relation
+from xentcheck.spec.case import RELATIONS, Aspect, Case, Relation
 from xentcheck.spec.needs import capabilities_needed
 
 Answered = tuple[Sequence[Batch], Check, Sequence[Answer | Failure]]
 
-KEPT = 8  # batches, truths and observations of the last few cases; a whole run's would not fit in memory
+KEPT = 40  # batches, truths and observations of the last cases; those of a whole run would not fit in memory
 
 
 class Examiner:
-    """Examines cases one after another. Only the latest few are remembered, so ask for the aspects of a case together.
+    """Examines cases one after another. It remembers only the last few, so ask for all aspects of a case together.
 
-    observe: where implementations run; see ``isolate`` for another place than this process. observe_all: the same for several
-    batches at once, where that costs less; then all that the relations of a case ask for is asked together.
+    observe: calls an implementation in this process or in another one (``run.isolation``). observe_all: the same for several batches at
+    once, where that costs less; the batches of all relations of a case are then observed together.
     """
 
     def __init__(self, observe: Observe = observe, observe_all: ObserveAll | None = None) -> None:
@@ -59,8 +59,7 @@ class Examiner:
         return self._once(("observation", case.id, implementation.name), make)
 
     def aspects(self, case: Case, implementation: Implementation) -> tuple[Aspect, ...]:
-        """The sides from which the answer is judged: the case's own, and the relations that apply to its batch and for which the
-        implementation offers what they need."""
+        """The aspects of the case itself, and the relations that apply to its batch and whose needs the implementation offers."""
         offered = implementation.capabilities
         if not self.exam(case).needed <= offered:
             return case.aspects
@@ -69,14 +68,14 @@ class Examiner:
 
     def examine(self, case: Case, aspect: Aspect, implementation: Implementation) -> Verdict:
         exam = self.exam(case)
-        seen = self.observation(case, implementation) if exam.must_be_put_to(implementation) else None
+        seen = self.observation(case, implementation) if exam.concerns(implementation) else None
 
         def relate(name: Relation) -> Answered:
             key = ("relations", case.id, implementation.name)
             if name not in self._memory.get(key, ()):
                 names: Sequence[Relation] = [name]
                 if self._observe_all is not None:  # where all together cost little more
-                    names = [name for name in self.aspects(case, implementation) if name not in case.aspects]
+                    names = [name for name in RELATIONS if name in self.aspects(case, implementation)]
                 self._memory.pop(key, None)
                 self._once(key, lambda: self._related(case, implementation, names))
             return self._memory[key][name]
@@ -90,10 +89,10 @@ class Examiner:
         made = {name: related(name, self.batch(case)) for name in names}
         batches = [batch for some, _ in made.values() for batch in some]
         if self._observe_all is None:
-            seen = [self._observe(implementation, batch, True, 1) for batch in batches]
+            seen: Sequence[Any] = [self._observe(implementation, batch, True, 1) for batch in batches]
         else:
-            seen = list(self._observe_all(implementation, batches))
-        answers = iter(map(_first, seen))
+            seen = self._observe_all(implementation, batches)
+        answers = iter([one if isinstance(one, Failure) else one.first for one in seen])
         return {name: (some, check, [next(answers) for _ in some]) for name, (some, check) in made.items()}
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -101,10 +100,6 @@ class Examiner:
             self._memory.move_to_end(key)
         else:
             self._memory[key] = make()
-            while len(self._memory) > 5 * KEPT:
+            while len(self._memory) > KEPT:
                 self._memory.popitem(last=False)
         return self._memory[key]
-
-
-def _first(seen: Observation | Failure) -> Answer | Failure:
-    return seen if isinstance(seen, Failure) else seen.first

@@ -1,7 +1,7 @@
 """Compares an observation with what the case expects. Runs nothing.
 
-A fault is what is wrong with an answer, whatever it is excused by; the verdict on an aspect is a fault, or none, seen in the
-light of what the implementation claims and of its known deviations.
+A fault is what is wrong with an answer, regardless of excuses. The verdict on an aspect also considers what the implementation claims
+and its known deviations.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from xentcheck.spec.case import RELATIONS, Aspect, Case, Relation
 
 @dataclass(frozen=True)
 class Exam:
-    """A case made ready to be judged.
+    """A case and what judging it takes.
 
-    needed: the capabilities that it needs. relevant: the conventions on which its answer depends. truth: the expected values
-    under given answers to them.
+    needed: the capabilities that it needs. relevant: the conventions on which its answer depends. truth: the expected values for given
+    answers to these conventions.
     """
 
     case: Case
@@ -41,7 +41,7 @@ class Exam:
     truth: Callable[[Mapping[str, str]], Truth]
 
     def may_be_refused_by(self, implementation: Implementation) -> bool:
-        """Whether a convention leaves the call to the implementation, and it does not state that it takes it."""
+        """Whether a convention allows the implementation to refuse the call, and it does not state that it accepts it."""
         convention = self.case.question.expect.convention
         return convention is not None and implementation.conventions.get(convention) in (None, "refused")
 
@@ -49,18 +49,18 @@ class Exam:
     def asks_for_refusal(self) -> bool:
         return self.case.question.expect.refused_unless_claimed
 
-    def must_be_put_to(self, implementation: Implementation) -> bool:
-        """Whether the case concerns the implementation at all."""
+    def concerns(self, implementation: Implementation) -> bool:
+        """Whether the implementation has to be called."""
         return not implementation.unavailable and (self.asks_for_refusal or self.needed <= implementation.capabilities)
 
 
-# What autograd says where saved logits were edited before the backward pass.
+# Autograd's message where saved logits were edited before the backward pass.
 _EDIT_NOTICED = "modified by an inplace operation"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one aspect: faults, the largest error in units, and the conventions that the answer follows."""
+    """What was found in one aspect: faults, the largest error in units, and the conventions that the answer follows."""
 
     faults: Sequence[Fault] = ()
     units: float | None = None
@@ -77,16 +77,16 @@ def judge(
     seen: Observation | Failure | None,
     relate: Relate | None = None,
 ) -> Verdict:
-    """The verdict on one aspect. seen: None where the implementation was not asked. relate: the batches of a relation,
-    their check, and the answers to them."""
+    """The verdict on one aspect. seen: None where the implementation was not called. relate: gives the batches of a relation, their
+    check, and the answers to them."""
     case = exam.case
     blank = Verdict(
         implementation.name, case.clause.clause, case.id, aspect, Status.UNSUPPORTED, dtype=case.question.dtype
     )
-    reason = _why_not_asked(exam, aspect, implementation)
-    if reason is not None:
-        status, text = reason
-        return replace(blank, status=status, reason=text)
+    if implementation.unavailable:
+        return replace(blank, status=Status.UNAVAILABLE, reason=implementation.unavailable)
+    if reason := _why_not_asked(exam, aspect, implementation):
+        return replace(blank, reason=reason)
     assert seen is not None
     if isinstance(seen, Failure):
         return replace(blank, status=Status(seen.status), reason=seen.message)
@@ -94,7 +94,7 @@ def judge(
         return replace(blank, reason=f"refused: {seen.first.raised}")
     if aspect in RELATIONS:
         if seen.first.loss is None or seen.first.gradient is None:
-            return replace(blank, reason="there is no answer that others could be related to")
+            return replace(blank, reason="there is no answer to compare other answers with")
         assert relate is not None
         asked = relations.Asked(exam.batch, seen.first, _any_truth(exam, implementation), case.question.dtype)
         broken = relations.broken(aspect, asked, *relate(aspect))
@@ -104,18 +104,16 @@ def judge(
     return _verdict(blank, finding, implementation.deviation_for(case.id, aspect))
 
 
-def _why_not_asked(exam: Exam, aspect: Aspect, implementation: Implementation) -> tuple[Status, str] | None:
-    if implementation.unavailable:
-        return Status.UNAVAILABLE, implementation.unavailable
+def _why_not_asked(exam: Exam, aspect: Aspect, implementation: Implementation) -> str:
+    """Why the aspect is unsupported; empty if it is not."""
     missing = (exam.needed | relations.NEEDS.get(aspect, frozenset())) - implementation.capabilities
     if aspect == "rejection" and exam.asks_for_refusal:
-        claimed = "the option is claimed, so there is nothing to refuse"
-        return None if missing & OPTIONS else (Status.UNSUPPORTED, claimed)
-    return (Status.UNSUPPORTED, f"not claimed: {', '.join(sorted(missing))}") if missing else None
+        return "" if missing & OPTIONS else "the option is claimed, so there is nothing to refuse"
+    return f"not claimed: {', '.join(sorted(missing))}" if missing else ""
 
 
 def _is_refusal(exam: Exam, aspect: Aspect, implementation: Implementation, seen: Observation) -> bool:
-    """Whether a bare callable refuses what nobody claimed for it; that is not a failure."""
+    """Whether a bare callable refuses what nobody claimed for it, which is not a failure."""
     raised = seen.first.raised
     if raised is None or raised.phase != "call" or seen.changed or exam.case.expects_error:
         return False
@@ -124,33 +122,32 @@ def _is_refusal(exam: Exam, aspect: Aspect, implementation: Implementation, seen
 
 
 def _verdict(blank: Verdict, finding: Finding, deviation: Deviation | None) -> Verdict:
-    """A finding in the light of what is known of the implementation."""
+    """The verdict on a finding, given the known deviation of this aspect."""
     if not finding.faults:
         if deviation is not None and deviation.certain:
-            reason = f"this is a known deviation ({deviation.observed}), and it holds; delete {deviation.where}"
+            reason = f"it passes, although a deviation is declared ({deviation.observed}); delete {deviation.where}"
             return replace(blank, status=Status.UNEXPECTED_PASS, reason=reason, error_units=finding.units)
         conventions = finding.conventions or {}
         return replace(blank, status=Status.PASS, error_units=finding.units, conventions=conventions)
-    # A deviation excuses no other fault that stands beside it.
-    worst_first = sorted(finding.faults, key=lambda fault: _ORDER[held_to(deviation, fault)])
-    status, fault = held_to(deviation, worst_first[0]), worst_first[0]
-    known_units = exceeded(deviation, fault)
+    # A deviation does not excuse another fault in the same answer.
+    fault = min(finding.faults, key=lambda fault: _ORDER.index(held_to(deviation, fault)))
+    status, known_units = held_to(deviation, fault), exceeded(deviation, fault)
     return replace(blank, status=status, error_units=fault.worst_units, fault=fault, known_units=known_units)
 
 
-_ORDER = {status: number for number, status in enumerate(Status)}
+_ORDER = list(Status)
 _STATUS_OF = {"raised": Status.ERROR, "crash": Status.CRASH, "timeout": Status.TIMEOUT}
 
 
 def held_to(deviation: Deviation | None, fault: Fault) -> Status:
-    """The status of a fault, beside what is known of the implementation: its kind, and its size at most."""
+    """The status of a fault: ``deviates`` if the known deviation covers its kind and its size."""
     if deviation is None or deviation.fault != fault.kind:
         return _STATUS_OF.get(fault.kind, Status.FAIL)
     return Status.DEVIATES if exceeded(deviation, fault) is None else Status.FAIL
 
 
 def exceeded(deviation: Deviation | None, fault: Fault) -> float | None:
-    """How large a fault of this kind may be, by what is known of the implementation, where it is larger."""
+    """The largest error that the known deviation covers, where the fault is larger; None where it is not."""
     if deviation is None or deviation.fault != fault.kind or deviation.max_units is None:
         return None
     units = np.inf if fault.worst_units is None else fault.worst_units
@@ -173,7 +170,7 @@ def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Find
         return _wrong("missing", "a tensor", answer.loss_type)
     if convention and stated.get(convention) == "refused":
         return _wrong("accepted", f"a refusal of {CONVENTIONS[convention][0]}, as is stated", "a loss")
-    # A stated answer is the only one that is right; without one each of them is.
+    # Only the stated answer is right; where none is stated, each one is.
     choices = [
         [(name, stated[name])] if name in stated else [(name, a) for a in CONVENTIONS[name][1]]
         for name in sorted(exam.relevant)
@@ -194,7 +191,7 @@ def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Find
 def _nonzero_padding(found: tuple[str, int]) -> Finding:
     quantity, sample = found
     wanted = f"a {quantity} of zero where the batch was padded with ignored samples"
-    return _wrong("nonzero", wanted, f"another one at sample {sample}")
+    return _wrong("nonzero", wanted, f"another value at sample {sample}")
 
 
 def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
@@ -222,17 +219,13 @@ def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> 
         wanted, exact = _expected(of_others, value), _exact(of_others, unit)
         none_ignored = np.zeros(value.shape, dtype=bool)
         compared.append(compare(f"gradient of {name}", found, wanted, exact, dtype, found_type, none_ignored))
-    if truth.second is not None:
-        compared.append(_second(truth, answer, dtype))
+    if truth.second is not None and answer.second is None:
+        compared.append((Fault("missing", expected="a gradient of the gradient", found="none"), None))
+    elif truth.second is not None and answer.second is not None:
+        second = answer.second, truth.second, truth.second_unit
+        compared.append(compare("gradient of the gradient", *second, dtype, answer.gradient_type, truth.ignored))
     faults = [fault for fault, _ in compared if fault]
     return Finding(faults, max((units for _, units in compared if units is not None), default=None))
-
-
-def _second(truth: Truth, answer: Answer, dtype: str) -> tuple[Fault | None, float | None]:
-    name = "gradient of the gradient"
-    if answer.second is None or truth.second is None:
-        return Fault("missing", expected=f"a {name}", found="none"), None
-    return compare(name, answer.second, truth.second, truth.second_unit, dtype, answer.gradient_type, truth.ignored)
 
 
 def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
@@ -272,7 +265,7 @@ def _rejection(exam: Exam, implementation: Implementation, seen: Observation) ->
     expected, raised = exam.case.question.expect.error, seen.first.raised
     if raised is None:
         found = seen.first.loss_type if seen.first.loss is None else f"a loss of {_show(seen.first.loss)}"
-        unclaimed = "an error, since an option that is not claimed may not be dropped in silence"
+        unclaimed = "an error, since an option that is not claimed must not be ignored silently"
         return _wrong("accepted", unclaimed if expected is None else f"an error in the {expected.phase}", found)
     if expected is None:
         return Finding()
@@ -323,7 +316,7 @@ _FINDINGS: dict[str, Callable[[Exam, Implementation, Observation], Finding]] = {
 
 
 def _any_truth(exam: Exam, implementation: Implementation) -> Truth:
-    """For what no convention decides: gradients and units."""
+    """Gradients and units, which depend on no convention."""
     return exam.truth({name: implementation.conventions.get(name, "") for name in exam.relevant})
 
 
@@ -339,7 +332,7 @@ def _expected(word: Any, reference: Array) -> Array | str:
 
 
 def _exact(word: Any, unit: Array) -> Array:
-    """What must be zero is exactly zero."""
+    """A value that must be zero has to be exactly zero."""
     return np.zeros_like(unit) if isinstance(word, str) and word == "zero" else unit
 
 

@@ -1,8 +1,8 @@
 """How a batch becomes a loss and a gradient, one function for each mode.
 
-A mode is a generator: it yields the loss, which ends the call, and then the gradient of the input, which ends the backward pass; gradients
-of further arguments are left in their ``grad``. ``batch`` needs the attributes ``input``, ``target``, ``options``, ``upstream``,
-``differentiated``, ``ignore_values``, ``direction``, ``padded_to`` and ``padding`` and nothing else, for scripts print these functions as they stand.
+A mode is a generator: it yields the loss, which ends the call, and then the gradient of the input, which ends the backward pass. Gradients
+of further arguments are left in their ``grad``. Scripts print these functions as they are, so they may use only these attributes of
+``batch``: ``input``, ``target``, ``options``, ``upstream``, ``differentiated``, ``ignore_values``, ``direction``, ``padded_to``, ``padding``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Steps = Callable[[LossFunction, Any], Iterator[Any]]
 Wrap = Callable[[LossFunction, Any], LossFunction]
 
 
-# --- what every mode uses
+# --- helpers of all modes
 
 
 def require_gradients(batch: Any) -> None:
@@ -64,7 +64,7 @@ def detached(function: LossFunction, batch: Any) -> Iterator[Any]:
 
 
 def twice(function: LossFunction, batch: Any) -> Iterator[Any]:
-    """A second backward pass through the same graph; its gradient counts."""
+    """Two backward passes through the same graph; yields the gradient of the second."""
     require_gradients(batch)
     loss = function(batch.input, batch.target, **batch.options)
     yield loss
@@ -76,7 +76,7 @@ def twice(function: LossFunction, batch: Any) -> Iterator[Any]:
 
 
 def two_losses(function: LossFunction, batch: Any) -> Iterator[Any]:
-    """Two calls before the backward passes of both, whose gradients are equal; halving their sum is exact."""
+    """Two calls, then both backward passes. Their gradients are equal, and halving the sum is exact."""
     require_gradients(batch)
     other = function(batch.input, batch.target, **batch.options)
     loss = function(batch.input, batch.target, **batch.options)
@@ -87,7 +87,7 @@ def two_losses(function: LossFunction, batch: Any) -> Iterator[Any]:
 
 
 def edited(function: LossFunction, batch: Any) -> Iterator[Any]:
-    """The logits are edited in place between the call and the backward pass. Autograd may notice, which is right, too."""
+    """The logits are edited in place between the call and the backward pass. Autograd may raise an error, which is also right."""
     require_gradients(batch)
     logits = batch.input.clone()
     loss = function(logits, batch.target, **batch.options)
@@ -119,7 +119,9 @@ def deterministic(function: LossFunction, batch: Any) -> Iterator[Any]:
 
 
 def func_grad(function: LossFunction, batch: Any) -> Iterator[Any]:
-    loss, pull_back = torch.func.vjp(lambda logits: function(logits, batch.target, **batch.options), batch.input)
+    loss, pull_back = torch.func.vjp(  # type: ignore[misc]  # three values only with has_aux
+        lambda logits: function(logits, batch.target, **batch.options), batch.input
+    )
     yield loss
     (gradient,) = pull_back(torch.ones_like(loss) if batch.upstream is None else upstream_for(loss, batch))
     yield gradient
@@ -148,7 +150,7 @@ def double_backward(function: LossFunction, batch: Any) -> Iterator[Any]:
     yield second
 
 
-# --- what some modes make of the function
+# --- wrappers that some modes put around the function
 
 
 def compiled(function: LossFunction, batch: Any) -> LossFunction:
@@ -169,7 +171,7 @@ def autocast(function: LossFunction, batch: Any) -> LossFunction:
 
 
 def accumulated(function: LossFunction, batch: Any) -> LossFunction:
-    """The loss of a batch from those of its micro-batches: added up, or averaged by the share of the denominator in each."""
+    """The loss of a batch from those of its micro-batches: added up, or weighted by each one's share of the denominator."""
 
     def share(target: Tensor, weight: Tensor | None) -> float:
         if target.is_floating_point():  # class probabilities
@@ -191,7 +193,7 @@ def accumulated(function: LossFunction, batch: Any) -> LossFunction:
 
 
 def padded(function: LossFunction, batch: Any, note: Callable[[str, int], Any] = print) -> LossFunction:
-    """The batch's samples spread among ignored ones. ``note`` is called with what is not zero at one of these, and which."""
+    """The batch's samples spread among ignored ones. ``note`` is called with a quantity that is not zero at an ignored one, and its index."""
 
     def call(logits: Tensor, target: Tensor, **options: Any) -> Any:
         samples, ignored = batch.padded_to, batch.padding[0]
@@ -222,7 +224,7 @@ def padded(function: LossFunction, batch: Any, note: Callable[[str, int], Any] =
 
 @dataclass(frozen=True)
 class Mode:
-    """steps: the generator. wrap: what is made of the function first, once for all calls. helpers: what these two call."""
+    """steps: the generator. wrap: wraps the function once, before all calls. helpers: the functions that these two call."""
 
     steps: Steps
     wrap: Wrap | None = None

@@ -1,7 +1,7 @@
-"""Runs one implementation on one batch and writes down all that happened. Judges nothing.
+"""Runs one implementation on one batch and records all that happened. Judges nothing.
 
-``modes`` says how a batch becomes a loss and a gradient; what surrounds that (fresh inputs, a second call, a watch over arguments and
-global state) is the same for all modes.
+``modes`` defines how a batch becomes a loss and a gradient. What surrounds that (fresh inputs, a second call, a watch over arguments
+and global state) is the same for all modes.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ class Raised:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.type} in the {'call' if self.phase == 'call' else 'backward pass'}: {self.text.strip().splitlines()[0] if self.text.strip() else ''}"
+        first_line = self.text.strip().partition("\n")[0]
+        return f"{self.type} in the {'call' if self.phase == 'call' else 'backward pass'}: {first_line}"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one call returned. Values as float64, which holds every dtype exactly; None for what was not there."""
+    """What one call returned. Values as float64, which holds every dtype exactly; None for what was missing."""
 
     loss: Array | None = None
     loss_type: str = ""  # a dtype of torch, or the type of what was returned instead of a tensor
@@ -46,59 +47,57 @@ class Answer:
     gradient: Array | None = None
     gradient_type: str = ""
     second: Array | None = None
-    others: Mapping[str, tuple[Array, str]] = field(
-        default_factory=dict
-    )  # further gradients, by argument, with their dtypes
+    # Further gradients, by argument, with their dtypes.
+    others: Mapping[str, tuple[Array, str]] = field(default_factory=dict)
     raised: Raised | None = None
-    # Where the batch was padded with ignored samples: of which quantity (loss or gradient) the entries of which are not zero.
+    # Where the batch was padded with ignored samples: a quantity (loss or gradient) that is not zero there, and at which sample.
     nonzero_padding: tuple[str, int] | None = None
-    # the loss itself, whose memory is the caller's; it means nothing in another process
+    # The loss itself, whose memory belongs to the caller; never sent to another process.
     tensor: Tensor | None = field(default=None, metadata={"sent": False})
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One implementation on one batch: the answer, the answer to the same call again, and what was touched on the way."""
+    """One implementation on one batch: the answer, the answer to a second call, and what the calls changed."""
 
     first: Answer
     again: Answer | None
     changed: tuple[str, ...]
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Failure:
-    """No observation, since the process that was to make it did not live to tell. status: ``crash`` or ``timeout``."""
+    """No observation, because the process that called the implementation died or hung. status: ``crash`` or ``timeout``."""
 
     status: str
     message: str
 
 
 Function = Callable[..., Any]
-# How an implementation is put to a batch, in this process (``observe``) or in another one.
+# Calls an implementation on a batch, in this process (``observe``) or in another one.
 Observe = Callable[[Implementation, Batch, bool, int], Observation | Failure]
-ObserveAll = Callable[
-    [Implementation, Sequence[Batch]], Sequence[Observation | Failure]
-]  # of one call with its gradient each
+# The same for several batches: one call each, with its gradient.
+ObserveAll = Callable[[Implementation, Sequence[Batch]], Sequence[Observation | Failure]]
 
 
 def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, calls: int = 2) -> Observation:
-    """Calls the implementation on fresh copies of the batch: twice, or once where nobody asks what a second call gives."""
+    """Calls the implementation on fresh copies of the batch: twice, or once where the second answer is not needed."""
     changed: dict[str, None] = {}
     answers: list[Answer] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         before = GlobalState(functions=False)
-        _unusual_random_states()  # so that a seed set by the implementation is a change, whichever it is
+        _unusual_random_states()  # so that any seed that the implementation sets is a change
         state = GlobalState()
-        ask = _asking(implementation, batch, wants_gradient)
+        call = _prepared(implementation, batch, wants_gradient)
         for _ in range(calls):
             copy = batch.fresh()
             try:
-                answer = ask(copy)
+                answer = call(copy)
             finally:
                 changed |= dict.fromkeys(state.restore())
-            changed |= dict.fromkeys(_touched(batch, copy))
+            changed |= dict.fromkeys(_changed_arguments(batch, copy))
             answers.append(answer)
             if answer.raised:
                 break
@@ -110,38 +109,32 @@ def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, 
     return Observation(answers[0], answers[1] if len(answers) > 1 else None, tuple(changed), tuple(texts))
 
 
-def _asking(implementation: Implementation, batch: Batch, wants_gradient: bool) -> Callable[[Batch], Answer]:
-    """What is made of the implementation once, however many calls follow."""
-    function = _function(implementation, batch)
+def _prepared(implementation: Implementation, batch: Batch, wants_gradient: bool) -> Callable[[Batch], Answer]:
+    """The implementation in the batch's form and mode, prepared once for all calls."""
     if implementation.loss_and_gradient is not None:
-        return lambda copy: _from_arrays(function, copy)
-    mode, nonzero = mode_of(batch), []
+        arrays = implementation.loss_and_gradient
+        return lambda copy: _from_arrays(arrays, copy)
+    in_form = with_matrix if batch.is_linear else _through_identity
+    function = implementation.cross_entropy or in_form(implementation.linear_cross_entropy)
+    mode, nonzero = mode_of(batch), list[tuple[str, int]]()
     if mode.wrap is padded:
         function = padded(function, batch, lambda *found: nonzero.append(found))
     elif mode.wrap is not None:
         function = mode.wrap(function, batch)
 
-    def ask(copy: Batch) -> Answer:
+    def call(copy: Batch) -> Answer:
         nonzero.clear()
         answer = _answer(mode, function, copy, wants_gradient)
         return replace(answer, nonzero_padding=nonzero[0]) if nonzero else answer
 
-    return ask
+    return call
 
 
 def _unusual_random_states() -> None:
-    # Not torch.manual_seed: for GPUs that are not in use yet it notes down the whole stack, which costs more than a small loss.
+    # Not torch.manual_seed: for GPUs that are not in use yet it records the whole stack, which costs more than a small loss.
     torch.default_generator.manual_seed(0x5EED_0F_A_CA5E)
     np.random.seed(0x5EED_CA5E)
     random.seed(0x5EED_0F_A_CA5E)
-
-
-def _function(implementation: Implementation, batch: Batch) -> Function:
-    """The implementation as a function of input, target and options, in the form that the batch asks for."""
-    if implementation.loss_and_gradient is not None:
-        return implementation.loss_and_gradient
-    through = with_matrix if batch.is_linear else _through_identity
-    return implementation.cross_entropy or through(implementation.linear_cross_entropy)
 
 
 def _answer(mode: Mode, function: Function, batch: Batch, wants_gradient: bool) -> Answer:
@@ -191,7 +184,7 @@ def _numbers(value: Any) -> Array | None:
 
 
 def _through_identity(function: Function | None) -> Function:
-    """A fused linear loss as a loss of logits: hidden states, whose features stand last, times the identity matrix."""
+    """A fused linear loss as a loss of logits: hidden states, whose features come last, times the identity matrix."""
     assert function is not None
 
     def call(input: Tensor, target: Tensor, **options: Any) -> Any:
@@ -201,20 +194,18 @@ def _through_identity(function: Function | None) -> Function:
     return call
 
 
-def _touched(before: Batch, after: Batch) -> list[str]:
-    """The arguments whose values are no longer what they were, bit for bit."""
-    pairs: dict[str, tuple[Any, Any]] = {"input": (before.input, after.input), "target": (before.target, after.target)}
-    pairs["upstream gradient"] = (before.upstream, after.upstream)
-    pairs |= {name: (value, after.options.get(name)) for name, value in before.options.items()}
-    return [name for name, (old, new) in pairs.items() if not _same(old, new)]
+def _changed_arguments(before: Batch, after: Batch) -> list[str]:
+    """The arguments whose values changed in any bit."""
+    old, new = (
+        {"input": b.input, "target": b.target, "upstream gradient": b.upstream, **b.options} for b in (before, after)
+    )
+    return [name for name, value in old.items() if not _same(value, new.get(name))]
 
 
 def _same(old: Any, new: Any) -> bool:
     if not isinstance(old, Tensor) or not isinstance(new, Tensor):
         return type(old) is type(new) and old == new
-    if old.shape != new.shape or old.dtype != new.dtype:
-        return False
-    return _bits(old) == _bits(new)
+    return old.shape == new.shape and old.dtype == new.dtype and _bits(old) == _bits(new)
 
 
 def _bits(tensor: Tensor) -> bytes:
@@ -234,7 +225,7 @@ def _dtype(value: Any) -> str:
 
 
 def _raised(phase: str, error: BaseException) -> Raised:
-    """Also what is no Exception, such as sys.exit and pytest.skip: a case must not be lost by it. Ctrl-C is the user's."""
+    """BaseExceptions such as sys.exit and pytest.skip included, or the case would be lost; but not Ctrl-C."""
     if isinstance(error, KeyboardInterrupt):
         raise error
     return Raised(phase, type(error).__name__, str(error))

@@ -1,7 +1,7 @@
 """What must hold between the answers to two batches, whatever the right answer is.
 
-Each relation turns a batch into others whose answers follow from the first, and says how. Two answers may differ by the rounding error that each of them may have; what
-must be the same bit for bit, or zero, is exactly that.
+Each relation makes other batches of one, whose answers follow from the first, and checks that they do. Two answers may differ by the
+rounding error that is allowed for each; what must be bit for bit the same, or zero, is compared exactly.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from xentcheck.reference.truth import Array, Truth, relevant_conventions, truth
+from xentcheck.reference.truth import Array, Truth, class_weights, classes_of, relevant_conventions, rows_of, truth
 from xentcheck.run.observe import Answer, Failure
 from xentcheck.run.units import compare
 from xentcheck.run.verdict import Fault, describe
 from xentcheck.spec.batch import DTYPES, Batch
 from xentcheck.spec.case import Case, Relation
 
-# What an implementation must offer to be asked about a relation, beyond what the case itself needs.
+# What an implementation must offer to be tested for a relation, beyond what the case itself needs.
 NEEDS: Mapping[str, frozenset[str]] = {
     "poisoning": frozenset({"non_finite"}),
     "reductions": frozenset({"reduction_option", "reduction_none", "reduction_sum", "reduction_mean"}),
@@ -32,8 +32,8 @@ _REDUCTIONS = ("none", "sum", "mean")
 
 @dataclass(frozen=True)
 class Asked:
-    """A batch, the implementation's answer to it, and the rounding errors allowed (``truth``; worked out if ``known`` is None and a
-    relation needs them)."""
+    """A batch, the implementation's answer to it, and the truth, whose units say how much rounding is allowed; computed when a relation
+    needs it, unless it is ``known``."""
 
     batch: Batch
     answer: Answer
@@ -53,7 +53,7 @@ class Asked:
     def gradient(self) -> Array:
         """As (positions, classes)."""
         assert self.answer.gradient is not None
-        return _rows(self.batch, self.answer.gradient)
+        return rows_of(self.answer.gradient, self.batch)
 
     def another(self, batch: Batch, answer: Answer | Failure) -> Asked:
         """The same for another batch. Raises Broken if there is no answer to it."""
@@ -83,7 +83,7 @@ class Asked:
     def gradient_unit(self) -> Array:
         """As (positions, classes); NaN where the definition leaves the gradient open."""
         unit = np.where(np.isnan(self.truth.gradient.astype(np.float64)), np.nan, self.truth.gradient_unit)
-        return _rows(self.batch, unit.astype(np.float64))
+        return rows_of(unit.astype(np.float64), self.batch)
 
 
 class Broken(Exception):
@@ -103,17 +103,17 @@ def applying(case: Case, batch: Batch) -> tuple[Relation, ...]:
         return ()
     if not batch.input.numel() or relevant_conventions(batch) - {"empty_mean"}:
         return ()  # where a convention decides, it may decide differently for each batch
-    return tuple(name for name, (applies, _, _) in _RELATIONS.items() if applies(batch))
+    return tuple(name for name, relation in _RELATIONS.items() if relation.applies(batch))
 
 
-Check = Callable[[Asked, Sequence[Asked]], None]
+Check = Callable[..., None]
 Related = tuple[Sequence[Batch], Check]
 
 
 def related(name: Relation, batch: Batch) -> Related:
-    """The batches that a relation makes of this one, and a check of the answers: the batch's own and those to the others, in order. It
-    raises Broken where the relation does not hold."""
-    return _RELATIONS[name][2](batch)
+    """The batches that a relation makes of this one, and a check: called with the batch's own answer and, in order, those to the others
+    (each an ``Asked``), it raises Broken where the relation does not hold."""
+    return _RELATIONS[name].make(batch)
 
 
 def broken(
@@ -121,17 +121,16 @@ def broken(
 ) -> Fault | None:
     """How a relation fails to hold; None where it holds."""
     try:
-        check(asked, [asked.another(*pair) for pair in zip(batches, answers, strict=True)])
+        check(asked, *(asked.another(*pair) for pair in zip(batches, answers, strict=True)))
     except Broken as error:
-        return replace(error.fault, context=_RELATIONS[name][1])
+        return replace(error.fault, context=_RELATIONS[name].words)
     return None
 
 
 def _deletion(batch: Batch) -> Related:
     valid = batch.valid
 
-    def check(asked: Asked, others: Sequence[Asked]) -> None:
-        (other,) = others
+    def check(asked: Asked, other: Asked) -> None:
         loss, unit = asked.loss, asked.truth.loss_unit
         if batch.reduction == "none":
             loss, unit = loss.reshape(-1)[valid], unit.reshape(-1)[valid]
@@ -150,8 +149,7 @@ def _poisoning(batch: Batch) -> Related:
         where = np.unravel_index(position, batch.positions) if batch.positions else ()
         rows[tuple(int(i) for i in where)] = (np.nan, np.inf, -np.inf, largest, -largest)[number % 5]
 
-    def check(asked: Asked, others: Sequence[Asked]) -> None:
-        (other,) = others
+    def check(asked: Asked, other: Asked) -> None:
         zero = np.zeros_like(other.gradient)
         asked.expect("gradient of an ignored position", other.gradient[~valid], zero[~valid], zero[~valid])
         asked.expect("loss", other.loss, asked.loss, np.zeros(asked.loss.shape))
@@ -163,8 +161,7 @@ def _poisoning(batch: Batch) -> Related:
 def _permutation(batch: Batch) -> Related:
     order = _shuffled(batch.valid.size)
 
-    def check(asked: Asked, others: Sequence[Asked]) -> None:
-        (other,) = others
+    def check(asked: Asked, other: Asked) -> None:
         loss, unit = asked.loss, asked.truth.loss_unit
         if batch.reduction == "none":
             loss, unit = loss.reshape(-1)[order].reshape(loss.shape), unit.reshape(-1)[order].reshape(loss.shape)
@@ -191,8 +188,7 @@ def _class_permutation(batch: Batch) -> Related:
             values = [int(new[v]) if 0 <= v < batch.classes else v for v in batch.ignore_values]
             options["ignore_index"] = values[0] if isinstance(options["ignore_index"], int) else values
 
-    def check(asked: Asked, others: Sequence[Asked]) -> None:
-        (other,) = others
+    def check(asked: Asked, other: Asked) -> None:
         asked.expect("loss", other.loss, asked.loss, asked.truth.loss_unit)
         asked.expect("gradient", other.gradient, asked.gradient[:, order], asked.gradient_unit[:, order])
 
@@ -201,7 +197,7 @@ def _class_permutation(batch: Batch) -> Related:
 
 
 def _shift(batch: Batch) -> Related:
-    """Between two batches whose logits differ by exactly a constant in each row: x is first rounded so that there are such."""
+    """Compares two batches whose logits differ by exactly a constant in each row; the logits are rounded first to make that possible."""
     rows = batch.input.movedim(batch.class_axis, -1)
     signs = torch.where(torch.arange(batch.valid.size) % 2 == 0, 8.0, -8.0).reshape(*batch.positions, 1).to(rows.dtype)
     moved = rows + signs
@@ -210,8 +206,7 @@ def _shift(batch: Batch) -> Related:
     exact = gap.all(-1, keepdim=True)
     moved, back = torch.where(exact, moved, rows), torch.where(exact, back, rows)
 
-    def check(asked: Asked, others: Sequence[Asked]) -> None:
-        one, two = others
+    def check(asked: Asked, one: Asked, two: Asked) -> None:
         unit = np.maximum(one.truth.loss_unit.astype(np.float64), two.truth.loss_unit.astype(np.float64))
         asked.expect("loss", two.loss, one.loss, unit)
         asked.expect("gradient", two.gradient, one.gradient, np.maximum(one.gradient_unit, two.gradient_unit))
@@ -229,7 +224,7 @@ def _splitting(batch: Batch) -> Related:
         by_share = batch.reduction == "mean" and "normalizer" not in batch.options
         parts.append((part, _mass(part) / whole if by_share else 1.0))
 
-    def check(asked: Asked, others: Sequence[Asked]) -> None:
+    def check(asked: Asked, *others: Asked) -> None:
         answers = iter(others)
         loss: list[Array] = []
         gradient: list[Array] = []
@@ -246,11 +241,11 @@ def _splitting(batch: Batch) -> Related:
         asked.expect("loss", together, asked.loss, asked.truth.loss_unit)
         asked.expect("gradient", np.concatenate(gradient), asked.gradient, asked.gradient_unit)
 
-    return [part for part, share in parts if share], check  # there is no mean over no position
+    return [part for part, share in parts if share], check  # a mean over no position is a convention
 
 
 def _overflows(part: Asked) -> bool:
-    """Whether a right answer is infinite for want of range alone, as a mean over few of the positions may be where that over all is not."""
+    """Whether a right answer overflows the dtype, as a mean over few positions may where the mean over all does not."""
     if not (np.isinf(part.loss).any() or np.isinf(part.gradient).any()):
         return False
     exact = (part.truth.loss, part.answer.loss_type), (part.truth.gradient, part.dtype)
@@ -264,8 +259,7 @@ def _linearity(batch: Batch) -> Related:
     if batch.reduction == "none":
         factor.reshape(-1)[np.flatnonzero(batch.valid)[1::2]] = 0.0
 
-    def check(asked: Asked, others: Sequence[Asked]) -> None:
-        (other,) = others
+    def check(asked: Asked, other: Asked) -> None:
         by_row = factor.double().reshape(-1).expand(batch.valid.size).numpy()[:, None]
         expected = np.where(by_row == 0, 0.0, by_row * asked.gradient)
         asked.expect("gradient", other.gradient, expected, asked.gradient_unit * abs(by_row))
@@ -274,7 +268,7 @@ def _linearity(batch: Batch) -> Related:
 
 
 def _zero_sum(batch: Batch) -> Related:
-    def check(asked: Asked, others: Sequence[Asked]) -> None:
+    def check(asked: Asked) -> None:
         valid = batch.valid
         total, unit = asked.gradient[valid].sum(axis=1), asked.gradient_unit[valid].sum(axis=1)
         asked.expect("sum of a position's gradient", total, np.zeros_like(total), unit / 2)
@@ -285,10 +279,9 @@ def _zero_sum(batch: Batch) -> Related:
 def _reductions(batch: Batch) -> Related:
     ones = torch.ones(batch.positions, dtype=batch.input.dtype)
 
-    def check(asked: Asked, others: Sequence[Asked]) -> None:
-        none, total, mean = others
+    def check(asked: Asked, none: Asked, total: Asked, mean: Asked) -> None:
         mass = _mass(batch)
-        # A loss of a position may be beyond the dtype's range, where their mean, weighed by less, is not.
+        # The loss of a position may overflow the dtype where the mean, which divides by more, does not.
         if np.isfinite(none.loss).all() or not np.isfinite(none.truth.loss.astype(np.float64)).all():
             asked.expect("loss", total.loss, np.asarray(none.loss.sum()), total.truth.loss_unit)
             asked.expect("loss", mean.loss, np.asarray(none.loss.sum() / mass), mean.truth.loss_unit)
@@ -301,52 +294,49 @@ def _reductions(batch: Batch) -> Related:
     ], check
 
 
-def _weighs_nothing_below_zero(batch: Batch) -> bool:
-    weight = batch.options.get("weight")
-    return weight is None or bool((weight >= 0).all())
-
-
 def _can_be_split(batch: Batch) -> bool:
     """Whether the batch can be cut in two, and no part's mean divides by a sum of weights that is zero or negative."""
+    return bool(batch.valid.any()) and batch.input.dim() > 1 and batch.input.shape[0] > 1 and _least_weight(batch) > 0
+
+
+def _least_weight(batch: Batch) -> float:
     weight = batch.options.get("weight")
-    return batch.input.dim() > 1 and batch.input.shape[0] > 1 and (weight is None or bool((weight > 0).all()))
+    return 1.0 if weight is None else float(weight.min())
 
 
-# name: (applies, what is done to the batch, holds)
-_RELATIONS: dict[Relation, tuple[Callable[[Batch], bool], str, Callable[[Batch], Related]]] = {
-    "deletion": (
-        lambda b: bool(not b.valid.all() and b.valid.any()),
-        "with the ignored positions deleted",
-        _deletion,
+class _Relation(NamedTuple):
+    """words: what is done to the batch. make: see ``related``. applies: whether the relation says something about a batch."""
+
+    words: str
+    make: Callable[[Batch], Related]
+    applies: Callable[[Batch], bool] = lambda b: bool(b.valid.any())
+
+
+_RELATIONS: dict[Relation, _Relation] = {
+    "deletion": _Relation(
+        "with the ignored positions deleted", _deletion, lambda b: bool(b.valid.any() and not b.valid.all())
     ),
-    "poisoning": (
-        # Positions that share their memory cannot be poisoned one by one.
-        lambda b: not b.valid.all() and 0 not in b.input.stride(),
+    "poisoning": _Relation(
         "with NaN, infinities and huge values at the ignored positions",
         _poisoning,
+        lambda b: (
+            not b.valid.all() and 0 not in b.input.stride()
+        ),  # positions that share memory cannot be changed singly
     ),
-    "permutation": (
-        lambda b: bool(b.valid.any()) and b.valid.size > 1,
-        "with the positions in another order",
-        _permutation,
+    "permutation": _Relation(
+        "with the positions in another order", _permutation, lambda b: bool(b.valid.any()) and b.valid.size > 1
     ),
-    "class_permutation": (
-        lambda b: bool(b.valid.any()) and b.classes > 1,
-        "with the classes in another order",
-        _class_permutation,
+    "class_permutation": _Relation(
+        "with the classes in another order", _class_permutation, lambda b: bool(b.valid.any()) and b.classes > 1
     ),
-    "shift": (lambda b: bool(b.valid.any()), "with a constant added to each row", _shift),
-    "splitting": (
-        lambda b: bool(b.valid.any()) and _can_be_split(b),
-        "put together from two parts of the batch",
-        _splitting,
-    ),
-    "linearity": (lambda b: bool(b.valid.any()), "with another gradient from above", _linearity),
-    "zero_sum": (lambda b: bool(b.valid.any()), "over the classes of a position that counts", _zero_sum),
-    "reductions": (
-        lambda b: "normalizer" not in b.options and _mass(b) > 0 and _weighs_nothing_below_zero(b),
+    "shift": _Relation("with a constant added to each row", _shift),
+    "splitting": _Relation("put together from two parts of the batch", _splitting, _can_be_split),
+    "linearity": _Relation("with another gradient from above", _linearity),
+    "zero_sum": _Relation("over the classes of a position that counts", _zero_sum),
+    "reductions": _Relation(
         "between reduction none, sum and mean",
         _reductions,
+        lambda b: "normalizer" not in b.options and _mass(b) > 0 and _least_weight(b) >= 0,
     ),
 }
 
@@ -360,19 +350,12 @@ def _overflowing(values: Array, dtype: str) -> Array:
 
 def _mass(batch: Batch) -> float:
     """What the mean divides by."""
-    weight = batch.options.get("weight")
-    if weight is None or batch.has_probabilities:
-        return float(batch.valid.sum())
-    classes = batch.target.reshape(-1)[torch.from_numpy(batch.valid)].long()
-    return float(weight.double()[classes].sum())
-
-
-def _rows(batch: Batch, values: Array) -> Array:
-    return np.moveaxis(values, batch.class_axis, -1).reshape(-1, batch.classes)
+    classes = classes_of(batch)
+    return float(batch.valid.sum() if classes is None else class_weights(batch)[classes].sum())
 
 
 def _picked(batch: Batch, order: Tensor, shape: tuple[int, ...] | None = None) -> Batch:
-    """The positions in another order; as (positions, classes), or in the batch's own shape."""
+    """The chosen positions in this order, as (positions, classes) or, if a shape is given, in that."""
 
     def pick(values: Tensor) -> Tensor:
         rows = values.movedim(batch.class_axis, -1).reshape(-1, batch.classes)[order]
@@ -390,9 +373,9 @@ def _picked(batch: Batch, order: Tensor, shape: tuple[int, ...] | None = None) -
 
 
 def _shuffled(count: int) -> Array:
-    """An order that depends on nothing but the count: by the products with 2^32 over the golden ratio, modulo 2^32.
+    """A fixed order for each count: sorted by the products with 2^32 over the golden ratio, modulo 2^32.
 
-    Neither the first stays first nor the last last, where mistakes are most common.
+    The first and the last, where mistakes are most common, never stay in place.
     """
     order = np.argsort((np.arange(count, dtype=np.uint64) * np.uint64(2654435769)) % np.uint64(2**32))
     return order[::-1].copy() if order[0] == 0 or order[-1] == count - 1 else order

@@ -1,4 +1,4 @@
-"""How one aspect of one case ended. Everything that depends on it stands here, beside the name."""
+"""How one aspect of one case ended: the statuses and their properties."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ GROUPS = (PASSED, FAILED, DEVIATING, UNSUPPORTED, UNAVAILABLE)  # the columns of
 
 
 class Status(str, Enum):
-    """A status, in the order in which one aspect decides for its whole case: the first that occurs is the case's.
+    """A status. The first in this order that one of a case's aspects has is the status of the case.
 
-    A case is ``unsupported`` only if nothing of it could be asked, which is why ``pass`` stands before it.
+    A case is ``unsupported`` only if no aspect could be tested, so ``pass`` comes before it.
 
-    symbol: what stands for it in a table. group: the column it is counted in. is_good: whether it leaves the exit code at 0.
-    rank: how far it is from a pass; a change to a higher rank is a step back.
+    symbol: its sign in tables. group: the column it is counted in. is_good: whether it leaves the exit code at 0. rank: how far it is from
+    a pass; a change to a higher rank is a regression.
     """
 
     CRASH = "crash", "✗", FAILED, False, 4
@@ -33,7 +33,7 @@ class Status(str, Enum):
     is_good: bool
     rank: int
 
-    def __new__(cls, value: str, symbol: str, group: str, is_good: bool, rank: int) -> Status:
+    def __new__(cls, value: str, symbol: str = "", group: str = "", is_good: bool = False, rank: int = 0) -> Status:
         member = str.__new__(cls, value)
         member._value_ = value
         member.symbol, member.group, member.is_good, member.rank = symbol, group, is_good, rank
@@ -52,9 +52,6 @@ class Status(str, Enum):
         return self.group not in (UNSUPPORTED, UNAVAILABLE)
 
 
-_PRECEDENCE = {status: number for number, status in enumerate(Status)}
-
-
 def of_case(statuses: Iterable[Status]) -> Status:
     """A case's status from those of its aspects."""
-    return min(statuses, key=_PRECEDENCE.__getitem__)
+    return min(statuses, key=tuple(Status).index)

@@ -1,4 +1,4 @@
-"""Values held to expected ones, in units: the error that rounding alone can cause in a good implementation."""
+"""Compares values with expected ones, in units: one unit is the error that rounding alone can cause in a good implementation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xentcheck.spec.batch import DTYPES
 
 Array = np.ndarray
 
-# How many units of rounding error an answer may have, calibrated on correct implementations written in different ways.
+# How many units of error an answer may have, calibrated on correct implementations written in different ways.
 ALLOWED_UNITS = {"float64": 3.0, "float32": 3.0, "bfloat16": 1.0, "float16": 1.0}
 
 
@@ -25,20 +25,20 @@ def compare(
     found_dtype: str,
     ignored: Array | None,
 ) -> tuple[Fault | None, float | None]:
-    """What is wrong with the found values, and the largest error in units; None where there is none to state.
+    """What is wrong with the found values, and the largest error in units; None where there is nothing to compare.
 
     Args:
-        expected: numbers, of which NaN in a gradient marks what the definition leaves open; or ``"finite"``, or another word for what is
-            not looked at.
+        expected: numbers, where NaN in a gradient marks what the definition leaves open; or ``"finite"``; or another word, for values
+            that are not compared.
         unit: of each expected value, or of all.
         dtype: the case's, which decides how many units are allowed. found_dtype: what the answer came in.
         ignored: for a gradient, which entries belong to ignored positions and must be zero; None for a loss.
     """
     if isinstance(expected, str):
-        if expected == "finite" and not np.isfinite(found).all():
-            index = first(~np.isfinite(found))
-            return Fault(kind_of(found[index]), quantity, expected, float(found[index]), index), None
-        return None, None
+        if expected != "finite" or np.isfinite(found).all():
+            return None, None
+        index = first(~np.isfinite(found))
+        return Fault(kind_of(found[index]), quantity, expected, float(found[index]), index), None
     if found.shape != expected.shape:
         return Fault("shape", quantity, expected.shape, found.shape), None
     allowed = ALLOWED_UNITS[dtype]
@@ -67,7 +67,7 @@ def compare(
 def _errors(
     found: Array, expected: Array, unit: Array, allowed: float, found_dtype: str, ignored: Array | None
 ) -> Array:
-    """In units; infinite where a number is wrong by more than rounding can explain: not finite, or not zero where it must be."""
+    """The errors in units; infinite where no rounding explains a value: not finite, or not zero where it must be."""
     with np.errstate(all="ignore"):
         is_open = np.isnan(expected.astype(np.float64))
         same = (found == expected) | (np.isnan(found) & is_open)
@@ -80,7 +80,7 @@ def _errors(
 
 
 def is_rounded_to_infinity(found: Array, expected: Array, slack: Array, dtype: str) -> Array:
-    """Half a step beyond the largest number of the dtype that was returned, rounding gives infinity."""
+    """Whether infinity is right because the expected value rounds to it in the dtype that was returned."""
     if dtype not in DTYPES:
         return np.zeros(expected.shape, dtype=bool)
     info = torch.finfo(DTYPES[dtype])
@@ -89,7 +89,7 @@ def is_rounded_to_infinity(found: Array, expected: Array, slack: Array, dtype: s
 
 
 def kind_of(wrong: float, must_be_zero: bool = False) -> str:
-    """The kind of fault that a wrong number is (see ``claims.FAULT_KINDS``)."""
+    """The kind of fault that a wrong number is (see ``spec.capabilities.FAULT_KINDS``)."""
     return "nan" if np.isnan(wrong) else "inf" if np.isinf(wrong) else "nonzero" if must_be_zero else "value"
 
 
@@ -99,5 +99,5 @@ def first(mask: Array) -> tuple[int, ...]:
 
 
 def finite(error: float) -> float | None:
-    """An error as a number of units; None where it is not one of size."""
+    """An error in units; None where it is infinite, so that its size says nothing."""
     return error if np.isfinite(error) else None

@@ -1,20 +1,19 @@
-"""What a judgement consists of: facts, until ``describe`` puts them into words for whoever reads them."""
+"""Verdicts and faults as facts; ``describe`` puts them into words when they are shown."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from xentcheck.run.status import Status
 
 Value = float | str | tuple[Any, ...]
-NUMERIC = ("value", "nan", "inf", "nonzero")  # the kinds of fault that are a wrong number at an index
 
 
 class Key(NamedTuple):
-    """What a verdict is about; no two verdicts of a run have the same."""
+    """Identifies a verdict within a run."""
 
     implementation: str
     case: str
@@ -25,11 +24,11 @@ class Key(NamedTuple):
 class Fault:
     """What is wrong with an answer.
 
-    kind: one of ``claims.FAULT_KINDS``. quantity: what was looked at, such as ``loss`` or ``gradient of linear_weight``. expected, found: the
-    values at ``index``, shapes, dtypes, or words; several expected numbers are alternatives. index: the first place where a number is
-    wrong, empty for a scalar. is_ignored: whether that is an ignored position. units, worst_units: the error there and the largest of all;
-    None where it is not one of size. count, total: how many values are wrong, of how many. context: how the batch that was compared with was
-    made, where a relation is broken.
+    kind: one of ``spec.capabilities.FAULT_KINDS``. quantity: what was compared, such as ``loss`` or ``gradient of linear_weight``. expected,
+    found: the values at ``index``, shapes, dtypes, or words; several expected numbers are alternatives. index: the first place where a
+    number is wrong, empty for a scalar. is_ignored: whether that is an ignored position. units, worst_units: the error there and the
+    largest of all; None where it is infinite. count, total: how many values are wrong, of how many. context: how the other batch was made,
+    where a relation does not hold.
     """
 
     kind: str
@@ -50,9 +49,9 @@ class Fault:
 class Verdict:
     """The judgement of one aspect of one case.
 
-    error_units: the largest error, of what passed as of what did not. fault: what is wrong, None where nothing is or nothing was asked.
-    reason: why nothing was asked, or why a pass is unexpected. known_units: how large the fault may be by a known deviation, where it is
-    larger. conventions: the answers that the implementation was seen to give.
+    error_units: the largest error, whether it passed or not. fault: what is wrong; None where nothing is, or nothing was tested. reason: why
+    nothing was tested, or why a pass is unexpected. known_units: the largest error that a known deviation covers, where the fault is
+    larger. conventions: the answers that the implementation gave.
     """
 
     implementation: str
@@ -85,8 +84,7 @@ class Verdict:
 
 
 def describe(fault: Fault, known_units: float | None = None) -> str:
-    """A fault as a person reads it: what was expected, what was found, where, and by how much. known_units: how large it may be by a known
-    deviation, where it is larger."""
+    """A fault in words: what was expected, what was found, where, and by how much. known_units: see ``Verdict``."""
     beyond = "" if known_units is None else f"; a deviation is known up to {counted(known_units, 'unit')}"
     before = f"{fault.context}: " if fault.context else ""
     return f"{before}expected {_expected(fault)}; found {_shown(fault.found)}{_where(fault)}{_size(fault)}{_extent(fault)}{beyond}"
@@ -135,36 +133,34 @@ def _extent(fault: Fault) -> str:
     )
 
 
-# --- as JSON
+# --- JSON
 
 
 def to_json(verdict: Verdict) -> dict[str, Any]:
-    """All fields that are not at their default, with NaN and infinities as words, which JSON has not."""
-    fault = None if verdict.fault is None else _given(verdict.fault)
-    plain = _given(replace(verdict, fault=None))
-    return plain if fault is None else {**plain, "fault": fault}
+    """All fields that are not at their default, with NaN and infinities in a form that JSON has."""
+    return _fields_given(verdict)
 
 
 def from_json(item: Mapping[str, Any]) -> Verdict:
     """The inverse. Raises TypeError or ValueError for what is not a verdict."""
-    values = {name: _read(value) for name, value in item.items() if name not in ("fault", "conventions")}
-    values |= {name: item[name] for name in ("fault", "conventions") if name in item}
+    values = {name: value if name in ("fault", "conventions") else _read(value) for name, value in item.items()}
     if "fault" in values:
         values["fault"] = Fault(**{name: _read(value) for name, value in values["fault"].items()})
     return Verdict(**values)
 
 
-def _given(instance: Any) -> dict[str, Any]:
-    values = {f: getattr(instance, f.name) for f in fields(instance)}
-    return {f.name: _plain(value) for f, value in values.items() if not _is_default(value, f)}
-
-
-def _is_default(value: Any, f: Field[Any]) -> bool:
-    default = {} if f.default is MISSING else f.default
-    return type(value) is type(default) and value == default
+def _fields_given(instance: Any) -> dict[str, Any]:
+    given = {}
+    for field_ in fields(instance):
+        value, default = getattr(instance, field_.name), {} if field_.default is MISSING else field_.default
+        if type(value) is not type(default) or value != default:
+            given[field_.name] = _plain(value)
+    return given
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Fault):
+        return _fields_given(value)
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):

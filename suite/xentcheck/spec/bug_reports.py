@@ -110,9 +110,9 @@ def _about_the_reports(
             if not any(matches(pattern, case_id) for case_id in ids):
                 hint = nearest(pattern, {case_id.partition("[")[0] for case_id in ids})
                 yield f"{report.id}.cases", f"no case matches {pattern!r}{hint}"
-        for name in report.mutants if mutants is not None else ():
-            if name not in mutants:
-                yield f"{report.id}.mutants", f"there is no wrong loss {name!r}{nearest(name, mutants or ())}"
+        for name in report.mutants:
+            if mutants is not None and name not in mutants:
+                yield f"{report.id}.mutants", f"there is no wrong loss {name!r}{nearest(name, mutants)}"
         for name in ("symptom", "why_not", "note"):
             text = getattr(report, name)
             if text is not None and not text.endswith("."):

@@ -8,6 +8,7 @@ import re
 import uuid
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,9 @@ def capture(
     another dtype; ValueError for shapes that do not match, a target that is neither a class nor ignored, options out of
     range, more than 1000 weights, and logits of more than ``max_bytes``.
     """
-    options = dict(weight=weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
+    options: dict[str, Any] = dict(
+        weight=weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
     if torch.compiler.is_compiling():  # not a decorator: that would import the compiler, a second, for everybody
         return torch.compiler.disable(capture)(logits, target, path, **options, max_bytes=max_bytes)
     _check(logits, target, max_bytes, **options)

@@ -229,9 +229,9 @@ class Question(Model):
     upstream: Annotated[
         Upstream, BeforeValidator(_upstream, json_schema_input_type=Upstream | Literal["unit", "per-position"] | Nested)
     ] = Upstream(scalar=1.0)
-    mode: Mode = "eager"
+    mode: Mode = "eager"  # type: ignore[valid-type]
     linear: Linear | None = None
-    needs: tuple[Capability, ...] = ()
+    needs: tuple[Capability, ...] = ()  # type: ignore[valid-type]
     memory_limit: Bytes | None = (
         None  # beside the input, for one call and its backward pass; where its cost is measured
     )

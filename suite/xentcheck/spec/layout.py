@@ -40,7 +40,7 @@ def lay_out(tensor: Tensor, layout: str, filler: float = float("nan")) -> Tensor
 
 def copied(tensor: Tensor) -> Tensor:
     """A copy of the tensor's whole storage under the same strides, so that the gaps come along."""
-    storage = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage().clone())  # type: ignore[arg-type]
+    storage = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage().clone())
     return storage.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 

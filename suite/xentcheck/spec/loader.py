@@ -234,7 +234,7 @@ class _Source:
 
     def named_entries(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
         """Each entry of ``cases`` that can be told from the others: its index and its id."""
-        entries, lines_of_ids = self.document.value.get("cases"), {}
+        entries, lines_of_ids = self.document.value.get("cases"), dict[str, int]()
         if not isinstance(entries, list) or not entries:
             self.fail(self.document.line(("cases",)), f"expected a list of cases; found {kind(entries)}", key="cases")
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from xentcheck.spec.batch import Batch
@@ -61,6 +63,6 @@ def _for_input(batch: Batch) -> set[str]:
     return needed
 
 
-def _layouts(question: Question) -> list[str]:
+def _layouts(question: Question) -> Sequence[str]:
     layouts = [question.logits.layout, question.target.layout, question.upstream.layout, question.weight_layout]
     return layouts + ([question.linear.layout, question.linear.matrix_layout] if question.linear else [])

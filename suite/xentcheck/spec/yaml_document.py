@@ -44,7 +44,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 # The same on libyaml, which is ten times as fast where PyYAML was built with it.
-_FastLoader = (
+_FastLoader: Any = (
     type("_FastLoader", (yaml.CSafeLoader,), {"yaml_implicit_resolvers": {}}) if yaml.__with_libyaml__ else None
 )
 

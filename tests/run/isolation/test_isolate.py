@@ -521,4 +521,4 @@ def test_the_limits_are_for_workers_only(capsys, monkeypatch):
         pytest.main([str(SUITE), "--capture=no", "-p", "no:cacheprovider", "--impl", "native", "--case-timeout", "5"])
         == 4
     )
-    assert "--case-timeout and --worker-memory are for worker processes; give --isolate, too" in capsys.readouterr().err
+    assert "--case-timeout and --worker-memory need worker processes; add --isolate" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -127,7 +127,7 @@ class Workers:
         if "refused" in reply:
             worker.end()
             raise ImplementationError(reply["refused"])
-        found = [Implementation(**{d["form"]: Elsewhere()}, **d["told"]) for d in reply["found"]]
+        found = [Implementation(**{d["form"]: Elsewhere(), **d["told"]}) for d in reply["found"]]
         if len(found) == 1 and found[0].source not in self._loaded:
             self._loaded[found[0].source] = worker
         else:
@@ -166,7 +166,7 @@ class Elsewhere:
         raise ImplementationError("under --isolate an implementation is called in its worker only; run this without it")
 
 
-def _raise_here(answer: dict[str, str]) -> None:
+def _raise_here(answer: dict[str, str]) -> NoReturn:
     """What no implementation is expected to raise is raised here as it would be without a worker, and fails the test."""
     if answer["escaped"] == "SystemExit":
         raise SystemExit(answer["text"])

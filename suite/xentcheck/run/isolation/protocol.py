@@ -85,7 +85,7 @@ class _Buffers:
         storage = tensor.untyped_storage()
         key = storage.data_ptr(), storage.nbytes()
         if key not in self._storages or not key[1]:
-            self._storages[key] = self._add(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())  # type: ignore[call-overload]
+            self._storages[key] = self._add(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())
         return self._storages[key]
 
     def of_values(self, data: np.ndarray) -> int:
@@ -150,9 +150,9 @@ def _decoded(body: Any, buffers: list[np.ndarray]) -> Any:
     if kind == "tensor":
         dtype, shape, stride, offset, number = about
         storage = torch.from_numpy(buffers[number]).untyped_storage()
-        return torch.empty(0, dtype=getattr(torch, dtype)).set_(storage, offset, shape, stride)  # type: ignore[call-overload]
+        return torch.empty(0, dtype=getattr(torch, dtype)).set_(storage, offset, shape, stride)
     made_of = _named(about[0])
-    made = object.__new__(made_of)  # as it was, without being made anew
+    made: Any = object.__new__(made_of)  # as it was, without being made anew
     for field in fields(made_of):
         value = _decoded(about[1][field.name], buffers) if field.name in about[1] else _default(field)
         object.__setattr__(made, field.name, value)
@@ -176,4 +176,4 @@ def _named(place: str) -> type:
 
 
 def _default(field: Field[Any]) -> Any:
-    return field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+    return field.default if field.default is not MISSING else field.default_factory()  # type: ignore[operator]

@@ -53,7 +53,7 @@ def main(control_fd: int, parent: int) -> None:
     """The server. Through ``control_fd``, a SOCK_SEQPACKET socket, come JSON messages: ``{"start": worker, ...}`` with the worker's ends of
     three pipes, and ``{"signal": worker, "number": ...}``; back goes ``{"ended": worker, "code": ...}``, negative for a signal."""
     _die_with(parent)
-    control = socket.socket(fileno=control_fd)
+    control: Any = socket.socket(fileno=control_fd)
     woken, wake = os.pipe()
     os.set_blocking(woken, False)
     os.set_blocking(wake, False)
@@ -279,7 +279,7 @@ def _note_torchs_threads() -> None:
             _torchs_threads.add(thread)
         start(thread)
 
-    threading.Thread.start = noted  # type: ignore[method-assign]
+    threading.Thread.start = noted  # type: ignore[assignment]
 
 
 def _is_pythons(filename: str) -> bool:
