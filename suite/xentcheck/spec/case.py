@@ -1,4 +1,4 @@
-"""A ``Case`` is one question put to an implementation: shapes, dtype, patterns, ignore values, options, what is expected.
+"""A ``Case`` is one question to an implementation: shapes, dtype, patterns, ignore values, options, what is expected.
 
 The models below are the one definition of the case format; ``cases/schema.json`` is generated from them (``xentcheck schema``).
 Reading files, merging defaults and expanding matrices is ``loader``'s work.
@@ -10,11 +10,14 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from xentcheck.spec.capabilities import CAPABILITIES
 from xentcheck.spec.case_modes import MODES
-from xentcheck.spec.fields import Bytes, Dtype, Layout, Nested, Number, TargetDtype
+from xentcheck.spec.fields import (
+    Bytes, Chosen, Dtype, Flag, Int, Ints, Layout, Match, Name, Nested, NestedClasses, Number, Numbers, Shape, Size,
+    TargetDtype, Text, Texts, flat, shape_of,
+)  # fmt: skip
 from xentcheck.spec.mistakes import Unexpected
 
 Mode = Literal[tuple(MODES)]  # type: ignore[valid-type]
@@ -38,13 +41,20 @@ LossWord = Literal["reference", "nan", "inf", "zero", "empty-mean", "finite", "u
 # The words that stand for one value everywhere.
 FIXED_ANSWERS: dict[str, float] = {"nan": math.nan, "inf": math.inf, "zero": 0.0}
 
+MAX_PADDED = 2**32  # logits, with those of the ignored samples around them
+MAX_NORMALIZER = 2**53
+# The smallest and the largest number that a target of each integer type can hold.
+_TARGET_LIMITS = {f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)}
+_TARGET_LIMITS |= {"uint8": (0, 255), "bool": (0, 1)}
+
+
 
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 def _exactly_one(model: Model, names: tuple[str, ...]) -> None:
-    given = [name for name in names if getattr(model, name) is not None]
+    given = [name for name in names if getattr(model, name) is not None and getattr(model, name) is not False]
     if len(given) != 1:
         raise Unexpected(f"exactly one of {', '.join(names)}", ", ".join(given) or "none of them")
 
@@ -52,8 +62,8 @@ def _exactly_one(model: Model, names: tuple[str, ...]) -> None:
 class Pattern(Model):
     """Overwrites the logits at ``rows`` x ``classes`` with ``value``. Rows count the positions of the target, flattened."""
 
-    rows: tuple[int, ...] | Literal["ignored", "valid", "all"] = "all"
-    classes: tuple[int, ...] | Literal["target", "others", "all"] = "all"
+    rows: Chosen | Literal["ignored", "valid", "all"] = "all"
+    classes: Chosen | Literal["target", "others", "all"] = "all"
     value: Number
 
 
@@ -61,14 +71,14 @@ class Logits(Model):
     """The input. ``shape`` is torch's: (C,), (N, C) or (N, C, d1, ...). ``tiled`` repeats one block of normal numbers, for
     batches that would take long to draw."""
 
-    shape: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    shape: Shape | None = None
     values: Nested | None = None
-    file: str | None = None
-    dtype: Literal["int64"] | None = None  # for logits that are none, to be refused; else the case's
+    file: Text | None = None
+    dtype: Literal["int64"] | None = None  # integers, which must be refused; otherwise the logits have the case's dtype
     fill: Literal["normal", "uniform", "constant", "ramp", "tiled"] = "normal"
     scale: Number = 1.0
     shift: Number = 0.0
-    set: tuple[Pattern, ...] = ()
+    set: Annotated[tuple[Pattern, ...], Field(max_length=100)] = ()
     layout: Layout = "contiguous"
 
     @model_validator(mode="after")
@@ -83,12 +93,12 @@ class Ignore(Model):
     With several values they are dealt out in turn.
     """
 
-    rows: tuple[int, ...] | Literal["all", "none", "first", "last"] | None = None
-    prefix: Annotated[int, Field(ge=0)] | None = None
-    suffix: Annotated[int, Field(ge=0)] | None = None
-    every: Annotated[int, Field(ge=1)] | None = None
-    fraction: Annotated[float, Field(ge=0, le=1)] | None = None
-    value: int | tuple[int, ...] | None = None
+    rows: Chosen | Literal["all", "none", "first", "last"] | None = None
+    prefix: Size | None = None
+    suffix: Size | None = None
+    every: Annotated[Size, Field(ge=1)] | None = None
+    fraction: Annotated[Number, Field(ge=0, le=1)] | None = None
+    value: Int | Chosen | None = None
 
     @model_validator(mode="after")
     def _one_choice(self) -> Ignore:
@@ -111,11 +121,11 @@ class Target(Model):
     drawn classes, or literal.
     """
 
-    classes: tuple[int, ...] | None = None
+    classes: Chosen | None = None
     probabilities: Literal["random", "one-hot"] | Nested | None = None
-    values: Nested | None = None
-    file: str | None = None
-    shape: tuple[int, ...] | None = None
+    values: NestedClasses | None = None
+    file: Text | None = None
+    shape: Shape | None = None
     dtype: TargetDtype = "int64"
     layout: Layout = "contiguous"
     ignore: Annotated[Ignore, BeforeValidator(_ignore, json_schema_input_type=Ignore | IgnoreWord)] | None = None
@@ -129,6 +139,13 @@ class Target(Model):
         others = given & {"values", "file", "classes", "ignore", "shape", "dtype"}
         if self.probabilities is not None and others:
             raise Unexpected("probabilities alone, since no position of them is ignored", ", ".join(sorted(others)))
+        if self.values is not None and self.file is not None:
+            raise Unexpected("either values or file", "both")
+        if self.values is not None and self.dtype in _TARGET_LIMITS:
+            low, high = _TARGET_LIMITS[self.dtype]
+            for number in flat(self.values):
+                if not low <= number <= high or number != int(number):
+                    raise Unexpected(f"integers that {self.dtype} can hold", f"{number:g}", key="values")
         return self
 
 
@@ -136,9 +153,9 @@ class Upstream(Model):
     """The gradient from above, of the loss's shape: ones, one scalar everywhere, drawn per position, or literal."""
 
     scalar: Number | None = None
-    per_position: Literal[True] | None = None
+    per_position: Flag = False
     values: Nested | None = None
-    zero: tuple[int, ...] = ()
+    zero: Ints = ()
     layout: Layout = "contiguous"
 
     @model_validator(mode="after")
@@ -160,14 +177,14 @@ def _upstream(value: Any) -> Any:
 class ZeroDim(Model):
     """A number as a 0-d tensor: int64 for an integer, float32 for others."""
 
-    tensor: StrictInt | Number
+    tensor: Annotated[Int | Number, Field(union_mode="left_to_right")]
 
 
 class HiddenPattern(Model):
     """Overwrites the hidden states at ``rows`` x ``features`` with ``value``."""
 
     rows: tuple[int, ...] | Literal["ignored", "valid", "all"] = "all"
-    features: tuple[int, ...] | Literal["all"] = "all"
+    features: Chosen | Literal["all"] = "all"
     value: Number
 
 
@@ -178,20 +195,21 @@ class Linear(Model):
     ``logits.scale``, or literal. ``bias``: drawn, or C literal numbers.
     """
 
-    features: Annotated[int, Field(ge=1)] = 8
+    features: Annotated[Size, Field(ge=1)] = 8
     hidden: Nested | None = None
     matrix: Nested | None = None
-    bias: bool | tuple[Number, ...] = False
-    set: tuple[HiddenPattern, ...] = ()
+    bias: Flag | Numbers = False
+    set: Annotated[tuple[HiddenPattern, ...], Field(max_length=100)] = ()
     layout: Layout = "contiguous"
     matrix_layout: Layout = "contiguous"
 
 
 class ExpectedError(Model):
-    """An exception, in the call or in the backward pass; ``match`` is searched in its type and text, ignoring case."""
+    """An exception, in the call or in the backward pass. Its type and text hold ``match``, or one of several texts with ``|`` between
+    them; a dot stands for any character, and case does not count."""
 
     phase: Literal["call", "backward"] = "call"
-    match: str | None = None
+    match: Match | None = None
 
 
 class Expect(Model):
@@ -206,8 +224,15 @@ class Expect(Model):
     loss: LossWord | Nested = "reference"
     gradient: LossWord | Nested = "reference"
     error: ExpectedError | None = None
-    refused_unless_claimed: bool = False
+    refused_unless_claimed: Flag = False
     convention: Literal["int32_target"] | None = None
+
+    @model_validator(mode="after")
+    def _an_answer_or_an_error(self) -> Expect:
+        given = self.model_fields_set
+        if self.error is not None and given != {"error"}:
+            raise Unexpected("error alone, since a call that raises gives no answer", ", ".join(sorted(given)))
+        return self
 
 
 class Question(Model):
@@ -219,13 +244,13 @@ class Question(Model):
     dtype: Dtype = "float32"
     logits: Logits
     target: Target = Target()
-    ignore_index: int | tuple[int, ...] | None = None
-    weight: tuple[Number, ...] | Literal["random"] | None = None
+    ignore_index: Int | Ints | None = None
+    weight: Numbers | Literal["random"] | None = None
     weight_layout: Layout = "contiguous"
     label_smoothing: Number | None = None
-    reduction: str | None = None
-    normalizer: Annotated[StrictInt | Number | ZeroDim | None, Field(union_mode="left_to_right")] = None
-    padded_to: Annotated[int, Field(ge=1)] | None = None
+    reduction: Text | None = None
+    normalizer: Annotated[Int | Number | ZeroDim | None, Field(union_mode="left_to_right")] = None
+    padded_to: Annotated[Size, Field(ge=1)] | None = None
     upstream: Annotated[
         Upstream, BeforeValidator(_upstream, json_schema_input_type=Upstream | Literal["unit", "per-position"] | Nested)
     ] = Upstream(scalar=1.0)
@@ -255,6 +280,9 @@ class Question(Model):
         if self.normalizer is not None and self.reduction not in (None, "mean"):
             found = f"reduction: {self.reduction}"
             raise Unexpected("reduction: mean, whose denominator it is", found, key="normalizer")
+        number = self.normalizer.tensor if isinstance(self.normalizer, ZeroDim) else self.normalizer
+        if number is not None and not abs(number) <= MAX_NORMALIZER:
+            raise Unexpected("a number up to 2 ** 53, or expect.error", f"{number:g}", key="normalizer")
 
     def _check_mode(self) -> None:
         if self.target.ignore is not None and self.target.ignore.rows != "none" and not self.ignore_values:
@@ -269,6 +297,8 @@ class Question(Model):
         if self.padded_to is not None and (self.mode != "eager" or self.expect.error is not None):
             found = f"mode: {self.mode}" if self.mode != "eager" else "expect.error"
             raise Unexpected("mode: eager and an answer beside it", found, key="padded_to")
+        if self.padded_to is not None and self.padded_to * math.prod((self.logits.shape or ())[1:]) > MAX_PADDED:
+            raise Unexpected(f"at most {MAX_PADDED:,} logits in all", "more", key="padded_to")
 
     def _check_linear(self) -> None:
         given = self.logits.model_dump(exclude_defaults=True).keys()
@@ -278,6 +308,20 @@ class Question(Model):
         if not MODES[self.mode].takes_linear:
             wanted = ", ".join(name for name, mode in MODES.items() if mode.takes_linear)
             raise Unexpected(f"one of the modes {wanted}", f"mode: {self.mode}", key="linear")
+        (samples, classes), features = self.logits.shape or (0, 0), self.linear.features
+        shapes = {"hidden": (samples, features), "matrix": (classes, features), "bias": (classes,)}
+        for name, shape in shapes.items():
+            literal = getattr(self.linear, name)
+            if literal is not None and not isinstance(literal, bool) and shape_of(literal) != shape:
+                raise Unexpected(f"the shape {shape}", f"{shape_of(literal)}", key=f"linear.{name}")
+
+    @property
+    def largest(self) -> int:
+        """How many numbers the largest tensor holds, of those whose shape the case gives."""
+        shapes = [self.logits.shape or (), self.target.shape or ()]
+        if self.linear is not None:
+            shapes += [(size, self.linear.features) for size in self.logits.shape or ()]
+        return max(map(math.prod, shapes))
 
     @property
     def ignore_values(self) -> tuple[int, ...]:
@@ -286,28 +330,31 @@ class Question(Model):
         return (value,) if isinstance(value, int) else value
 
 
-class Entry(Question):
-    """A case as written in a file: a question, its name, and the axes it is asked along."""
+class Named(Model):
+    """What a case in a file says of itself, beside its question."""
 
-    logits: Logits | None = None  # type: ignore[assignment]  # may come from the defaults
-    id: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
-    why: str | None = None
-    matrix: dict[str, Any] = {}
-    kills: tuple[str, ...] = ()
+    id: Name
+    why: Text | None = None
+    kills: Texts = ()
 
 
 class Defaults(Question):
     logits: Logits | None = None  # type: ignore[assignment]
+    matrix: dict[str, Any] = {}
+
+
+class Entry(Defaults, Named):
+    """A case as written in a file: a question, its name, and a matrix of the values that it is asked with."""
 
 
 class Clause(Model):
     """One sentence that an implementation can break, and where it comes from."""
 
-    clause: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
-    title: str
-    requirement: str
-    sources: Annotated[tuple[str, ...], Field(min_length=1)]
-    profile: str | None = None  # of a speed case: the name that --profile takes
+    clause: Name
+    title: Text
+    requirement: Text
+    sources: Annotated[Texts, Field(min_length=1)]
+    profile: Name | None = None  # of a speed case: the name that --profile takes
 
 
 class CaseFile(Clause):

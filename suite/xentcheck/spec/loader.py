@@ -6,15 +6,17 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from xentcheck.spec.case import IGNORE_CHOICES, Case, CaseFile, Clause, Entry, Question
-from xentcheck.spec.mistakes import CaseFileError, Mistake
+from xentcheck.spec.case import IGNORE_CHOICES, Case, CaseFile, Clause, Entry, Named, Question
+from xentcheck.spec.fields import label
+from xentcheck.spec.mistakes import MAX_MISTAKES, CaseFileError, Mistake, Unexpected, size_of_regular
 from xentcheck.spec.patterns import matches
 from xentcheck.spec.resources import cases_folder
 from xentcheck.spec.validation import M, explained, kind
@@ -26,15 +28,21 @@ CATALOGUES = frozenset({"answers.yaml", "wild-bugs.yaml"})
 # The folder of what is asked of an implementation's cost; see ``speed_cases``.
 SPEED = "speed"
 MAX_CASES_PER_FILE = 2000
+MAX_VALUES_PER_FILE = 200_000  # in all cases together, with what they take from the defaults
+MAX_NUMBERS = 2**28  # of one tensor; a speed case may have more, since nothing but its cost is computed
+MAX_TIMED_NUMBERS = 2**31
+MAX_TENSOR_FILE = 2**33  # bytes
 
-# Giving one key of a group replaces whatever the defaults gave of it.
-_ALTERNATIVES = {
-    ("logits",): {"shape", "values", "file"},
-    ("target",): {"values", "file", "classes", "ignore", "probabilities"},
-    ("target", "ignore"): set(IGNORE_CHOICES),
-    ("upstream",): {"scalar", "per_position", "values"},
+# Giving a key of one group replaces what the defaults give of the others.
+_ALTERNATIVES: dict[Location, tuple[set[str], ...]] = {
+    ("logits",): ({"shape"}, {"values"}, {"file"}),
+    ("target",): ({"values"}, {"file"}, {"classes", "ignore"}, {"probabilities"}),
+    ("target", "ignore"): tuple({choice} for choice in IGNORE_CHOICES),
+    ("upstream",): ({"scalar"}, {"per_position"}, {"values"}),
+    ("expect",): ({"error"}, {"loss", "gradient", "refused_unless_claimed", "convention"}),
 }
-_COMPATIBLE = {frozenset({"classes", "ignore"})}
+# What belongs to one case alone: neither the defaults nor a matrix give it.
+_OWN = frozenset(Named.model_fields)
 
 
 def load_all(*folders: Path) -> list[Case]:
@@ -59,26 +67,25 @@ def load(path: Path) -> list[Case]:
 def expanded(document: Document, path: Path) -> list[Case]:
     """The cases of a document, whose path need not exist. Raises CaseFileError that lists all its mistakes."""
     source = _Source(path, document)
-    clause, defaults, cases = source.clause(), source.defaults(), []
+    clause, defaults, cases, count, values = source.clause(), source.defaults(), [], 0, 0
     for index, name, entry in source.named_entries():
-        for point in source.points(index, name, merge(defaults, entry)):
-            question, meta = source.question(point), source.meta(point)
-            if clause and question and meta:
-                full = f"{clause.clause}/{name}{point.label}"
-                case = Case(
-                    id=full,
-                    clause=clause,
-                    question=question,
-                    why=meta.why,
-                    kills=meta.kills,
-                    path=path,
-                    line=point.line,
-                )
-                cases.append(case)
-        if len(cases) > MAX_CASES_PER_FILE:
-            text = f"expected at most {MAX_CASES_PER_FILE} cases in a file; found more"
-            source.fail(document.line(("cases", index)), text, name, "matrix")
+        merged = merge(defaults, entry)
+        axes = source.axes(index, name, merged.pop("matrix", None))
+        points = math.prod(map(len, axes))
+        count += points
+        values += points * (_values(merged) + sum(max(_values(choice) for _, _, choice in axis) for axis in axes))
+        if count > MAX_CASES_PER_FILE or values > MAX_VALUES_PER_FILE:
+            limits = f"{MAX_CASES_PER_FILE} cases and {MAX_VALUES_PER_FILE:,} values in a file"
+            source.fail(document.line(("cases", index)), f"expected at most {limits}; found more", name, "matrix")
             break
+        for point in source.points(index, name, merged, axes):
+            question, named = source.question(point, clause), source.named(point)
+            if clause and question and named:
+                case_id = f"{clause.clause}/{name}{point.label}"
+                about = {"why": named.why, "kills": named.kills, "path": path, "line": point.line}
+                cases.append(Case(id=case_id, clause=clause, question=question, **about))
+            if len(source.mistakes) > MAX_MISTAKES:
+                break
     source.raise_if_any()
     return cases
 
@@ -108,14 +115,22 @@ def digest(cases: Iterable[Case]) -> str:
         sha.update(
             json.dumps([case.id, case.question.model_dump(mode="json", exclude_defaults=True)], sort_keys=True).encode()
         )
-        for source in (case.question.logits.file, case.question.target.file):
-            if source:
+        for key, file in (("logits.file", case.question.logits.file), ("target.file", case.question.target.file)):
+            if file is not None:
                 try:
-                    sha.update((case.folder / source).read_bytes())
-                except OSError as error:
-                    unreadable = Mistake(f"{source} cannot be read: {error.strerror}", case.path, case.line, case.id)
-                    raise CaseFileError(unreadable) from error
+                    with tensor_file(case.folder / file).open("rb") as content:
+                        while part := content.read(2**20):
+                            sha.update(part)
+                except (Unexpected, OSError) as error:
+                    raise CaseFileError(Mistake(f"{file}: {error}", case.path, case.line, case.id, key)) from error
     return sha.hexdigest()[:16]
+
+
+def tensor_file(path: Path) -> Path:
+    """The path. Raises Unexpected where it cannot be a file of tensors."""
+    if (size := size_of_regular(path)) > MAX_TENSOR_FILE:
+        raise Unexpected(f"at most {MAX_TENSOR_FILE:,} bytes", f"{size:,}")
+    return path
 
 
 def select(cases: list[Case], pattern: str) -> list[Case]:
@@ -149,11 +164,10 @@ def merge(base: Any, over: Any, here: Location = ()) -> Any:
     if not isinstance(base, dict) or not isinstance(over, dict):
         return over
     result = dict(base)
-    group = _ALTERNATIVES.get(here, set())
-    for key in group & over.keys():
-        for other in group - {key}:
-            if other not in over and frozenset({key, other}) not in _COMPATIBLE:
-                result.pop(other, None)
+    groups = _ALTERNATIVES.get(here, ())
+    given = [group for group in groups if group & over.keys()]
+    for key in set().union(*groups) - set().union(*given) if given else ():
+        result.pop(key, None)
     for key, value in over.items():
         result[key] = merge(base[key], value, (*here, key)) if key in base else value
     return result
@@ -168,13 +182,7 @@ def _paths(folder: Path) -> list[Path]:
     return paths
 
 
-class _Meta(BaseModel):
-    """What an entry says besides its question."""
-
-    model_config = Entry.model_config
-    id: Annotated[str, Entry.model_fields["id"].metadata[0]]
-    why: str | None = None
-    kills: tuple[str, ...] = ()
+_Axis = list[tuple[str, str, Any]]  # the choices along an axis of a matrix: the axis's name, a label, a value
 
 
 @dataclass(frozen=True)
@@ -216,11 +224,15 @@ class _Source:
         return self._validated(Clause, header, CaseFile)
 
     def defaults(self) -> dict[str, Any]:
-        defaults = self.document.value.get("defaults") or {}
-        if isinstance(defaults, dict):
-            return defaults
-        self.fail(self.document.line(("defaults",)), f"expected a mapping; found {kind(defaults)}", key="defaults")
-        return {}
+        defaults = self.document.value.get("defaults")
+        if defaults is None:
+            return {}
+        if not isinstance(defaults, dict):
+            self.fail(self.document.line(("defaults",)), f"expected a mapping; found {kind(defaults)}", key="defaults")
+            return {}
+        for key in sorted(_OWN & defaults.keys()):
+            self.fail(self.document.line(("defaults", key)), "belongs to a case of its own", key=f"defaults.{key}")
+        return defaults
 
     def named_entries(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
         """Each entry of ``cases`` that can be told from the others: its index and its id."""
@@ -240,11 +252,10 @@ class _Source:
                 lines_of_ids[name] = line
                 yield index, name, entry
 
-    def points(self, index: int, name: str, merged: dict[str, Any]) -> Iterator[_Point]:
-        """Every combination of the values of the entry's matrix; the entry itself where it has none."""
-        axes = self._axes(index, name, merged.pop("matrix", None) or {})
+    def points(self, index: int, name: str, merged: dict[str, Any], axes: list[_Axis]) -> Iterator[_Point]:
+        """Every combination of the choices along the axes; the entry itself where there is no axis."""
         line = self.document.line(("cases", index))
-        for combination in itertools.product(*axes) if axes is not None else ():
+        for combination in itertools.product(*axes):
             value, keys = merged, {}
             for axis, _, choice in combination:
                 if axis == "vary":
@@ -255,39 +266,49 @@ class _Source:
             label = "-".join(label for _, label, _ in combination)
             yield _Point(index, line, name, f"[{label}]" if label else "", value, keys)
 
-    def _axes(self, index: int, name: str, matrix: Any) -> list[list[tuple[str, str, Any]]] | None:
-        """For each axis its choices: (axis, label, value). None where there is a mistake."""
+    def axes(self, index: int, name: str, matrix: Any) -> list[_Axis]:
+        """The axes of an entry's matrix. One without choices stands for a mistake in the matrix: such an entry has no points."""
         before = len(self.mistakes)
 
         def fail(text: str, *where: Any) -> None:
             line = self.document.line(("cases", index, "matrix", *where[:1]))
             self.fail(line, text, name, ".".join(["matrix", *where]))
 
-        if not isinstance(matrix, dict):
+        if not isinstance(matrix, (dict, type(None))):
             fail(f"expected a mapping from keys to lists of values; found {kind(matrix)}")
-            return None
-        axes = []
-        for axis, choices in matrix.items():
+        axes: list[_Axis] = []
+        for axis, choices in matrix.items() if isinstance(matrix, dict) else ():
+            if axis != "vary" and (not re.fullmatch(r"[a-z_]+(\.[a-z_]+){0,3}", axis) or axis.split(".")[0] in (*_OWN, "matrix")):
+                fail("expected a key that may differ between the points of a matrix, such as dtype or logits.shape", axis)
             if isinstance(choices, list):
                 labelled = {_label(choice): choice for choice in choices}
                 choices = labelled if len(labelled) == len(choices) else {}
             if not isinstance(choices, dict) or not choices:
                 fail("expected a list of different values, or a mapping from labels to values", axis)
                 continue
-            for label, choice in choices.items():
+            for word, choice in choices.items():
+                try:
+                    label(word)
+                except Unexpected as error:
+                    fail(f"{error}; found {kind(word)}", axis)
                 if axis == "vary" and not isinstance(choice, dict):
-                    fail(f"expected a mapping with keys of a case; found {kind(choice)}", axis, label)
-            axes.append([(axis, label, choice) for label, choice in choices.items()])
-        return axes if len(self.mistakes) == before else None
+                    fail(f"expected a mapping with keys of a case; found {kind(choice)}", axis, word)
+                elif axis == "vary" and (own := (_OWN | {"matrix"}) & choice.keys()):
+                    fail(f"expected keys that may differ between the points of a matrix; found {', '.join(sorted(own))}", axis, word)
+            axes.append([(axis, word, choice) for word, choice in choices.items()])
+        return axes if len(self.mistakes) == before else [[]]
 
-    def question(self, point: _Point) -> Question | None:
-        value = {k: v for k, v in point.value.items() if k not in ("id", "why", "kills")}
-        return self._validated(Question, value, Entry, point)
+    def question(self, point: _Point, clause: Clause | None) -> Question | None:
+        value = {key: part for key, part in point.value.items() if key not in _OWN}
+        question = self._validated(Question, value, Entry, point)
+        limit = MAX_TIMED_NUMBERS if clause and clause.profile else MAX_NUMBERS
+        if question and question.largest > limit:
+            text = f"expected at most {limit:,} numbers in a tensor; found {question.largest:,}"
+            self.fail(self._line(point, ("logits", "shape")), text, f"{point.name}{point.label}", "logits.shape")
+        return question
 
-    def meta(self, point: _Point) -> _Meta | None:
-        return self._validated(
-            _Meta, {k: v for k, v in point.value.items() if k in ("id", "why", "kills")}, Entry, point
-        )
+    def named(self, point: _Point) -> Named | None:
+        return self._validated(Named, {key: point.value[key] for key in _OWN & point.value.keys()}, Entry, point)
 
     def _validated(self, model: type[M], value: Any, keys_of: type[BaseModel], point: _Point | None = None) -> M | None:
         """None where the value does not fit the model. keys_of: whose keys are suggested for an unknown one."""
@@ -316,6 +337,12 @@ def _nested(keys: list[str], value: Any) -> Any:
     for key in reversed(keys):
         value = {key: value}
     return value
+
+
+def _values(value: Any) -> int:
+    """How many values it consists of."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_values, parts))
 
 
 def _label(value: Any) -> str:
