@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from xentcheck.spec.case import Case, Question, ZeroDim
 from xentcheck.spec.case_modes import MODES, micro_batches
 from xentcheck.spec.draw import LinearLayer, Numbers, numbers
 from xentcheck.spec.layout import copied, float64, lay_out, rounded
-from xentcheck.spec.mistakes import CaseFileError, Mistake
+from xentcheck.spec.mistakes import CaseFileError, Mistake, Unexpected, about
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 TARGET_DTYPES = {
@@ -123,10 +122,6 @@ class Batch:
         return replace(self, input=copied(self.input), target=copied(self.target), options=options, upstream=upstream)
 
 
-# What NumPy, torch and safetensors raise where a case's parts do not fit together.
-_MISFITS = (IndexError, ValueError, KeyError, TypeError, RuntimeError, OSError, OverflowError, SafetensorError)
-
-
 def build(case: Case) -> Batch:
     """The batch of a case. Raises CaseFileError where the case's parts do not fit together."""
     try:
@@ -135,7 +130,9 @@ def build(case: Case) -> Batch:
         if not case.expects_error:
             _check_there_is_an_answer(batch)
         return batch
-    except _MISFITS as error:
+    except Unexpected as error:
+        raise CaseFileError(Mistake(f"{error}", case.path, case.line, case.id, error.key)) from error
+    except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, MemoryError) as error:
         text = f"no batch can be made of it: {error}"
         raise CaseFileError(Mistake(text, case.path, case.line, case.id)) from error
 
@@ -144,32 +141,43 @@ def _batch(question: Question, drawn: Numbers) -> Batch:
     dtype = DTYPES[question.dtype]
     options = _options(question, drawn, dtype)
     if drawn.linear is None:
-        logits = rounded(drawn.logits, torch.int64 if question.logits.dtype else dtype)
-        input_ = lay_out(logits, question.logits.layout)
+        kind = torch.int64 if question.logits.dtype else dtype
+        input_ = _tensor("logits.layout", drawn.logits, kind, question.logits.layout)
     else:
         input_, layer = _linear(question, drawn.linear, dtype)
         options |= layer
-    upstream = None if drawn.upstream is None else lay_out(rounded(drawn.upstream, dtype), question.upstream.layout)
+    upstream = drawn.upstream
+    if upstream is not None:
+        upstream = _tensor("upstream.layout", upstream, dtype, question.upstream.layout)
     direction = None if drawn.direction is None else rounded(drawn.direction, dtype).double().numpy()
     target = _target(question, drawn, dtype)
     return Batch(input_, target, options, upstream, question.mode, direction, question.padded_to)
 
 
+def _tensor(key: str, values: np.ndarray, dtype: torch.dtype, layout: str, filler: float = math.nan) -> Tensor:
+    with about(key):
+        return lay_out(rounded(values, dtype), layout, filler)
+
+
 def _target(question: Question, drawn: Numbers, dtype: torch.dtype) -> Tensor:
     spec = question.target
     if spec.probabilities is not None:
-        return lay_out(rounded(drawn.target, dtype), spec.layout)
+        return _tensor("target.layout", drawn.target, dtype, spec.layout)
     axis = 0 if drawn.logits.ndim == 1 else 1
     # The gaps of a strided target hold a class that does not exist: reading them cannot go unnoticed.
     beyond = drawn.logits.shape[axis] if drawn.logits.ndim else 0
-    return lay_out(torch.from_numpy(drawn.target).to(TARGET_DTYPES[spec.dtype]), spec.layout, beyond)
+    dtype = TARGET_DTYPES[spec.dtype]
+    changed = drawn.target[drawn.target != rounded(drawn.target, dtype).numpy()]
+    if len(changed):
+        raise Unexpected(f"classes and ignore values that {spec.dtype} can hold", str(changed[0]), "target")
+    return _tensor("target.layout", drawn.target, dtype, spec.layout, beyond)
 
 
 def _options(question: Question, drawn: Numbers, dtype: torch.dtype) -> dict[str, Any]:
     """The keyword arguments that the case sets; what it leaves out is not passed at all."""
     options: dict[str, Any] = {}
     if drawn.weight is not None:
-        options["weight"] = lay_out(rounded(drawn.weight, dtype), question.weight_layout)
+        options["weight"] = _tensor("weight_layout", drawn.weight, dtype, question.weight_layout)
     if question.ignore_index is not None:
         options["ignore_index"] = (
             question.ignore_index if isinstance(question.ignore_index, int) else list(question.ignore_index)
@@ -188,43 +196,45 @@ def _linear(question: Question, layer: LinearLayer, dtype: torch.dtype) -> tuple
     """The hidden states, and the options that hold matrix and bias."""
     spec = question.linear
     assert spec is not None
-    options = {"linear_weight": lay_out(rounded(layer.matrix, dtype), spec.matrix_layout)}
+    options = {"linear_weight": _tensor("linear.matrix_layout", layer.matrix, dtype, spec.matrix_layout)}
     if layer.bias is not None:
         options["linear_bias"] = rounded(layer.bias, dtype)
-    return lay_out(rounded(layer.hidden, dtype), spec.layout), options
+    return _tensor("linear.layout", layer.hidden, dtype, spec.layout), options
 
 
 def _check_there_is_an_answer(batch: Batch) -> None:
     positions, weight = batch.positions, batch.options.get("weight")
     if weight is not None and weight.shape != (batch.classes,):
-        raise ValueError(f"weight: expected {batch.classes} class weights, or expect.error; found {len(weight)}")
+        raise Unexpected(f"{batch.classes} class weights, or expect.error", str(len(weight)), "weight")
     if batch.has_probabilities:
         return
     if tuple(batch.target.shape) != positions:
-        raise ValueError(f"target: expected the shape {positions}, or expect.error; found {tuple(batch.target.shape)}")
+        raise Unexpected(f"the shape {positions}, or expect.error", f"{tuple(batch.target.shape)}", "target")
     if batch.target.is_floating_point():
-        raise ValueError(f"target: expected integers for classes, or expect.error; found {batch.target.dtype}")
+        raise Unexpected("integers for classes, or expect.error", f"{batch.target.dtype}", "target")
     target = batch.target.numpy().reshape(-1)
     beyond = np.flatnonzero(batch.valid & ((target < 0) | (target >= batch.classes)))
     if len(beyond):
-        raise ValueError(
-            f"target: expected a class from 0 to {batch.classes - 1}, one of the ignore values {list(batch.ignore_values)}, or expect.error; "
-            f"found {target[beyond[0]]} at position {beyond[0]}"
-        )
+        classes = f"a class from 0 to {batch.classes - 1}, one of the ignore values {list(batch.ignore_values)}"
+        found = f"{target[beyond[0]]} at position {beyond[0]}"
+        raise Unexpected(f"{classes}, or expect.error", found, "target")
 
 
 def _check_the_mode(batch: Batch) -> None:
     if batch.padded_to is not None:
         if batch.input.dim() < 2 or batch.padded_to < batch.input.shape[0] or batch.has_probabilities:
-            raise ValueError("padded_to: expected class indices, (N, C, ...) logits and at least N samples in all")
+            wanted = "class indices, (N, C, ...) logits and at least N samples in all"
+            found = f"{batch.padded_to} samples and logits of {tuple(batch.input.shape)}"
+            raise Unexpected(wanted, found, "padded_to")
         if not batch.padding:
-            raise ValueError(
-                f"padded_to: there is no ignore value that targets of {batch.target.dtype} could be padded with"
-            )
+            wanted = f"an ignore value that targets of {batch.target.dtype} can hold"
+            raise Unexpected(wanted, f"{list(batch.ignore_values)}", "padded_to")
     if batch.mode == "accumulated":
         if batch.input.dim() < 2 or batch.input.shape[0] < 3:
-            raise ValueError("mode: accumulated splits the batch, so it needs at least three samples")
+            found = f"logits of {tuple(batch.input.shape)}"
+            raise Unexpected("at least three samples, since accumulated splits the batch", found, "mode")
         valid = batch.valid.reshape(batch.positions)
         is_counted = "normalizer" in batch.options or batch.reduction == "sum"
         if not is_counted and not all(valid[part].any() for part in micro_batches(len(batch.input))):
-            raise ValueError("mode: accumulated with a mean needs a position that counts in each micro-batch")
+            wanted = "a position that counts in each micro-batch of accumulated with a mean"
+            raise Unexpected(wanted, "one that is all ignored", "mode")

@@ -41,12 +41,12 @@ LossWord = Literal["reference", "nan", "inf", "zero", "empty-mean", "finite", "u
 # The words that stand for one value everywhere.
 FIXED_ANSWERS: dict[str, float] = {"nan": math.nan, "inf": math.inf, "zero": 0.0}
 
+MAX_NUMBERS = 2**28  # of one tensor
 MAX_PADDED = 2**32  # logits, with those of the ignored samples around them
 MAX_NORMALIZER = 2**53
 # The smallest and the largest number that a target of each integer type can hold.
 _TARGET_LIMITS = {f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)}
 _TARGET_LIMITS |= {"uint8": (0, 255), "bool": (0, 1)}
-
 
 
 class Model(BaseModel):

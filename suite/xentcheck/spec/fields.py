@@ -99,7 +99,9 @@ _NESTED_SCHEMA = WithJsonSchema({"anyOf": [*_NUMBER_SCHEMA["anyOf"], {"type": "a
 
 Int = Annotated[int, BeforeValidator(_integer)]
 Ints = Annotated[tuple[Int, ...], Field(fail_fast=True)]
-Chosen = Annotated[tuple[Int, ...], Field(min_length=1, fail_fast=True)]  # indices; choosing nothing has words of its own
+Chosen = Annotated[
+    tuple[Int, ...], Field(min_length=1, fail_fast=True)
+]  # indices; choosing nothing has words of its own
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 Shape = Annotated[tuple[Size, ...], Field(max_length=MAX_DIMENSIONS, fail_fast=True)]
 Flag = Annotated[bool, Strict()]

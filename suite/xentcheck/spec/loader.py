@@ -14,9 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from xentcheck.spec.case import IGNORE_CHOICES, Case, CaseFile, Clause, Entry, Named, Question
+from xentcheck.spec.case import IGNORE_CHOICES, MAX_NUMBERS, Case, CaseFile, Clause, Entry, Named, Question
 from xentcheck.spec.fields import label
-from xentcheck.spec.mistakes import MAX_MISTAKES, CaseFileError, Mistake, Unexpected, size_of_regular
+from xentcheck.spec.files import check_tensor_file
+from xentcheck.spec.mistakes import MAX_MISTAKES, CaseFileError, Mistake, Unexpected
 from xentcheck.spec.patterns import matches
 from xentcheck.spec.resources import cases_folder
 from xentcheck.spec.validation import M, explained, kind
@@ -29,9 +30,7 @@ CATALOGUES = frozenset({"answers.yaml", "wild-bugs.yaml"})
 SPEED = "speed"
 MAX_CASES_PER_FILE = 2000
 MAX_VALUES_PER_FILE = 200_000  # in all cases together, with what they take from the defaults
-MAX_NUMBERS = 2**28  # of one tensor; a speed case may have more, since nothing but its cost is computed
-MAX_TIMED_NUMBERS = 2**31
-MAX_TENSOR_FILE = 2**33  # bytes
+MAX_TIMED_NUMBERS = 2**31  # of one tensor of a speed case, of which nothing but the cost is computed
 
 # Giving a key of one group replaces what the defaults give of the others.
 _ALTERNATIVES: dict[Location, tuple[set[str], ...]] = {
@@ -118,19 +117,13 @@ def digest(cases: Iterable[Case]) -> str:
         for key, file in (("logits.file", case.question.logits.file), ("target.file", case.question.target.file)):
             if file is not None:
                 try:
-                    with tensor_file(case.folder / file).open("rb") as content:
+                    check_tensor_file(case.folder / file)
+                    with (case.folder / file).open("rb") as content:
                         while part := content.read(2**20):
                             sha.update(part)
                 except (Unexpected, OSError) as error:
                     raise CaseFileError(Mistake(f"{file}: {error}", case.path, case.line, case.id, key)) from error
     return sha.hexdigest()[:16]
-
-
-def tensor_file(path: Path) -> Path:
-    """The path. Raises Unexpected where it cannot be a file of tensors."""
-    if (size := size_of_regular(path)) > MAX_TENSOR_FILE:
-        raise Unexpected(f"at most {MAX_TENSOR_FILE:,} bytes", f"{size:,}")
-    return path
 
 
 def select(cases: list[Case], pattern: str) -> list[Case]:
@@ -278,8 +271,12 @@ class _Source:
             fail(f"expected a mapping from keys to lists of values; found {kind(matrix)}")
         axes: list[_Axis] = []
         for axis, choices in matrix.items() if isinstance(matrix, dict) else ():
-            if axis != "vary" and (not re.fullmatch(r"[a-z_]+(\.[a-z_]+){0,3}", axis) or axis.split(".")[0] in (*_OWN, "matrix")):
-                fail("expected a key that may differ between the points of a matrix, such as dtype or logits.shape", axis)
+            if axis != "vary" and (
+                not re.fullmatch(r"[a-z_]+(\.[a-z_]+){0,3}", axis) or axis.split(".")[0] in (*_OWN, "matrix")
+            ):
+                fail(
+                    "expected a key that may differ between the points of a matrix, such as dtype or logits.shape", axis
+                )
             if isinstance(choices, list):
                 labelled = {_label(choice): choice for choice in choices}
                 choices = labelled if len(labelled) == len(choices) else {}
@@ -294,7 +291,11 @@ class _Source:
                 if axis == "vary" and not isinstance(choice, dict):
                     fail(f"expected a mapping with keys of a case; found {kind(choice)}", axis, word)
                 elif axis == "vary" and (own := (_OWN | {"matrix"}) & choice.keys()):
-                    fail(f"expected keys that may differ between the points of a matrix; found {', '.join(sorted(own))}", axis, word)
+                    fail(
+                        f"expected keys that may differ between the points of a matrix; found {', '.join(sorted(own))}",
+                        axis,
+                        word,
+                    )
             axes.append([(axis, word, choice) for word, choice in choices.items()])
         return axes if len(self.mistakes) == before else [[]]
 

@@ -78,14 +78,3 @@ def one_line(text: str, at_most: int) -> str:
     """The text with escapes in place of line breaks and control characters, cut to a length."""
     cut = text if len(text) <= at_most else text[: at_most - 3] + "..."
     return cut if cut.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
-
-
-def size_of_regular(path: Path) -> int:
-    """How many bytes the file has. Raises Unexpected where it is no regular file: reading a pipe or a device might never end."""
-    try:
-        is_regular, size = path.is_file(), path.stat().st_size
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise Unexpected("a file that can be read", getattr(error, "strerror", None) or str(error)) from error
-    if not is_regular:
-        raise Unexpected("a regular file", "a folder" if path.is_dir() else "a pipe, a socket or a device")
-    return size

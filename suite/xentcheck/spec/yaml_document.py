@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 import yaml
 
-from xentcheck.spec.mistakes import CaseFileError, Mistake, Unexpected, size_of_regular
+from xentcheck.spec.files import size_of_regular
+from xentcheck.spec.mistakes import CaseFileError, Mistake, Unexpected
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 50_000  # keys and values, those of an alias counted anew wherever it stands
