@@ -252,7 +252,7 @@ def test_errors_say_what_was_expected_and_found_and_write_nothing(tmp_path, argu
 @pytest.mark.parametrize("name", ["", "---", "日本"])
 def test_a_name_without_letters_is_refused(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="path: expected a file name with letters or digits; found"):
+    with pytest.raises(ValueError, match="path: expected a printable file name with letters or digits; found"):
         capture(X, T, name)
 
 

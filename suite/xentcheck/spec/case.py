@@ -12,12 +12,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from xentcheck.spec import fields
 from xentcheck.spec.capabilities import CAPABILITIES
 from xentcheck.spec.case_modes import MODES
-from xentcheck.spec.fields import (
-    Bytes, Chosen, Dtype, Flag, Int, Ints, Layout, Match, Name, Nested, NestedClasses, Number, Numbers, Shape, Size,
-    TargetDtype, Text, Texts, flat, shape_of,
-)  # fmt: skip
 from xentcheck.spec.mistakes import Unexpected
 
 Mode = Literal[tuple(MODES)]  # type: ignore[valid-type]
@@ -62,24 +59,24 @@ def _exactly_one(model: Model, names: tuple[str, ...]) -> None:
 class Pattern(Model):
     """Overwrites the logits at ``rows`` x ``classes`` with ``value``. Rows count the positions of the target, flattened."""
 
-    rows: Chosen | Literal["ignored", "valid", "all"] = "all"
-    classes: Chosen | Literal["target", "others", "all"] = "all"
-    value: Number
+    rows: fields.Chosen | Literal["ignored", "valid", "all"] = "all"
+    classes: fields.Chosen | Literal["target", "others", "all"] = "all"
+    value: fields.Number
 
 
 class Logits(Model):
     """The input. ``shape`` is torch's: (C,), (N, C) or (N, C, d1, ...). ``tiled`` repeats one block of normal numbers, for
     batches that would take long to draw."""
 
-    shape: Shape | None = None
-    values: Nested | None = None
-    file: Text | None = None
+    shape: fields.Shape | None = None
+    values: fields.Nested | None = None
+    file: fields.Text | None = None
     dtype: Literal["int64"] | None = None  # integers, which must be refused; otherwise the logits have the case's dtype
     fill: Literal["normal", "uniform", "constant", "ramp", "tiled"] = "normal"
-    scale: Number = 1.0
-    shift: Number = 0.0
+    scale: fields.Number = 1.0
+    shift: fields.Number = 0.0
     set: Annotated[tuple[Pattern, ...], Field(max_length=100)] = ()
-    layout: Layout = "contiguous"
+    layout: fields.Layout = "contiguous"
 
     @model_validator(mode="after")
     def _one_source(self) -> Logits:
@@ -93,12 +90,12 @@ class Ignore(Model):
     With several values they are dealt out in turn.
     """
 
-    rows: Chosen | Literal["all", "none", "first", "last"] | None = None
-    prefix: Size | None = None
-    suffix: Size | None = None
-    every: Annotated[Size, Field(ge=1)] | None = None
-    fraction: Annotated[Number, Field(ge=0, le=1)] | None = None
-    value: Int | Chosen | None = None
+    rows: fields.Chosen | Literal["all", "none", "first", "last"] | None = None
+    prefix: fields.Size | None = None
+    suffix: fields.Size | None = None
+    every: Annotated[fields.Size, Field(ge=1)] | None = None
+    fraction: Annotated[fields.Number, Field(ge=0, le=1)] | None = None
+    value: fields.Int | fields.Chosen | None = None
 
     @model_validator(mode="after")
     def _one_choice(self) -> Ignore:
@@ -121,13 +118,13 @@ class Target(Model):
     drawn classes, or literal.
     """
 
-    classes: Chosen | None = None
-    probabilities: Literal["random", "one-hot"] | Nested | None = None
-    values: NestedClasses | None = None
-    file: Text | None = None
-    shape: Shape | None = None
-    dtype: TargetDtype = "int64"
-    layout: Layout = "contiguous"
+    classes: fields.Chosen | None = None
+    probabilities: Literal["random", "one-hot"] | fields.Nested | None = None
+    values: fields.NestedClasses | None = None
+    file: fields.Text | None = None
+    shape: fields.Shape | None = None
+    dtype: fields.TargetDtype = "int64"
+    layout: fields.Layout = "contiguous"
     ignore: Annotated[Ignore, BeforeValidator(_ignore, json_schema_input_type=Ignore | IgnoreWord)] | None = None
 
     @model_validator(mode="after")
@@ -143,7 +140,7 @@ class Target(Model):
             raise Unexpected("either values or file", "both")
         if self.values is not None and self.dtype in _TARGET_LIMITS:
             low, high = _TARGET_LIMITS[self.dtype]
-            for number in flat(self.values):
+            for number in fields.flat(self.values):
                 if not low <= number <= high or number != int(number):
                     raise Unexpected(f"integers that {self.dtype} can hold", f"{number:g}", key="values")
         return self
@@ -152,11 +149,11 @@ class Target(Model):
 class Upstream(Model):
     """The gradient from above, of the loss's shape: ones, one scalar everywhere, drawn per position, or literal."""
 
-    scalar: Number | None = None
-    per_position: Flag = False
-    values: Nested | None = None
-    zero: Ints = ()
-    layout: Layout = "contiguous"
+    scalar: fields.Number | None = None
+    per_position: fields.Flag = False
+    values: fields.Nested | None = None
+    zero: fields.Ints = ()
+    layout: fields.Layout = "contiguous"
 
     @model_validator(mode="after")
     def _one_source(self) -> Upstream:
@@ -177,15 +174,15 @@ def _upstream(value: Any) -> Any:
 class ZeroDim(Model):
     """A number as a 0-d tensor: int64 for an integer, float32 for others."""
 
-    tensor: Annotated[Int | Number, Field(union_mode="left_to_right")]
+    tensor: Annotated[fields.Int | fields.Number, Field(union_mode="left_to_right")]
 
 
 class HiddenPattern(Model):
     """Overwrites the hidden states at ``rows`` x ``features`` with ``value``."""
 
-    rows: tuple[int, ...] | Literal["ignored", "valid", "all"] = "all"
-    features: Chosen | Literal["all"] = "all"
-    value: Number
+    rows: fields.Chosen | Literal["ignored", "valid", "all"] = "all"
+    features: fields.Chosen | Literal["all"] = "all"
+    value: fields.Number
 
 
 class Linear(Model):
@@ -195,13 +192,13 @@ class Linear(Model):
     ``logits.scale``, or literal. ``bias``: drawn, or C literal numbers.
     """
 
-    features: Annotated[Size, Field(ge=1)] = 8
-    hidden: Nested | None = None
-    matrix: Nested | None = None
-    bias: Flag | Numbers = False
+    features: Annotated[fields.Size, Field(ge=1)] = 8
+    hidden: fields.Nested | None = None
+    matrix: fields.Nested | None = None
+    bias: fields.Flag | fields.Numbers = False
     set: Annotated[tuple[HiddenPattern, ...], Field(max_length=100)] = ()
-    layout: Layout = "contiguous"
-    matrix_layout: Layout = "contiguous"
+    layout: fields.Layout = "contiguous"
+    matrix_layout: fields.Layout = "contiguous"
 
 
 class ExpectedError(Model):
@@ -209,7 +206,7 @@ class ExpectedError(Model):
     them; a dot stands for any character, and case does not count."""
 
     phase: Literal["call", "backward"] = "call"
-    match: Match | None = None
+    match: fields.Match | None = None
 
 
 class Expect(Model):
@@ -221,10 +218,10 @@ class Expect(Model):
     the call may also be refused.
     """
 
-    loss: LossWord | Nested = "reference"
-    gradient: LossWord | Nested = "reference"
+    loss: LossWord | fields.Nested = "reference"
+    gradient: LossWord | fields.Nested = "reference"
     error: ExpectedError | None = None
-    refused_unless_claimed: Flag = False
+    refused_unless_claimed: fields.Flag = False
     convention: Literal["int32_target"] | None = None
 
     @model_validator(mode="after")
@@ -241,23 +238,24 @@ class Question(Model):
     ``padded_to``: the batch stands spread among ignored samples, so many in all, and the answer is that of the batch alone.
     """
 
-    dtype: Dtype = "float32"
+    dtype: fields.Dtype = "float32"
     logits: Logits
     target: Target = Target()
-    ignore_index: Int | Ints | None = None
-    weight: Numbers | Literal["random"] | None = None
-    weight_layout: Layout = "contiguous"
-    label_smoothing: Number | None = None
-    reduction: Text | None = None
-    normalizer: Annotated[Int | Number | ZeroDim | None, Field(union_mode="left_to_right")] = None
-    padded_to: Annotated[Size, Field(ge=1)] | None = None
+    ignore_index: fields.Int | fields.Ints | None = None
+    weight: fields.Numbers | Literal["random"] | None = None
+    weight_layout: fields.Layout = "contiguous"
+    label_smoothing: fields.Number | None = None
+    reduction: fields.Text | None = None
+    normalizer: Annotated[fields.Int | fields.Number | ZeroDim | None, Field(union_mode="left_to_right")] = None
+    padded_to: Annotated[fields.Size, Field(ge=1)] | None = None
     upstream: Annotated[
-        Upstream, BeforeValidator(_upstream, json_schema_input_type=Upstream | Literal["unit", "per-position"] | Nested)
+        Upstream,
+        BeforeValidator(_upstream, json_schema_input_type=Upstream | Literal["unit", "per-position"] | fields.Nested),
     ] = Upstream(scalar=1.0)
     mode: Mode = "eager"
     linear: Linear | None = None
     needs: tuple[Capability, ...] = ()
-    memory_limit: Bytes | None = (
+    memory_limit: fields.Bytes | None = (
         None  # beside the input, for one call and its backward pass; where its cost is measured
     )
     expect: Expect = Expect()
@@ -312,16 +310,16 @@ class Question(Model):
         shapes = {"hidden": (samples, features), "matrix": (classes, features), "bias": (classes,)}
         for name, shape in shapes.items():
             literal = getattr(self.linear, name)
-            if literal is not None and not isinstance(literal, bool) and shape_of(literal) != shape:
-                raise Unexpected(f"the shape {shape}", f"{shape_of(literal)}", key=f"linear.{name}")
+            if literal is not None and not isinstance(literal, bool) and fields.shape_of(literal) != shape:
+                raise Unexpected(f"the shape {shape}", f"{fields.shape_of(literal)}", key=f"linear.{name}")
 
     @property
-    def largest(self) -> int:
-        """How many numbers the largest tensor holds, of those whose shape the case gives."""
-        shapes = [self.logits.shape or (), self.target.shape or ()]
-        if self.linear is not None:
-            shapes += [(size, self.linear.features) for size in self.logits.shape or ()]
-        return max(map(math.prod, shapes))
+    def sizes(self) -> dict[str, int]:
+        """How many numbers a tensor will hold, by the key that sets it."""
+        shape = self.logits.shape or ()
+        features = self.linear.features * max(shape, default=0) if self.linear is not None else 0
+        sizes = {"logits.shape": math.prod(shape), "target.shape": math.prod(self.target.shape or ())}
+        return {**sizes, "linear.features": features}
 
     @property
     def ignore_values(self) -> tuple[int, ...]:
@@ -333,9 +331,9 @@ class Question(Model):
 class Named(Model):
     """What a case in a file says of itself, beside its question."""
 
-    id: Name
-    why: Text | None = None
-    kills: Texts = ()
+    id: fields.Name
+    why: fields.Text | None = None
+    kills: fields.Texts = ()
 
 
 class Defaults(Question):
@@ -350,11 +348,11 @@ class Entry(Defaults, Named):
 class Clause(Model):
     """One sentence that an implementation can break, and where it comes from."""
 
-    clause: Name
-    title: Text
-    requirement: Text
-    sources: Annotated[Texts, Field(min_length=1)]
-    profile: Name | None = None  # of a speed case: the name that --profile takes
+    clause: fields.Name
+    title: fields.Text
+    requirement: fields.Text
+    sources: Annotated[fields.Texts, Field(min_length=1)]
+    profile: fields.Name | None = None  # of a speed case: the name that --profile takes
 
 
 class CaseFile(Clause):

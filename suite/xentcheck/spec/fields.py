@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 
-from xentcheck.spec.mistakes import Unexpected
+from xentcheck.spec.mistakes import Unexpected, kind
 
 WORDS = {"inf": math.inf, "+inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 MAX_NAME, MAX_TEXT, MAX_DIMENSIONS = 200, 1000, 8
@@ -67,13 +67,19 @@ def _nested(number: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def nested(value: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             return number(value)
-        parts = tuple(nested(part) for part in value)
-        shapes = sorted({shape_of(part) for part in parts})
-        if len(shapes) > 1:
-            raise Unexpected("lists of equal length", f"parts of the shapes {shapes[0]} and {shapes[1]}")
-        if len(shape_of(parts)) > MAX_DIMENSIONS:
+        parts: list[Any] = []
+        for index, part in enumerate(value):
+            try:
+                parts.append(nested(part))
+            except Unexpected as error:
+                key = f"{index}.{error.key}" if error.key else str(index)
+                raise Unexpected(error.expected, error.found or kind(part), key) from error
+            if shape_of(parts[0]) != shape_of(parts[-1]):
+                found = f"{shape_of(parts[0])} and {shape_of(parts[-1])}"
+                raise Unexpected("parts of the same shape", found, str(index))
+        if len(shape_of(tuple(parts))) > MAX_DIMENSIONS:
             raise Unexpected(f"at most {MAX_DIMENSIONS} levels of lists", "more")
-        return parts
+        return tuple(parts)
 
     return nested
 

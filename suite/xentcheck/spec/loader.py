@@ -17,10 +17,10 @@ from pydantic import BaseModel, ValidationError
 from xentcheck.spec.case import IGNORE_CHOICES, MAX_NUMBERS, Case, CaseFile, Clause, Entry, Named, Question
 from xentcheck.spec.fields import label
 from xentcheck.spec.files import check_tensor_file
-from xentcheck.spec.mistakes import MAX_MISTAKES, CaseFileError, Mistake, Unexpected
+from xentcheck.spec.mistakes import MAX_MISTAKES, CaseFileError, Mistake, Unexpected, kind
 from xentcheck.spec.patterns import matches
 from xentcheck.spec.resources import cases_folder
-from xentcheck.spec.validation import M, explained, kind
+from xentcheck.spec.validation import M, explained
 from xentcheck.spec.yaml_document import Document, Location, read
 
 CASES = cases_folder()
@@ -66,25 +66,15 @@ def load(path: Path) -> list[Case]:
 def expanded(document: Document, path: Path) -> list[Case]:
     """The cases of a document, whose path need not exist. Raises CaseFileError that lists all its mistakes."""
     source = _Source(path, document)
-    clause, defaults, cases, count, values = source.clause(), source.defaults(), [], 0, 0
-    for index, name, entry in source.named_entries():
-        merged = merge(defaults, entry)
-        axes = source.axes(index, name, merged.pop("matrix", None))
-        points = math.prod(map(len, axes))
-        count += points
-        values += points * (_values(merged) + sum(max(_values(choice) for _, _, choice in axis) for axis in axes))
-        if count > MAX_CASES_PER_FILE or values > MAX_VALUES_PER_FILE:
-            limits = f"{MAX_CASES_PER_FILE} cases and {MAX_VALUES_PER_FILE:,} values in a file"
-            source.fail(document.line(("cases", index)), f"expected at most {limits}; found more", name, "matrix")
+    clause, cases = source.clause(), []
+    for point in source.points():
+        question, named = source.question(point, clause), source.named(point)
+        if clause and question and named:
+            case_id = f"{clause.clause}/{named.id}{point.label}"
+            own = {"why": named.why, "kills": named.kills, "path": path, "line": point.line}
+            cases.append(Case(id=case_id, clause=clause, question=question, **own))
+        if len(source.mistakes) > MAX_MISTAKES:
             break
-        for point in source.points(index, name, merged, axes):
-            question, named = source.question(point, clause), source.named(point)
-            if clause and question and named:
-                case_id = f"{clause.clause}/{name}{point.label}"
-                about = {"why": named.why, "kills": named.kills, "path": path, "line": point.line}
-                cases.append(Case(id=case_id, clause=clause, question=question, **about))
-            if len(source.mistakes) > MAX_MISTAKES:
-                break
     source.raise_if_any()
     return cases
 
@@ -224,7 +214,8 @@ class _Source:
             self.fail(self.document.line(("defaults",)), f"expected a mapping; found {kind(defaults)}", key="defaults")
             return {}
         for key in sorted(_OWN & defaults.keys()):
-            self.fail(self.document.line(("defaults", key)), "belongs to a case of its own", key=f"defaults.{key}")
+            text = f"expected keys that cases can share; found {key}, which each case has for itself"
+            self.fail(self.document.line(("defaults", key)), text, key=f"defaults.{key}")
         return defaults
 
     def named_entries(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -245,19 +236,30 @@ class _Source:
                 lines_of_ids[name] = line
                 yield index, name, entry
 
-    def points(self, index: int, name: str, merged: dict[str, Any], axes: list[_Axis]) -> Iterator[_Point]:
-        """Every combination of the choices along the axes; the entry itself where there is no axis."""
-        line = self.document.line(("cases", index))
-        for combination in itertools.product(*axes):
-            value, keys = merged, {}
-            for axis, _, choice in combination:
-                if axis == "vary":
-                    value = merge(value, choice)
-                else:
-                    keys[tuple(axis.split("."))] = axis
-                    value = merge(value, _nested(axis.split("."), choice))
-            label = "-".join(label for _, label, _ in combination)
-            yield _Point(index, line, name, f"[{label}]" if label else "", value, keys)
+    def points(self) -> Iterator[_Point]:
+        """All points of all entries: every combination of the choices along the axes, or the entry itself where it has no axis."""
+        defaults, count, values = self.defaults(), 0, 0
+        for index, name, entry in self.named_entries():
+            merged, line = merge(defaults, entry), self.document.line(("cases", index))
+            axes = self.axes(index, name, merged.pop("matrix", None))
+            count += (points := math.prod(map(len, axes)))
+            values += points * (
+                _values(merged) + sum(max((_values(choice) for *_, choice in axis), default=0) for axis in axes)
+            )
+            if count > MAX_CASES_PER_FILE or values > MAX_VALUES_PER_FILE:
+                limits = f"{MAX_CASES_PER_FILE} cases and {MAX_VALUES_PER_FILE:,} values in a file"
+                self.fail(line, f"expected at most {limits}; found more", name, "matrix")
+                return
+            for combination in itertools.product(*axes):
+                value, keys = merged, {}
+                for axis, _, choice in combination:
+                    if axis == "vary":
+                        value = merge(value, choice)
+                    else:
+                        keys[tuple(axis.split("."))] = axis
+                        value = merge(value, _nested(axis.split("."), choice))
+                label = "-".join(label for _, label, _ in combination)
+                yield _Point(index, line, name, f"[{label}]" if label else "", value, keys)
 
     def axes(self, index: int, name: str, matrix: Any) -> list[_Axis]:
         """The axes of an entry's matrix. One without choices stands for a mistake in the matrix: such an entry has no points."""
@@ -303,9 +305,11 @@ class _Source:
         value = {key: part for key, part in point.value.items() if key not in _OWN}
         question = self._validated(Question, value, Entry, point)
         limit = MAX_TIMED_NUMBERS if clause and clause.profile else MAX_NUMBERS
-        if question and question.largest > limit:
-            text = f"expected at most {limit:,} numbers in a tensor; found {question.largest:,}"
-            self.fail(self._line(point, ("logits", "shape")), text, f"{point.name}{point.label}", "logits.shape")
+        for key, size in question.sizes.items() if question else ():
+            if size > limit:
+                line = self._line(point, tuple(key.split(".")))
+                text = f"expected at most {limit:,} numbers in a tensor; found {size:,}"
+                self.fail(line, text, f"{point.name}{point.label}", key)
         return question
 
     def named(self, point: _Point) -> Named | None:

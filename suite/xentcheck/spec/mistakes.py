@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # So many are shown in full.
 MAX_MISTAKES = 20
@@ -72,6 +73,15 @@ def about(key: str) -> Iterator[None]:
     except Unexpected as error:
         inner = f"{key}.{error.key}" if error.key else key
         raise Unexpected(error.expected, error.found, inner) from error
+
+
+def kind(value: Any) -> str:
+    """What was found, in words."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, (dict, list)):
+        return ("a " if value else "an empty ") + ("mapping" if isinstance(value, dict) else "list")
+    return f"{value!r:.80}"
 
 
 def one_line(text: str, at_most: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from xentcheck.spec.mistakes import MAX_MISTAKES, CaseFileError, Mistake, Unexpected
+from xentcheck.spec.mistakes import MAX_MISTAKES, CaseFileError, Mistake, Unexpected, kind
 from xentcheck.spec.patterns import nearest
 from xentcheck.spec.yaml_document import Location, read
 
@@ -63,15 +63,6 @@ def explained(error: ValidationError, value: Any, model: type[BaseModel]) -> Ite
         yield where, _text(where, grouped[where], model) if number < MAX_MISTAKES else ""
 
 
-def kind(value: Any) -> str:
-    """What was found, in words."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, (dict, list)):
-        return ("a " if value else "an empty ") + ("mapping" if isinstance(value, dict) else "list")
-    return f"{value!r:.80}"
-
-
 def _text(where: Location, items: Iterable[ErrorDetails], model: type[BaseModel]) -> str:
     by_type = {item["type"]: item for item in items}
     if "extra_forbidden" in by_type:
@@ -108,7 +99,8 @@ def _place(item: ErrorDetails, value: Any) -> Location:
     if item["type"] == "missing":
         where.append(item["loc"][-1])
     ours = _ours(item)
-    return (*where, *ours.key.split(".")) if ours is not None and ours.key else tuple(where)
+    below = ours.key.split(".") if ours is not None and ours.key else ()
+    return (*where, *(int(step) if step.isdecimal() else step for step in below))
 
 
 def _keys_at(model: type[BaseModel], where: Location) -> list[str]:

@@ -111,7 +111,8 @@ class _Builder:
             self._add(event, count)
             return value
         if event.tag:
-            self._fail(event, f"tag {event.tag!r:.80} is not allowed; expected a plain value")
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            self._fail(event, f"tag {tag!r:.80} is not allowed; expected a plain value")
         if len(here) >= MAX_DEPTH and not isinstance(event, yaml.ScalarEvent):
             self._fail(event, f"expected at most {MAX_DEPTH} levels of nesting; found more")
         if isinstance(event, yaml.MappingStartEvent):
