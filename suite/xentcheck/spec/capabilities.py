@@ -48,18 +48,10 @@ FORMS: dict[str, frozenset[str]] = {
 }
 
 # Those that are options of the call. What is not claimed of them must be refused, never dropped in silence.
-OPTIONS = frozenset(
-    {
-        "ignore_index",
-        "ignore_index_list",
-        "weight",
-        "label_smoothing",
-        "reduction_sum",
-        "reduction_none",
-        "normalizer",
-        "class_probabilities",
-    }
-)
+OPTIONS = frozenset({
+    "ignore_index", "ignore_index_list", "weight", "label_smoothing", "reduction_sum", "reduction_none", "normalizer",
+    "class_probabilities",
+})  # fmt: skip
 
 # A convention is a question with several defensible answers.
 CONVENTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -72,17 +64,5 @@ CONVENTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 # What can be wrong with an answer.
 FAULT_KINDS = (
-    "value",
-    "nan",
-    "inf",
-    "nonzero",
-    "missing",
-    "raised",
-    "accepted",
-    "shape",
-    "dtype",
-    "changed",
-    "unstable",
-    "crash",
-    "timeout",
-)
+    "value", "nan", "inf", "nonzero", "missing", "raised", "accepted", "shape", "dtype", "changed", "unstable", "crash", "timeout",
+)  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -20,16 +20,8 @@ from xentcheck.spec.mistakes import Unexpected
 Mode = Literal[tuple(MODES)]  # type: ignore[valid-type]
 Capability = Literal[tuple(CAPABILITIES)]  # type: ignore[valid-type]
 Relation = Literal[
-    "deletion",
-    "poisoning",
-    "permutation",
-    "class_permutation",
-    "shift",
-    "splitting",
-    "linearity",
-    "zero_sum",
-    "reductions",
-]
+    "deletion", "poisoning", "permutation", "class_permutation", "shift", "splitting", "linearity", "zero_sum", "reductions"
+]  # fmt: skip
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 Aspect = Literal["loss", "gradient", "shape", "rejection", "purity", Relation]
 ASPECTS: tuple[Aspect, ...] = ("loss", "gradient", "shape", "rejection", "purity", *RELATIONS)
@@ -50,10 +42,17 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
-def _exactly_one(model: Model, names: tuple[str, ...]) -> None:
-    given = [name for name in names if getattr(model, name) is not None and getattr(model, name) is not False]
-    if len(given) != 1:
-        raise Unexpected(f"exactly one of {', '.join(names)}", ", ".join(given) or "none of them")
+class _Choice(Model):
+    """A model of which exactly one of some keys is given."""
+
+    choices: ClassVar[tuple[str, ...]]
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> _Choice:
+        given = [name for name in self.choices if getattr(self, name) is not None and getattr(self, name) is not False]
+        if len(given) != 1:
+            raise Unexpected(f"exactly one of {', '.join(self.choices)}", ", ".join(given) or "none of them")
+        return self
 
 
 class Pattern(Model):
@@ -64,10 +63,11 @@ class Pattern(Model):
     value: fields.Number
 
 
-class Logits(Model):
+class Logits(_Choice):
     """The input. ``shape`` is torch's: (C,), (N, C) or (N, C, d1, ...). ``tiled`` repeats one block of normal numbers, for
     batches that would take long to draw."""
 
+    choices = ("shape", "values", "file")
     shape: fields.Shape | None = None
     values: fields.Nested | None = None
     file: fields.Text | None = None
@@ -78,18 +78,14 @@ class Logits(Model):
     set: Annotated[tuple[Pattern, ...], Field(max_length=100)] = ()
     layout: fields.Layout = "contiguous"
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Logits:
-        _exactly_one(self, ("shape", "values", "file"))
-        return self
 
-
-class Ignore(Model):
+class Ignore(_Choice):
     """Which positions of the target are ignored, counted in the flattened target, and with which of the ignore values.
 
     With several values they are dealt out in turn.
     """
 
+    choices = ("rows", "prefix", "suffix", "every", "fraction")
     rows: fields.Chosen | Literal["all", "none", "first", "last"] | None = None
     prefix: fields.Size | None = None
     suffix: fields.Size | None = None
@@ -97,14 +93,8 @@ class Ignore(Model):
     fraction: Annotated[fields.Number, Field(ge=0, le=1)] | None = None
     value: fields.Int | fields.Chosen | None = None
 
-    @model_validator(mode="after")
-    def _one_choice(self) -> Ignore:
-        _exactly_one(self, IGNORE_CHOICES)
-        return self
-
 
 IgnoreWord = Literal["all", "none", "first", "last"]
-IGNORE_CHOICES = ("rows", "prefix", "suffix", "every", "fraction")
 
 
 def _ignore(value: Any) -> Any:
@@ -146,19 +136,15 @@ class Target(Model):
         return self
 
 
-class Upstream(Model):
+class Upstream(_Choice):
     """The gradient from above, of the loss's shape: ones, one scalar everywhere, drawn per position, or literal."""
 
+    choices = ("scalar", "per_position", "values")
     scalar: fields.Number | None = None
     per_position: fields.Flag = False
     values: fields.Nested | None = None
     zero: fields.Ints = ()
     layout: fields.Layout = "contiguous"
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Upstream:
-        _exactly_one(self, ("scalar", "per_position", "values"))
-        return self
 
 
 def _upstream(value: Any) -> Any:
@@ -256,7 +242,7 @@ class Question(Model):
     linear: Linear | None = None
     needs: tuple[Capability, ...] = ()
     memory_limit: fields.Bytes | None = (
-        None  # beside the input, for one call and its backward pass; where its cost is measured
+        None  # of a call and its backward pass, beside the input, where cost is measured
     )
     expect: Expect = Expect()
 
@@ -316,10 +302,9 @@ class Question(Model):
     @property
     def sizes(self) -> dict[str, int]:
         """How many numbers a tensor will hold, by the key that sets it."""
-        shape = self.logits.shape or ()
+        shape, target = self.logits.shape or (), self.target.shape or ()
         features = self.linear.features * max(shape, default=0) if self.linear is not None else 0
-        sizes = {"logits.shape": math.prod(shape), "target.shape": math.prod(self.target.shape or ())}
-        return {**sizes, "linear.features": features}
+        return {"logits.shape": math.prod(shape), "target.shape": math.prod(target), "linear.features": features}
 
     @property
     def ignore_values(self) -> tuple[int, ...]:

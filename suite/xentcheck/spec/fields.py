@@ -5,6 +5,7 @@ Each takes exactly what it names. ``true``, ``1.0`` and ``'3'`` are not the inte
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 
 from xentcheck.spec.mistakes import Unexpected, kind
 
+_NAME = "[a-z0-9]+(-[a-z0-9]+)*"
 WORDS = {"inf": math.inf, "+inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 MAX_NAME, MAX_TEXT, MAX_DIMENSIONS = 200, 1000, 8
 
@@ -24,12 +26,6 @@ MAX_NAME, MAX_TEXT, MAX_DIMENSIONS = 200, 1000, 8
 def _integer(value: Any) -> int:
     if type(value) is not int or not -(2**63) <= value < 2**63:
         raise Unexpected("an integer of 64 bits")
-    return value
-
-
-def _size(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise Unexpected("a size, 0 or more")
     return value
 
 
@@ -85,19 +81,13 @@ def _nested(number: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def shape_of(nested: Any) -> tuple[int, ...]:
-    """The shape of literal numbers, which are tuples of equal length in each other."""
-    if not isinstance(nested, tuple):
-        return ()
-    return (len(nested), *(shape_of(nested[0]) if nested else ()))
+    """The shape of literal numbers."""
+    return (len(nested), *(shape_of(nested[0]) if nested else ())) if isinstance(nested, tuple) else ()
 
 
 def flat(nested: Any) -> Iterator[float | int]:
-    """The numbers of nested tuples, one after another."""
-    if isinstance(nested, tuple):
-        for part in nested:
-            yield from flat(part)
-    else:
-        yield nested
+    """Literal numbers, one after another."""
+    return itertools.chain.from_iterable(map(flat, nested)) if isinstance(nested, tuple) else iter((nested,))
 
 
 _NUMBER_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "number"}, {"enum": [*WORDS]}]}
@@ -105,10 +95,8 @@ _NESTED_SCHEMA = WithJsonSchema({"anyOf": [*_NUMBER_SCHEMA["anyOf"], {"type": "a
 
 Int = Annotated[int, BeforeValidator(_integer)]
 Ints = Annotated[tuple[Int, ...], Field(fail_fast=True)]
-Chosen = Annotated[
-    tuple[Int, ...], Field(min_length=1, fail_fast=True)
-]  # indices; choosing nothing has words of its own
-Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
+Chosen = Annotated[tuple[Int, ...], Field(min_length=1, fail_fast=True)]  # one index or more
+Size = Annotated[Int, Field(ge=0)]
 Shape = Annotated[tuple[Size, ...], Field(max_length=MAX_DIMENSIONS, fail_fast=True)]
 Flag = Annotated[bool, Strict()]
 Number = Annotated[float, BeforeValidator(_number), WithJsonSchema(_NUMBER_SCHEMA)]
@@ -134,16 +122,16 @@ def text(value: Any, at_most: int = MAX_TEXT) -> str:
 
 
 def _name(value: Any) -> str:
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text(value, MAX_NAME)):
+    if not re.fullmatch(_NAME, text(value, MAX_NAME)):
         raise Unexpected("lower-case letters and digits, in words with dashes between them")
     return value
 
 
-def label(value: str) -> str:
-    """The name of a point of a matrix. Raises Unexpected."""
-    if not re.fullmatch(r"[\w.+-]{1,100}", value, re.ASCII):
-        raise Unexpected("labels of 1 to 100 letters, digits and _ . + -, in a mapping from labels to values")
-    return value
+def check_label(label: str) -> None:
+    """Raises Unexpected for what cannot name a point of a matrix."""
+    if not re.fullmatch(r"[\w.+-]{1,100}", label, re.ASCII):
+        expected = "labels of 1 to 100 letters, digits and _ . + -, in a mapping from labels to values"
+        raise Unexpected(expected, f"{label!r:.80}")
 
 
 def _match(value: Any) -> str:
@@ -154,9 +142,7 @@ def _match(value: Any) -> str:
 
 Text = Annotated[str, BeforeValidator(text), Field(min_length=1, max_length=MAX_TEXT)]
 Texts = Annotated[tuple[Text, ...], Field(fail_fast=True)]
-Name = Annotated[
-    str, BeforeValidator(_name), WithJsonSchema({"type": "string", "pattern": r"^[a-z0-9]+(-[a-z0-9]+)*$"})
-]
+Name = Annotated[str, BeforeValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME}$"})]
 # Of regular expressions only alternatives, so that no search takes long.
 Match = Annotated[str, BeforeValidator(_match), Field(min_length=1, max_length=MAX_TEXT)]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from xentcheck.spec.case import IGNORE_CHOICES, MAX_NUMBERS, Case, CaseFile, Clause, Entry, Named, Question
-from xentcheck.spec.fields import label
+from xentcheck.spec.case import MAX_NUMBERS, Case, CaseFile, Clause, Entry, Ignore, Logits, Named, Question, Upstream
+from xentcheck.spec.fields import check_label
 from xentcheck.spec.files import check_tensor_file
 from xentcheck.spec.mistakes import MAX_MISTAKES, CaseFileError, Mistake, Unexpected, kind
 from xentcheck.spec.patterns import matches
@@ -34,14 +34,14 @@ MAX_TIMED_NUMBERS = 2**31  # of one tensor of a speed case, of which nothing but
 
 # Giving a key of one group replaces what the defaults give of the others.
 _ALTERNATIVES: dict[Location, tuple[set[str], ...]] = {
-    ("logits",): ({"shape"}, {"values"}, {"file"}),
+    ("logits",): tuple({choice} for choice in Logits.choices),
     ("target",): ({"values"}, {"file"}, {"classes", "ignore"}, {"probabilities"}),
-    ("target", "ignore"): tuple({choice} for choice in IGNORE_CHOICES),
-    ("upstream",): ({"scalar"}, {"per_position"}, {"values"}),
+    ("target", "ignore"): tuple({choice} for choice in Ignore.choices),
+    ("upstream",): tuple({choice} for choice in Upstream.choices),
     ("expect",): ({"error"}, {"loss", "gradient", "refused_unless_claimed", "convention"}),
 }
-# What belongs to one case alone: neither the defaults nor a matrix give it.
-_OWN = frozenset(Named.model_fields)
+# What is not of the question: a matrix cannot set it.
+_OWN = frozenset({*Named.model_fields, "matrix"})
 
 
 def load_all(*folders: Path) -> list[Case]:
@@ -82,19 +82,13 @@ def expanded(document: Document, path: Path) -> list[Case]:
 def check_ids(cases: Iterable[Case]) -> None:
     """Raises CaseFileError that lists the cases whose id another case has."""
     first: dict[str, Case] = {}
-    repeated = [case for case in cases if first.setdefault(case.id, case) is not case]
-    if repeated:
-        raise CaseFileError(
-            *(
-                Mistake(
-                    f"the id must be unique; it is already used at {first[case.id].path}:{first[case.id].line}",
-                    case.path,
-                    case.line,
-                    case.id,
-                )
-                for case in repeated
-            )
-        )
+    mistakes = []
+    for case in cases:
+        if (other := first.setdefault(case.id, case)) is not case:
+            text = f"the id must be unique; it is already used at {other.path}:{other.line}"
+            mistakes.append(Mistake(text, case.path, case.line, case.id))
+    if mistakes:
+        raise CaseFileError(*mistakes)
 
 
 def digest(cases: Iterable[Case]) -> str:
@@ -213,7 +207,7 @@ class _Source:
         if not isinstance(defaults, dict):
             self.fail(self.document.line(("defaults",)), f"expected a mapping; found {kind(defaults)}", key="defaults")
             return {}
-        for key in sorted(_OWN & defaults.keys()):
+        for key in sorted(Named.model_fields.keys() & defaults.keys()):
             text = f"expected keys that cases can share; found {key}, which each case has for itself"
             self.fail(self.document.line(("defaults", key)), text, key=f"defaults.{key}")
         return defaults
@@ -262,47 +256,23 @@ class _Source:
                 yield _Point(index, line, name, f"[{label}]" if label else "", value, keys)
 
     def axes(self, index: int, name: str, matrix: Any) -> list[_Axis]:
-        """The axes of an entry's matrix. One without choices stands for a mistake in the matrix: such an entry has no points."""
-        before = len(self.mistakes)
-
-        def fail(text: str, *where: Any) -> None:
-            line = self.document.line(("cases", index, "matrix", *where[:1]))
-            self.fail(line, text, name, ".".join(["matrix", *where]))
-
-        if not isinstance(matrix, (dict, type(None))):
-            fail(f"expected a mapping from keys to lists of values; found {kind(matrix)}")
+        """The axes of an entry's matrix. Where there is a mistake in the matrix, one without choices, so that the entry has no points."""
         axes: list[_Axis] = []
+        if not isinstance(matrix, (dict, type(None))):
+            text = f"expected a mapping from keys to lists of values; found {kind(matrix)}"
+            self.fail(self.document.line(("cases", index, "matrix")), text, name, "matrix")
+            axes.append([])
         for axis, choices in matrix.items() if isinstance(matrix, dict) else ():
-            if axis != "vary" and (
-                not re.fullmatch(r"[a-z_]+(\.[a-z_]+){0,3}", axis) or axis.split(".")[0] in (*_OWN, "matrix")
-            ):
-                fail(
-                    "expected a key that may differ between the points of a matrix, such as dtype or logits.shape", axis
-                )
-            if isinstance(choices, list):
-                labelled = {_label(choice): choice for choice in choices}
-                choices = labelled if len(labelled) == len(choices) else {}
-            if not isinstance(choices, dict) or not choices:
-                fail("expected a list of different values, or a mapping from labels to values", axis)
-                continue
-            for word, choice in choices.items():
-                try:
-                    label(word)
-                except Unexpected as error:
-                    fail(f"{error}; found {kind(word)}", axis)
-                if axis == "vary" and not isinstance(choice, dict):
-                    fail(f"expected a mapping with keys of a case; found {kind(choice)}", axis, word)
-                elif axis == "vary" and (own := (_OWN | {"matrix"}) & choice.keys()):
-                    fail(
-                        f"expected keys that may differ between the points of a matrix; found {', '.join(sorted(own))}",
-                        axis,
-                        word,
-                    )
-            axes.append([(axis, word, choice) for word, choice in choices.items()])
-        return axes if len(self.mistakes) == before else [[]]
+            try:
+                axes.append([(axis, label, choice) for label, choice in _choices(axis, choices).items()])
+            except Unexpected as error:
+                key = ".".join(filter(None, ("matrix", axis, error.key)))
+                self.fail(self.document.line(("cases", index, "matrix", axis)), str(error), name, key)
+                axes.append([])
+        return axes
 
     def question(self, point: _Point, clause: Clause | None) -> Question | None:
-        value = {key: part for key, part in point.value.items() if key not in _OWN}
+        value = {k: v for k, v in point.value.items() if k not in _OWN}
         question = self._validated(Question, value, Entry, point)
         limit = MAX_TIMED_NUMBERS if clause and clause.profile else MAX_NUMBERS
         for key, size in question.sizes.items() if question else ():
@@ -313,7 +283,7 @@ class _Source:
         return question
 
     def named(self, point: _Point) -> Named | None:
-        return self._validated(Named, {key: point.value[key] for key in _OWN & point.value.keys()}, Entry, point)
+        return self._validated(Named, {k: v for k, v in point.value.items() if k in _OWN}, Entry, point)
 
     def _validated(self, model: type[M], value: Any, keys_of: type[BaseModel], point: _Point | None = None) -> M | None:
         """None where the value does not fit the model. keys_of: whose keys are suggested for an unknown one."""
@@ -336,6 +306,22 @@ class _Source:
                 if place in self.document.lines:
                     return self.document.lines[place]
         return point.line
+
+
+def _choices(axis: str, choices: Any) -> dict[str, Any]:
+    """What is chosen from along an axis of a matrix, by label. Raises Unexpected."""
+    if axis != "vary" and (not re.fullmatch(r"[a-z_]+(\.[a-z_]+){0,3}", axis) or axis.partition(".")[0] in _OWN):
+        raise Unexpected("a key of the question, such as dtype or logits.shape", f"{axis!r:.80}")
+    labelled = {_label(choice): choice for choice in choices} if isinstance(choices, list) else choices
+    if not isinstance(labelled, dict) or not labelled or len(labelled) < len(choices):
+        raise Unexpected("a list of different values, or a mapping from labels to values", kind(choices))
+    for label, choice in labelled.items():
+        check_label(label)
+        if axis == "vary" and not isinstance(choice, dict):
+            raise Unexpected("a mapping with keys of a case", kind(choice), label)
+        if axis == "vary" and (own := _OWN & choice.keys()):
+            raise Unexpected("keys of the question", ", ".join(sorted(own)), label)
+    return labelled
 
 
 def _nested(keys: list[str], value: Any) -> Any:
