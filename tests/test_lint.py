@@ -87,7 +87,7 @@ def test_clause(write, change, message):
         (f"{TWO_CLASSES}, expect: {{loss: 0.6931}}", "by the definition; found 0.6931"),
         (f"{TWO_CLASSES}, expect: {{gradient: [[0.5, 0.5]]}}", "by the definition at [0, 1]; found"),
         (f"{TWO_CLASSES}, reduction: none, expect: {{loss: [1, 2]}}", "expected the shape (1,); found (2,)"),
-        ("kills: [mean-divides-by-everything]", "no wrong implementation 'mean-divides-by-everything'; did you mean"),
+        ("kills: [mean-divides-by-everything]", "no wrong loss 'mean-divides-by-everything'; did you mean"),
     ],
 )
 def test_case(write, body, message):
