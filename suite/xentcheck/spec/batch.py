@@ -130,6 +130,8 @@ def build(case: Case) -> Batch:
         if not case.expects_error:
             _check_there_is_an_answer(batch)
         return batch
+    except CaseFileError:
+        raise
     except Unexpected as error:
         raise CaseFileError(Mistake(f"{error}", case.path, case.line, case.id, error.key)) from error
     except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, MemoryError) as error:

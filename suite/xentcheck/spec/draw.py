@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from xentcheck.spec.case import MAX_NUMBERS, Case, Ignore, Linear, Pattern, Question, Upstream
-from xentcheck.spec.files import check_tensor_file
+from xentcheck.spec.files import tensor_file
 from xentcheck.spec.mistakes import Unexpected, about, one_line
 
 TILE = 65_537  # a prime, so that no two rows are equal, whatever the usual number of classes
@@ -109,23 +109,22 @@ _STORED = {
 
 
 def _captured(case: Case, file: str, name: str, dtype: str) -> Array:
-    """A tensor of a file, which must have the dtype that the case gives it: a cast would ask something else."""
+    """A tensor of a file. It must have the dtype that the case says: another one would be cast to something else."""
     from safetensors import SafetensorError, safe_open
 
-    with about("file"):
+    with tensor_file(case, f"{name}.file", file) as path:
         try:
-            check_tensor_file(case.folder / file)
-            with safe_open(case.folder / file, framework="pt") as tensors:  # NumPy has no bfloat16
+            with safe_open(path, framework="pt") as tensors:  # NumPy has no bfloat16
                 if name not in (names := sorted(tensors.keys())):
-                    raise Unexpected(f"a tensor named {name} in {file}", one_line(", ".join(names), 100) or "none")
+                    raise Unexpected(f"a tensor named {name}", one_line(", ".join(names), 100) or "none")
                 stored = tensors.get_slice(name)
                 if stored.get_dtype() != _STORED[dtype]:
-                    raise Unexpected(f"a tensor of dtype {dtype}, as the case says, in {file}", stored.get_dtype())
+                    raise Unexpected(f"a tensor of dtype {dtype}, as the case says", stored.get_dtype())
                 if math.prod(stored.get_shape()) > MAX_NUMBERS:
-                    raise Unexpected(f"at most {MAX_NUMBERS:,} numbers in {file}", f"the shape {stored.get_shape()}")
+                    raise Unexpected(f"at most {MAX_NUMBERS:,} numbers", f"the shape {stored.get_shape()}")
                 tensor = tensors.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise Unexpected(f"a safetensors file at {file}", str(error)) from error
+        except SafetensorError as error:
+            raise Unexpected("a safetensors file", str(error)) from error
     return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from xentcheck.spec.case import MAX_NUMBERS, Case, CaseFile, Clause, Entry, Ignore, Logits, Named, Question, Upstream
 from xentcheck.spec.fields import check_label
-from xentcheck.spec.files import check_tensor_file
+from xentcheck.spec.files import tensor_file
 from xentcheck.spec.mistakes import MAX_MISTAKES, CaseFileError, Mistake, Unexpected, kind
 from xentcheck.spec.patterns import matches
 from xentcheck.spec.resources import cases_folder
@@ -100,13 +100,9 @@ def digest(cases: Iterable[Case]) -> str:
         )
         for key, file in (("logits.file", case.question.logits.file), ("target.file", case.question.target.file)):
             if file is not None:
-                try:
-                    check_tensor_file(case.folder / file)
-                    with (case.folder / file).open("rb") as content:
-                        while part := content.read(2**20):
-                            sha.update(part)
-                except (Unexpected, OSError) as error:
-                    raise CaseFileError(Mistake(f"{file}: {error}", case.path, case.line, case.id, key)) from error
+                with tensor_file(case, key, file) as path, path.open("rb") as content:
+                    while part := content.read(2**20):
+                        sha.update(part)
     return sha.hexdigest()[:16]
 
 
