@@ -389,7 +389,7 @@ def test_settings_that_cannot_be_used(tmp_path, text, message):
 
 
 def test_a_folder_of_nobody():
-    with pytest.raises(UsageError, match="^--cases: expected a folder; found ~nobody-of-this-name: "):
+    with pytest.raises(UsageError, match=r"^--cases: expected a folder; found ~nobody-of-this-name: "):
         folder(Path("~nobody-of-this-name"), "--cases")
 
 

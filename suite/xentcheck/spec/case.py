@@ -318,7 +318,7 @@ class Named(Model):
 
     id: fields.Name
     why: fields.Text | None = None
-    kills: fields.Texts = ()
+    kills: Annotated[fields.Texts, Field(max_length=100)] = ()
 
 
 class Defaults(Question):

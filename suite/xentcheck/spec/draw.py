@@ -203,7 +203,8 @@ def _classes(case: Case, stream: Stream, classes: int, positions: tuple[int, ...
     if spec.file is not None:
         return _captured(case, spec.file, "target", spec.dtype)
     shape = positions if spec.shape is None else spec.shape
-    allowed = [c for c in spec.classes or range(classes) if c not in question.ignore_values]
+    ignored_values = frozenset(question.ignore_values)
+    allowed = [c for c in spec.classes or range(classes) if c not in ignored_values]
     target = _drawn_classes(allowed, shape, stream)
     if spec.layout == "expanded" and target.ndim:
         target[:] = target[:1]

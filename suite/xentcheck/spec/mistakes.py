@@ -24,8 +24,8 @@ class Mistake:
 
     def __str__(self) -> str:
         place = "" if self.path is None else f"{self.path}" if self.line is None else f"{self.path}:{self.line}"
-        case, key = one_line(self.case, 100), one_line(self.key, 100)
-        return ": ".join(part for part in (one_line(place, 4096), case and f"case {case}", key, self.text) if part)
+        case, key, text = one_line(self.case, 100), one_line(self.key, 100), one_line(self.text, 1000)
+        return ": ".join(part for part in (one_line(place, 4096), case and f"case {case}", key, text) if part)
 
 
 class UsageError(Exception):
