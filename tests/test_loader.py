@@ -1,4 +1,4 @@
-"""Case files: what defaults and matrices mean, how scalars are read, and what is said of every kind of mistake."""
+"""Case files: what defaults and matrices mean, how scalars are read, and the message for every kind of mistake."""
 
 import json
 import math
@@ -188,7 +188,7 @@ def test_a_matrix_of_the_defaults_holds_for_every_case(loaded):
     ]
 
 
-def test_a_mistake_in_all_points_of_a_matrix_is_told_once(loaded):
+def test_a_mistake_in_all_points_of_a_matrix_is_reported_once(loaded):
     with pytest.raises(CaseFileError) as error:
         loaded(entry("reductoin: sum, matrix: {dtype: [float32, float64]}"))
     (message,) = str(error.value).splitlines()
@@ -376,7 +376,7 @@ MISTAKES = {
     "a clause with spaces": (TOP.replace("clause: small", "clause: Small one") + ONE, [":1: clause: expected ", "found 'Small one'"]),
     "a title that is a number": (TOP.replace("title: Small", "title: 3") + ONE, [":2: title: expected a string; found 3"]),
     "no source": (TOP.replace("[here]", "[]") + ONE, [":4: sources: expected ", "expected a list of 1 or more; found an empty list"]),
-    "sources that are no list": (TOP.replace("[here]", "here") + ONE, [":4: sources: expected ", "found 'here'"]),
+    "sources that are not a list": (TOP.replace("[here]", "here") + ONE, [":4: sources: expected ", "found 'here'"]),
     "no cases": (TOP.replace("cases:\n", ""), [":1: cases: expected a list of cases; found nothing"]),
     "cases without a case": (TOP, [":5: cases: expected a list of cases; found nothing"]),
     "cases as a mapping": (TOP.replace("cases:\n", "cases: {one: 1}\n"), [":5: cases: expected a list of cases; found a mapping"]),
@@ -420,8 +420,8 @@ MISTAKES = {
     "a word among the values": (logits("values: [[1, two]]"), ["logits.values.0.1: expected a number, inf, -inf or nan; found 'two'"]),
     "a truth value among numbers": (logits("shape: [3, 4], scale: true"), ["logits.scale: expected a number, inf, -inf or nan; found True"]),
     "an ignore value that is a word": (entry("ignore_index: first"), ["case one: ignore_index: expected an integer", "found 'first'"]),
-    "an ignore value that is no int": (entry("ignore_index: 1.5"), ["case one: ignore_index: expected an integer", "found 1.5"]),
-    "an ignore value of a list that is no int": (entry("ignore_index: [1, x]"), ["case one: ignore_index.1: expected an integer", "found 'x'"]),
+    "an ignore value that is not an int": (entry("ignore_index: 1.5"), ["case one: ignore_index: expected an integer", "found 1.5"]),
+    "an ignore value of a list that is not an int": (entry("ignore_index: [1, x]"), ["case one: ignore_index.1: expected an integer", "found 'x'"]),
     "a weight that is a word": (entry("weight: heavy"), ["case one: weight: expected ", "'random'", "found 'heavy'"]),
     "a weight of words": (entry("weight: [1, x]"), ["case one: weight.1: expected a number, inf, -inf or nan; found 'x'"]),
     "smoothing above 1": (entry("label_smoothing: 1.5"), [":6: case one: label_smoothing: expected a number in [0, 1], or expect.error; found 1.5"]),
@@ -439,7 +439,7 @@ MISTAKES = {
     "vmap with a mean": (entry("mode: vmap"), [":6: case one: mode: expected reduction: none and no upstream with vmap, which calls the loss once per position; found reduction: mean"]),
     "vmap with an upstream": (entry("mode: vmap, reduction: none, upstream: 2"), ["case one: mode: expected reduction: none and no upstream with vmap, which calls the loss once per position; found an upstream"]),
     "a reason that is a number": (entry("why: 3"), ["case one: why: expected a string; found 3"]),
-    "kills that are no list": (entry("kills: one"), ["case one: kills: expected ", "found 'one'"]),
+    "kills that are not a list": (entry("kills: one"), ["case one: kills: expected ", "found 'one'"]),
     # matrices
     "a matrix that is a list": (entry("matrix: [1, 2]"), [":6: case one: matrix: expected a mapping from keys to lists of values; found a list"]),
     "an axis without values": (entry("matrix: {reduction: []}"), ["case one: matrix.reduction: expected a list of different values, or a mapping from labels to values"]),
@@ -448,7 +448,7 @@ MISTAKES = {
     "an axis of a misspelt key": (TOP + "  - id: one\n    logits: {shape: [3, 4]}\n    matrix:\n      dtype: [float32]\n      reducton: [sum]\n", [":10: case one[float32-sum]: reducton: unknown key; did you mean reduction?"]),
     "an axis with a wrong value": (TOP + "  - id: one\n    logits: {shape: [3, 4]}\n    matrix:\n      dtype: [float32, float31]\n", [":9: case one[float31]: dtype: expected ", "found 'float31'"]),
     "a dotted axis of a misspelt key": (entry("matrix: {logits.shpe: [[3]]}"), ["case one[3]: logits.shpe: unknown key; did you mean shape?"]),
-    "vary that is no mapping": (entry("matrix: {vary: {a: 1}}"), ["case one: matrix.vary.a: expected a mapping with keys of a case; found 1"]),
+    "vary that is not a mapping": (entry("matrix: {vary: {a: 1}}"), ["case one: matrix.vary.a: expected a mapping with keys of a case; found 1"]),
     "vary of a misspelt key": (entry("matrix: {vary: {a: {dtyp: float64}}}"), ["case one[a]: dtyp: unknown key; did you mean dtype?"]),
     "too large a matrix": (entry(f"matrix: {{ignore_index: {list(range(50))}, logits.scale: {list(range(41))}}}"), [":6: case one: matrix: expected at most 2000 cases and 200,000 values in a file; found more"]),
 }  # fmt: skip

@@ -70,23 +70,23 @@ def bounded():
 
 @pytest.fixture
 def mistake(tmp_path):
-    """``mistake(text)``: what is said of a file with that text, without the folder."""
+    """``mistake(text)``: the message about a file with that text, without the folder."""
 
-    def told(text: str | bytes) -> str:
+    def message_of(text: str | bytes) -> str:
         path = tmp_path / "small.yaml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(CaseFileError) as error:
             load(path)
         return str(error.value).replace(f"{tmp_path}{os.sep}", "")
 
-    return told
+    return message_of
 
 
 TEXT = "expected one line of 1 to 1000 printable characters"
 INTEGER = "expected an integer of 64 bits"
 SIZE = "numbers in a tensor; found"
 LABELS = "expected labels of 1 to 100 letters, digits and _ . + -, in a mapping from labels to values"
-# What stands in the file, the line, and what is said after it.
+# The text of the file, the line of the mistake, and how the message goes on after it.
 ROWS: dict[str, tuple[str | bytes, int | None, str]] = {
     # numbers
     "smoothing of 400 digits": (entry(f"label_smoothing: {DIGITS}"), 6, "case one: label_smoothing: expected a number that float64 can hold; found an integer beyond its range"),
@@ -137,12 +137,12 @@ ROWS: dict[str, tuple[str | bytes, int | None, str]] = {
     "80,000 keys": (TOP + "  - {id: one, " + ", ".join(f"k{i}: 1" for i in range(80_000)) + "}\n", 6, "expected at most 50,000 values; found more; large data belongs in a safetensors file"),
     "60,000 numbers": (entry(f"weight: [{'1,' * 60_000}1]"), 6, "expected at most 50,000 values; found more"),
     "a bomb of aliases": (laughs(9), 5, "expected at most 50,000 values; found more"),
-    "a long number that is none": (entry(f"label_smoothing: {'1' * 500_000}x"), 6, "case one: label_smoothing: expected a number, inf, -inf or nan; found '1111"),
+    "a long word of digits": (entry(f"label_smoothing: {'1' * 500_000}x"), 6, "case one: label_smoothing: expected a number, inf, -inf or nan; found '1111"),
     # literal values
     "a target of half a class": (entry("target: {values: [0, 1, 0.5]}"), 6, "case one: target.values: expected integers that int64 can hold; found 0.5"),
     "a target of NaN": (entry("target: {values: [0, 1, nan]}"), 6, "case one: target.values: expected integers that int64 can hold; found nan"),
     "a target that wraps": (entry("target: {dtype: uint8, values: [0, 1, 256]}"), 6, "case one: target.values: expected integers that uint8 can hold; found 256"),
-    "a target that is no truth value": (entry("target: {dtype: bool, values: [0, 1, 2]}"), 6, "case one: target.values: expected integers that bool can hold; found 2"),
+    "a target that is not a truth value": (entry("target: {dtype: bool, values: [0, 1, 2]}"), 6, "case one: target.values: expected integers that bool can hold; found 2"),
     "a target of 65 bits": (entry("target: {values: [0, 1, 9223372036854775808]}"), 6, "case one: target.values: expected integers that int64 can hold"),
     "values beside a file": (entry("target: {values: [0, 1, 2], file: a}"), 6, "case one: target: expected either values or file; found both"),
     "no classes": (entry("target: {classes: []}"), 6, "case one: target.classes: expected a list of 1 or more; found an empty list"),
@@ -195,7 +195,7 @@ ROWS: dict[str, tuple[str | bytes, int | None, str]] = {
     "a reduction with a line break": (entry('reduction: "a\\nb", expect: {error: {}}'), 6, f"case one: reduction: {TEXT}"),
     "a profile with a space": (top("sources", "[here]\nprofile: a b"), 5, "profile: expected lower-case letters and digits, in words with dashes between them; found 'a b'"),
     # YAML
-    "bytes that are no UTF-8": (TOP.encode() + b"  - {id: one, why: \xe9}\n", 6, "expected UTF-8 text; found the byte 0xe9"),
+    "bytes that are not UTF-8": (TOP.encode() + b"  - {id: one, why: \xe9}\n", 6, "expected UTF-8 text; found the byte 0xe9"),
     "a null character": (TOP + "  - \0\n", 6, "expected printable text; found the character '\\x00'"),
     "a tab": (TOP + "\t- one\n", 6, "not valid YAML: found character"),
     "two documents": (TOP + ONE + "---\n" + TOP, 7, "expected one document; found another one"),
@@ -273,9 +273,9 @@ def test_a_class_of_64_bits_is_not_rounded(tmp_path):
 
 @pytest.fixture
 def named(tmp_path):
-    """``named(file, body)``: what is said of a case whose logits, or another part, come from a file; the digest must say it, too."""
+    """``named(file, body)``: the message about a case whose logits or target come from a file. The digest must give it as well."""
 
-    def told(file: str, body: str = "logits: {file: FILE}", only_build: bool = False) -> str:
+    def message_of(file: str, body: str = "logits: {file: FILE}", only_build: bool = False) -> str:
         path = tmp_path / "small.yaml"
         path.write_text(f"{TOP}  - {{id: one, {body.replace('FILE', file)}}}\n")
         (case,) = load(path)
@@ -286,7 +286,7 @@ def named(tmp_path):
             assert message.startswith("small.yaml:6: case small/one: ")
         return message.removeprefix("small.yaml:6: case small/one: ")
 
-    return told
+    return message_of
 
 
 def test_a_pipe_a_device_and_a_folder_are_not_read(named, tmp_path):

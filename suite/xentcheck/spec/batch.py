@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -16,26 +16,25 @@ from torch import Tensor
 from xentcheck.spec.case import Case, Question, ZeroDim
 from xentcheck.spec.case_modes import MODES, micro_batches
 from xentcheck.spec.draw import LinearLayer, Numbers, numbers
+from xentcheck.spec.fields import Dtype, TargetDtype
 from xentcheck.spec.layout import copied, float64, lay_out, rounded
 from xentcheck.spec.mistakes import CaseFileError, Mistake, Unexpected, about
 
-DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
-TARGET_DTYPES = {
-    name: getattr(torch, name) for name in ("int64", "uint8", "int32", "int16", "int8", "bool", "float32", "float64")
-}
+DTYPES = {name: getattr(torch, name) for name in get_args(Dtype)}
+TARGET_DTYPES = {name: getattr(torch, name) for name in get_args(TargetDtype)}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What an implementation is called with.
+    """The arguments of one call.
 
-    With a matrix among the options (``linear_weight`` of shape (C, H), perhaps with ``linear_bias`` of shape (C,)) the input is hidden
-    states (N, H), whose product with the matrix are the logits. Otherwise
-    input: (C,), (N, C) or (N, C, d1, ...), in the case's dtype and layout. target: class indices (), (N,) or (N, d1, ...), or
-    class probabilities in the shape and dtype of the input. options: the keyword arguments that the case sets (weight as a tensor of
-    shape (C,)). upstream: the gradient from above, of the loss's shape, its values exact in the case's dtype; None stands for a plain
-    ``loss.backward()``. direction: float64, of the input's shape, where the gradient is to be differentiated as well (mode
-    double_backward): along which direction. padded_to: among how many samples, all others ignored, the batch is to stand.
+    input: (C,), (N, C) or (N, C, d1, ...), in the case's dtype and layout. With a linear layer, hidden states (N, H), whose product with
+        the option ``linear_weight`` (C, H), plus ``linear_bias`` (C,), are the logits.
+    target: class indices (), (N,) or (N, d1, ...), or class probabilities in the shape and dtype of the input.
+    options: the keyword arguments that the case sets. Class weights have the shape (C,).
+    upstream: the gradient from above, of the loss's shape, exact in the case's dtype. None stands for a plain ``loss.backward()``.
+    direction: float64, of the input's shape, in mode double_backward: the gradient is differentiated along it.
+    padded_to: how many samples the call gets, the added ones ignored.
     """
 
     input: Tensor
@@ -176,22 +175,16 @@ def _target(question: Question, drawn: Numbers, dtype: torch.dtype) -> Tensor:
 
 
 def _options(question: Question, drawn: Numbers, dtype: torch.dtype) -> dict[str, Any]:
-    """The keyword arguments that the case sets; what it leaves out is not passed at all."""
-    options: dict[str, Any] = {}
-    if drawn.weight is not None:
-        options["weight"] = _tensor("weight_layout", drawn.weight, dtype, question.weight_layout)
-    if question.ignore_index is not None:
-        options["ignore_index"] = (
-            question.ignore_index if isinstance(question.ignore_index, int) else list(question.ignore_index)
-        )
-    if question.reduction is not None:
-        options["reduction"] = question.reduction
-    if question.label_smoothing is not None:
-        options["label_smoothing"] = question.label_smoothing
-    if question.normalizer is not None:
-        given = question.normalizer
-        options["normalizer"] = torch.tensor(given.tensor) if isinstance(given, ZeroDim) else given
-    return options
+    """The keyword arguments that the case sets. What it leaves out is not passed."""
+    weight, ignore, normalizer = drawn.weight, question.ignore_index, question.normalizer
+    options = {
+        "weight": None if weight is None else _tensor("weight_layout", weight, dtype, question.weight_layout),
+        "ignore_index": list(ignore) if isinstance(ignore, tuple) else ignore,
+        "reduction": question.reduction,
+        "label_smoothing": question.label_smoothing,
+        "normalizer": torch.tensor(normalizer.tensor) if isinstance(normalizer, ZeroDim) else normalizer,
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _linear(question: Question, layer: LinearLayer, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# A capability is what an implementation may simply not offer. A case that needs one that is not claimed is `unsupported`.
+# A capability is something that an implementation need not offer. A case that needs one that is not claimed is `unsupported`.
 CAPABILITIES: dict[str, str] = {
     "ignore_index": "an ignore value outside the class range",
     "ignore_index_in_range": "an ignore value that is also a class",
@@ -47,7 +47,7 @@ FORMS: dict[str, frozenset[str]] = {
     "linear_cross_entropy": LINEAR_CAPABILITIES,
 }
 
-# Those that are options of the call. What is not claimed of them must be refused, never dropped in silence.
+# Those that are options of the call. An implementation must refuse those that it does not claim.
 OPTIONS = frozenset({
     "ignore_index", "ignore_index_list", "weight", "label_smoothing", "reduction_sum", "reduction_none", "normalizer",
     "class_probabilities",

@@ -91,23 +91,19 @@ def capture(
 
 
 def _check(
-    logits: Tensor,
-    target: Tensor,
-    max_bytes: int,
-    weight: Tensor | None,
-    ignore_index: object,
-    reduction: str,
+    logits: Tensor, target: Tensor, max_bytes: int, *, weight: Tensor | None, ignore_index: object, reduction: str,
     label_smoothing: float,
-) -> None:
+) -> None:  # fmt: skip
     _check_tensor("logits", logits, DTYPES)
     _check_tensor("target", target, TARGETS)
     shape, axis = tuple(logits.shape), 0 if logits.dim() == 1 else 1
     if not shape[axis:] or not shape[axis] or len(shape) > MAX_DIMENSIONS:
-        raise ValueError(f"logits: expected the shape (C,), (N, C) or (N, C, d1, ...), C at least 1; found {shape}")
+        sizes = f"(C,), (N, C) or (N, C, d1, ...), C at least 1, at most {MAX_DIMENSIONS} in all"
+        raise ValueError(f"logits: expected the shape {sizes}; found {shape}")
     if target.shape != (positions := shape[:axis] + shape[axis + 1 :]):
         hint = "; classes come second: logits.movedim(-1, 1)" if target.shape == shape[:-1] else ""
         raise ValueError(f"target: expected {positions} for logits of {shape}; found {tuple(target.shape)}{hint}")
-    for found, limit, what in ((logits.nbytes, max_bytes, "max_bytes="), (logits.numel(), MAX_NUMBERS, "numbers: ")):
+    for found, limit, what in ((logits.nbytes, max_bytes, "max_bytes="), (logits.numel(), MAX_NUMBERS, "numbers=")):
         if found > limit:
             raise ValueError(f"logits: expected at most {what}{limit:,}; found {found:,}; capture fewer rows?")
     if weight is not None:
@@ -116,7 +112,7 @@ def _check(
             raise ValueError(f"weight: expected ({shape[axis]},), at most {MAX_WEIGHTS}; found {tuple(weight.shape)}")
     values = ignore_index if isinstance(ignore_index, (list, tuple)) else [ignore_index]
     if not all(type(v) is int and -(2**63) <= v < 2**63 for v in values):
-        raise TypeError(f"ignore_index: expected an int or a list of ints; found {ignore_index!r:.80}")
+        raise TypeError(f"ignore_index: expected an int or a list of ints, of 64 bits each; found {ignore_index!r:.80}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected mean, sum or none; found {reduction!r}")
     if type(label_smoothing) not in (int, float) or not 0 <= label_smoothing <= 1:

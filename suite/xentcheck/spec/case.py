@@ -219,9 +219,9 @@ class Expect(Model):
 
 
 class Question(Model):
-    """All that a case asks, apart from its name. Left-out options are not passed to the implementation at all.
+    """All that a case asks, apart from its name. Options that are left out are not passed to the implementation.
 
-    ``padded_to``: the batch stands spread among ignored samples, so many in all, and the answer is that of the batch alone.
+    ``padded_to``: ignored samples are spread among those of the batch, up to this number; the answer is that of the batch alone.
     """
 
     dtype: fields.Dtype = "float32"
@@ -314,7 +314,7 @@ class Question(Model):
 
 
 class Named(Model):
-    """What a case in a file says of itself, beside its question."""
+    """The name of a case in a file, why it is there, and the wrong losses that it catches."""
 
     id: fields.Name
     why: fields.Text | None = None
@@ -327,7 +327,7 @@ class Defaults(Question):
 
 
 class Entry(Defaults, Named):
-    """A case as written in a file: a question, its name, and a matrix of the values that it is asked with."""
+    """A case as written in a file, with a matrix of the values that it is asked with."""
 
 
 class Clause(Model):

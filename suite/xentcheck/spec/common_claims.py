@@ -1,6 +1,6 @@
 """Common claims about ``ignore_index``, and the cases that confirm or refute them: ``cases/answers.yaml``.
 
-No verdict on a claim is taken on trust: each names what a run must show, and ``unverified`` lists what it does not.
+Each verdict on a claim names what a run must show.
 """
 
 from __future__ import annotations

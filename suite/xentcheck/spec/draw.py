@@ -229,12 +229,10 @@ def _drawn_classes(allowed: list[int], shape: tuple[int, ...], stream: Stream) -
 
 def _ignored_rows(ignore: Ignore | None, count: int, stream: Stream) -> Array:
     everything = np.arange(count)
-    if ignore is None or ignore.rows == "none":
-        return everything[:0]
+    words = {"none": everything[:0], "all": everything, "first": everything[:1], "last": everything[-1:]}
+    if ignore is None or isinstance(ignore.rows, str):
+        return words[ignore.rows if ignore else "none"]
     if ignore.rows is not None:
-        words = {"all": everything, "first": everything[:1], "last": everything[-1:]}
-        if isinstance(ignore.rows, str):
-            return words[ignore.rows]
         return everything[_indices(ignore.rows, count, "ignore.rows")]
     if ignore.prefix is not None:
         return everything[: ignore.prefix]

@@ -19,7 +19,7 @@ def lay_out(tensor: Tensor, layout: str, filler: float = float("nan")) -> Tensor
 
     Args:
         tensor: of any shape and dtype. ``expanded`` keeps its first row and repeats it.
-        layout: one of ``case.Layout``.
+        layout: one of ``fields.Layout``.
         filler: a value that cannot be read without being noticed.
 
     Raises:

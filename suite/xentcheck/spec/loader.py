@@ -26,7 +26,7 @@ from xentcheck.spec.yaml_document import Document, Location, read
 CASES = cases_folder()
 # Data beside the clauses that holds no cases of its own.
 CATALOGUES = frozenset({"answers.yaml", "wild-bugs.yaml"})
-# The folder of what is asked of an implementation's cost; see ``speed_cases``.
+# The folder of the speed cases.
 SPEED = "speed"
 MAX_CASES_PER_FILE = 2000
 MAX_VALUES_PER_FILE = 200_000  # in all cases together, with what they take from the defaults
@@ -40,7 +40,7 @@ _ALTERNATIVES: dict[Location, tuple[set[str], ...]] = {
     ("upstream",): tuple({choice} for choice in Upstream.choices),
     ("expect",): ({"error"}, {"loss", "gradient", "refused_unless_claimed", "convention"}),
 }
-# What is not of the question: a matrix cannot set it.
+# Keys of an entry that are not part of the question, so that a matrix cannot set them.
 _OWN = frozenset({*Named.model_fields, "matrix"})
 
 
@@ -114,7 +114,7 @@ def select(cases: list[Case], pattern: str) -> list[Case]:
 
 
 def telling_first(cases: list[Case]) -> list[Case]:
-    """The order to ask in: what a wrong loss most likely breaks, in a batch small enough to look at, comes before the rest."""
+    """The order to ask in: small batches that most wrong losses fail on come first, large ones last."""
 
     def place(case: Case) -> int:
         logits = case.question.logits
@@ -209,7 +209,7 @@ class _Source:
         return defaults
 
     def named_entries(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """Each entry of ``cases`` that can be told from the others: its index and its id."""
+        """Each entry of ``cases`` with an id of its own: its index, its id and the entry."""
         entries, lines_of_ids = self.document.value.get("cases"), {}
         if not isinstance(entries, list) or not entries:
             self.fail(self.document.line(("cases",)), f"expected a list of cases; found {kind(entries)}", key="cases")
@@ -305,7 +305,7 @@ class _Source:
 
 
 def _choices(axis: str, choices: Any) -> dict[str, Any]:
-    """What is chosen from along an axis of a matrix, by label. Raises Unexpected."""
+    """The choices along an axis of a matrix by their labels. Raises Unexpected."""
     if axis != "vary" and (not re.fullmatch(r"[a-z_]+(\.[a-z_]+){0,3}", axis) or axis.partition(".")[0] in _OWN):
         raise Unexpected("a key of the question, such as dtype or logits.shape", f"{axis!r:.80}")
     labelled = {_label(choice): choice for choice in choices} if isinstance(choices, list) else choices
@@ -327,7 +327,7 @@ def _nested(keys: list[str], value: Any) -> Any:
 
 
 def _values(value: Any) -> int:
-    """How many values it consists of."""
+    """How many values a part of a document consists of."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + sum(map(_values, parts))
 

@@ -1,4 +1,4 @@
-"""Mistakes in case files: what is wrong and where, as facts that are put into words once."""
+"""Mistakes in case files: what is wrong and where, and the sentences that say so."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# So many are shown in full.
+# So many mistakes are shown; the others are counted.
 MAX_MISTAKES = 20
 
 

@@ -1,4 +1,4 @@
-"""Holds a document to a model, and says of each mistake in it where it is, what was expected and what was found."""
+"""Validates a document with a model, and reports for each mistake where it is, what was expected and what was found."""
 
 from __future__ import annotations
 
@@ -37,12 +37,9 @@ def parsed(model: type[M], path: Path) -> M:
     try:
         return model.model_validate(document.value)
     except ValidationError as error:
-        raise CaseFileError(
-            *(
-                Mistake(text, path, document.line(where), key=".".join(map(str, where)))
-                for where, text in explained(error, document.value, model)
-            )
-        ) from error
+        found = explained(error, document.value, model)
+        mistakes = [Mistake(text, path, document.line(where), key=".".join(map(str, where))) for where, text in found]
+        raise CaseFileError(*mistakes) from error
 
 
 def explained(error: ValidationError, value: Any, model: type[BaseModel]) -> Iterator[tuple[Location, str]]:
