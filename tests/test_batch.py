@@ -302,7 +302,8 @@ def test_drawn_targets_are_allowed_classes_and_the_first_valid_one_is_the_last(c
 
 def test_no_class_left_to_draw_from(case):
     with pytest.raises(
-        CaseFileError, match=r"target\.classes: expected a class to draw targets from; found ignore values alone"
+        CaseFileError,
+        match=r"target\.classes: expected a class to draw targets from; found none that is not an ignore value",
     ):
         build(case("logits: {shape: [3, 2]}, ignore_index: [0, 1], target: {ignore: all}"))
 
@@ -451,6 +452,9 @@ def test_capabilities_follow_from_the_case(case, body, more, less):
         ("logits: {shape: [3, 4]}, linear: {features: 2, set: [{features: [2], value: 0}]}", "linear.set.0.features: expected indices from -2 to 1; found 2"),
         ("logits: {shape: [3, 4]}, target: {values: [0, 4, -100]}", "target: expected a class from 0 to 3, one of the ignore values [-100], or expect.error; found 4 at position 1"),
         ("logits: {shape: [3, 4]}, target: {dtype: float32}", "target: expected integers for classes, or expect.error; found torch.float32"),
+        ("logits: {shape: [3, 4]}, padded_to: 1000000000000", "padded_to: expected at most 4,294,967,296 logits in all; found 4,000,000,000,000"),
+        ("logits: {values: [[1, 2]]}, padded_to: 4000000000", "padded_to: expected at most 4,294,967,296 logits in all; found 8,000,000,000"),
+        ("logits: {shape: [3, 0]}", "target.classes: expected a class to draw targets from; found none that is not an ignore value"),
         ("logits: {shape: [3, 4]}, target: {dtype: uint8}, padded_to: 5", "padded_to: expected an ignore value that targets of torch.uint8 can hold; found [-100]"),
     ],
 )  # fmt: skip

@@ -127,7 +127,6 @@ ROWS: dict[str, tuple[str | bytes, int | None, str]] = {
     "1e10 tiled in a speed case": (top("sources", "[here]\nprofile: quick").replace(ONE, "  - {id: one, logits: {shape: [100000, 100000], fill: tiled}}\n"), 7, f"case one: logits.shape: expected at most 2,147,483,648 {SIZE} 10,000,000,000"),
     "a target of 1e12": (entry("target: {shape: [1000000000000]}, expect: {error: {}}"), 6, f"case one: target.shape: expected at most 268,435,456 {SIZE} 1,000,000,000,000"),
     "1e12 features": (entry("linear: {features: 1000000000000}"), 6, f"case one: linear.features: expected at most 268,435,456 {SIZE} 4,000,000,000,000"),
-    "1e12 samples in all": (entry("target: {ignore: first}, padded_to: 1000000000000"), 6, "case one: padded_to: expected at most 4,294,967,296 logits in all; found more"),
     "70 dimensions": (logits(f"shape: {[1] * 70}"), 6, "case one: logits.shape: expected a list of at most 8; found a list"),
     "nine levels of numbers": (logits(f"values: {'[' * 9}1{']' * 9}"), 6, "case one: logits.values: expected at most 8 levels of lists; found more"),
     "101 patterns": (logits(f"shape: [3, 4], set: [{'{value: 1}, ' * 101}]"), 6, "case one: logits.set: expected a list of at most 100; found a list"),

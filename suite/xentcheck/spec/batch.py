@@ -20,6 +20,7 @@ from xentcheck.spec.fields import Dtype, TargetDtype
 from xentcheck.spec.layout import copied, float64, lay_out, rounded
 from xentcheck.spec.mistakes import CaseFileError, Mistake, Unexpected, about
 
+MAX_PADDED = 2**32  # logits, with those of the ignored samples
 DTYPES = {name: getattr(torch, name) for name in get_args(Dtype)}
 TARGET_DTYPES = {name: getattr(torch, name) for name in get_args(TargetDtype)}
 
@@ -221,6 +222,8 @@ def _check_the_mode(batch: Batch) -> None:
             wanted = "class indices, (N, C, ...) logits and at least N samples in all"
             found = f"{batch.padded_to} samples and logits of {tuple(batch.input.shape)}"
             raise Unexpected(wanted, found, "padded_to")
+        if (size := batch.padded_to * math.prod(batch.input.shape[1:])) > MAX_PADDED:
+            raise Unexpected(f"at most {MAX_PADDED:,} logits in all", f"{size:,}", "padded_to")
         if not batch.padding:
             wanted = f"an ignore value that targets of {batch.target.dtype} can hold"
             raise Unexpected(wanted, f"{list(batch.ignore_values)}", "padded_to")

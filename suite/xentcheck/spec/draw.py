@@ -223,7 +223,7 @@ def _drawn_classes(allowed: list[int], shape: tuple[int, ...], stream: Stream) -
     if allowed:
         return np.asarray(allowed, dtype=np.int64)[stream.below(len(allowed), shape)]
     if math.prod(shape):
-        raise Unexpected("a class to draw targets from", "ignore values alone", "classes")
+        raise Unexpected("a class to draw targets from", "none that is not an ignore value", "classes")
     return np.zeros(shape, dtype=np.int64)
 
 
