@@ -3,8 +3,8 @@
 import numpy as np
 
 from xentcheck.cost.measurement import Logits, Measurement, Memory, Settings, Timing
-from xentcheck.results import record
 from xentcheck.results.record import Results
+from xentcheck.results.run_line import FORMAT
 from xentcheck.run.verdict import Verdict
 
 HEADER = """clause: tiny
@@ -90,7 +90,7 @@ def results(
 ):
     header = {
         "kind": "run",
-        "format": record.FORMAT,
+        "format": FORMAT,
         "edition": "2026.11",
         "cases": "c1",
         "questions": questions,

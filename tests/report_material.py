@@ -6,6 +6,7 @@ from pathlib import Path
 from xentcheck.publish import report
 from xentcheck.publish.page import Material
 from xentcheck.results import record
+from xentcheck.results.run_line import FORMAT
 from xentcheck.run.verdict import Fault, Verdict
 from xentcheck.spec import bug_reports, common_claims
 from xentcheck.spec.case import Case, Clause, Question
@@ -59,9 +60,10 @@ def results():
 
     run = {
         "kind": "run",
-        "format": record.FORMAT,
+        "format": FORMAT,
         "edition": "1",
         "cases": "0123",
+        "questions": {},
         "selection": "all",
         "started": "2026-01-02T03:04:05+00:00",
         "environment": {"torch": "2.0", "gpu": None, "threads": 2, "allocator": {}},

@@ -97,8 +97,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _results(paths: Sequence[Path]) -> Results:
     from xentcheck.results import record
+    from xentcheck.results.merge import merge
 
-    return record.merge([record.load(path) for path in paths])
+    return merge([record.load(path) for path in paths])
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -191,9 +192,10 @@ def _cases(options: argparse.Namespace) -> int:
 
 def _merge(options: argparse.Namespace) -> int:
     from xentcheck.results import record
+    from xentcheck.results.merge import save
 
     results = _results(options.results)
-    record.save(results, options.to)
+    save(results, options.to)
     print(f"{len(results.verdicts)} verdicts of {len(results.sources)} files in {options.to / record.NAME}")
     return 0 if results.complete else 1
 

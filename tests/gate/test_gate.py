@@ -14,7 +14,7 @@ from xentcheck.gate.compare import BETTER, INCONCLUSIVE, MISSING, WORSE, compare
 from xentcheck.gate.confirm import measurer
 from xentcheck.gate.selection import Selection
 from xentcheck.gate.summary import markdown
-from xentcheck.results import record
+from xentcheck.results.merge import save
 from xentcheck.spec.mistakes import UsageError
 
 
@@ -413,9 +413,9 @@ def test_long_lists_are_cut_and_pipes_escaped():
 
 def test_the_commands(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    record.save(results(memory(), speed()), tmp_path / "good")
-    record.save(results(memory(kept=101), speed()), tmp_path / "bad")
-    record.save(results(memory(), speed(2.0)), tmp_path / "slow")
+    save(results(memory(), speed()), tmp_path / "good")
+    save(results(memory(kept=101), speed()), tmp_path / "bad")
+    save(results(memory(), speed(2.0)), tmp_path / "slow")
     where = str(tmp_path / "baseline.json")
     assert cli.main(["baseline", str(tmp_path / "good"), "--to", where]) == 0
     assert cli.main(["gate", str(tmp_path / "good"), where]) == 0

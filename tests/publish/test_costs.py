@@ -11,7 +11,7 @@ from cost_material import broken, memory, results, speed
 from xentcheck import cli
 from xentcheck.cost.measurement import PHASES, Measurement
 from xentcheck.publish.costs import _front, write
-from xentcheck.results import record
+from xentcheck.results.merge import save
 from xentcheck.results.record import RecordError
 
 
@@ -226,7 +226,7 @@ def test_a_truncated_run_says_so(tmp_path):
 def test_the_command_writes_pages_of_costs_alone(tmp_path, capsys):
     run = results(*[m for m in lines() if m.implementation == "mine"], verdicts=())
     run.run["environment"] = {"torch": "2.13", "cpu": "a CPU", "os": "an OS"}
-    record.save(run, tmp_path / "results")
+    save(run, tmp_path / "results")
     assert cli.main(["report", str(tmp_path / "results"), "--to", str(tmp_path / "pages")]) == 0
     assert "speed.md" in capsys.readouterr().out
     assert not (tmp_path / "pages" / "README.md").exists()

@@ -11,6 +11,7 @@ from xentcheck.publish import check as report_check
 from xentcheck.publish import page_answers, page_summary, report
 from xentcheck.publish.page import WIDEST
 from xentcheck.results import record
+from xentcheck.results.merge import save
 from xentcheck.run.verdict import Fault
 from xentcheck.spec import common_claims
 
@@ -251,7 +252,7 @@ def test_reports_from_a_folder_of_results(tmp_path, capsys, monkeypatch):
         verdicts=tuple(replace(v, case="ignored-positions/seed-001-unlabelled") for v in results().verdicts[4:6]),
         run={**results().run, "implementations": {"right": results().run["implementations"]["right"]}},
     )
-    record.save(run, tmp_path / "results")
+    save(run, tmp_path / "results")
     assert cli.main(["report", str(tmp_path / "results"), "--to", str(tmp_path / "pages")]) == 0
     assert "wrote" in capsys.readouterr().out
     assert cli.main(["report", str(tmp_path / "results"), "--to", str(tmp_path / "pages"), "--check"]) == 0
@@ -259,7 +260,7 @@ def test_reports_from_a_folder_of_results(tmp_path, capsys, monkeypatch):
     assert cli.main(["report", str(tmp_path / "results"), "--to", str(tmp_path / "pages"), "--check"]) == 1
     assert "is not what the code produces" in capsys.readouterr().err
     other = replace(run, verdicts=tuple(replace(v, status="fail", fault=Fault("value")) for v in run.verdicts))
-    record.save(other, tmp_path / "other")
+    save(other, tmp_path / "other")
     assert cli.main(["report", str(tmp_path / "other"), "--to", str(tmp_path / "pages"), "--check"]) == 1
     assert "published pass; found fail (value)" in capsys.readouterr().err
 
@@ -299,7 +300,7 @@ def test_shards_merge_into_one_file(tmp_path):
             run={**whole.run, "implementations": {name: whole.run["implementations"][name]}},
             verdicts=tuple(v for v in whole.verdicts if v.implementation == name),
         )
-        record.save(part, tmp_path / name)
+        save(part, tmp_path / name)
     assert cli.main(["merge", str(tmp_path / "known"), str(tmp_path / "right"), "--to", str(tmp_path / "both")]) == 0
     merged = record.load(tmp_path / "both")
     assert merged.complete

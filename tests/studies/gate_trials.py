@@ -28,6 +28,7 @@ from xentcheck.implementation import find
 from xentcheck.results import record
 from xentcheck.results.environment import environment, now
 from xentcheck.results.markdown import table
+from xentcheck.results.merge import merge
 from xentcheck.spec.resources import suite_folder
 
 SUITE = suite_folder()
@@ -158,7 +159,7 @@ def prepare(folder: Path) -> None:
         where = folder / f"baseline-{number}"
         _pytest(folder, "identical", ["--results", str(where)])
         parts.append(record.load(where))
-    made, left_out = make_baseline(record.merge(parts))
+    made, left_out = make_baseline(merge(parts))
     for text in left_out:
         print(f"left out of the baseline: {text}", file=sys.stderr)
     (folder / "baseline.json").write_text(as_text(made), encoding="utf-8")

@@ -15,7 +15,8 @@ from rich.progress import track
 
 from kill_page import asked, table
 from xentcheck.implementation import find
-from xentcheck.results.record import NAME, Results, Writer, load, run_header
+from xentcheck.results.record import NAME, Results, Writer, load
+from xentcheck.results.run_line import run_line
 from xentcheck.run.examiner import Examiner
 from xentcheck.spec.loader import load_all
 
@@ -29,7 +30,7 @@ def ask(folder: Path) -> None:
     implementations = find(",".join(["all", *(f"{file}:*" for file in files)]))
     cases, examiner = asked(load_all()), Examiner()
     interrupted = (folder / NAME).exists() and not load(folder / NAME).complete
-    writer = Writer(folder, run_header(implementations, cases, "all"), resume=interrupted)
+    writer = Writer(folder, run_line(implementations, cases, "all"), resume=interrupted)
     for case in track(cases, description=f"torch {torch.__version__}"):
         for implementation in implementations:
             for aspect in examiner.aspects(case, implementation):

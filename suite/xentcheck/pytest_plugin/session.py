@@ -14,6 +14,7 @@ import torch
 from xentcheck.cost.measurement import Measurement
 from xentcheck.implementation import find
 from xentcheck.results import record
+from xentcheck.results.run_line import run_line
 from xentcheck.run.examiner import Examiner
 from xentcheck.run.isolation.pool import Workers
 from xentcheck.run.verdict import Key, Verdict
@@ -75,7 +76,7 @@ class Session:
     def header(self) -> dict[str, Any]:
         """The ``run`` line of the record."""
         selection = self.config.getoption("cases") or "all"
-        return record.run_header(self.implementations, self.everything, selection)
+        return run_line(self.implementations, self.everything, selection)
 
     def close(self) -> None:
         if self.workers:

@@ -12,23 +12,24 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two runs into one folder go unnoticed
+    fcntl = None  # type: ignore[assignment]
+
 from xentcheck.cost.measurement import Measurement, as_of_one
-from xentcheck.implementation import Implementation
-from xentcheck.results.environment import edition, environment, now
+from xentcheck.results.run_line import FORMAT, RunLine, changes
 from xentcheck.run import verdict as verdicts_of
 from xentcheck.run.verdict import Key, Verdict
-from xentcheck.spec import loader
-from xentcheck.spec.case import Case
 from xentcheck.spec.mistakes import UsageError
 
-FORMAT = 3
 KINDS = ("run", "verdict", "cost", "end")
 NAME = "results.jsonl"
 
@@ -53,22 +54,6 @@ class Results:
     runs: tuple[dict[str, Any], ...] = ()
 
 
-def run_header(implementations: Sequence[Implementation], cases: Iterable[Case], selection: str) -> dict[str, Any]:
-    """The ``run`` line: which cases, of which implementations, where. Raises CaseFileError for a file of a case that cannot be read."""
-    cases = list(cases)
-    return {
-        "kind": "run",
-        "format": FORMAT,
-        "edition": edition(),
-        "cases": loader.digest(cases),
-        "questions": loader.questions(cases),
-        "selection": selection,
-        "started": now(),
-        "environment": environment(),
-        "implementations": {i.name: _claims(i) for i in implementations},
-    }
-
-
 class Writer:
     """Appends to ``DIR/results.jsonl``. Open one per run; ``close`` writes the ``end`` line."""
 
@@ -78,15 +63,29 @@ class Writer:
         self.costs_already: dict[Key, Measurement] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if self.path.exists():
-                self._continue(header) if resume else self._set_aside()
-            # Unbuffered, so that what is written is out of this process at once.
-            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            is_new = not self.path.exists()
+            self._file = self._opened()
+            if not is_new:
+                with self._file:
+                    self._continue(header) if resume else self._set_aside()
+                self._file = self._opened()
         except OSError as error:
             raise RecordError(f"{self.path}: results cannot be written here: {error.strerror or error}") from error
         self._statuses = {key: verdict.status for key, verdict in self.already.items()}
         if self._file.tell() == 0:
             self._append(header)
+
+    def _opened(self) -> BinaryIO:
+        """The file, for this run alone: the lock ends with the process, however it ends. Unbuffered, so that what is written is out of this
+        process at once."""
+        file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise RecordError(f"{self.path}: another run is writing here; wait for it or give another folder") from None
+        return file
 
     def verdict(self, verdict: Verdict) -> None:
         self._append(_line(verdict))
@@ -132,18 +131,10 @@ class Writer:
         if b"\n" not in self.path.read_bytes():  # killed while it wrote its first line
             return self._set_aside()
         results = load(self.path)
-        for what, old, new in (
-            ("cases", results.run["cases"], header["cases"]),
-            ("torch", results.run["environment"]["torch"], header["environment"]["torch"]),
-            *(
-                (f"implementation {n}", results.run["implementations"].get(n), c)
-                for n, c in header["implementations"].items()
-            ),
-        ):
-            if old != json.loads(json.dumps(new)):
-                raise RecordError(
-                    f"{self.path}: cannot be resumed: {what} changed since it was started; run without --resume into another folder"
-                )
+        changed = list(changes(results.run, header))
+        if changed:
+            what = "; ".join(f"{name} was {was}, is {now}" for name, was, now in changed)
+            raise RecordError(f"{self.path}: cannot be resumed: {what}; run without --resume into another folder")
         self.already = {v.key: v for v in results.verdicts}
         self.costs_already = as_of_one(results.costs)
         whole = b"".join(
@@ -173,68 +164,39 @@ def load(path: Path) -> Results:
         raise RecordError(
             f"{path}:1: expected format {FORMAT}; found {objects[0].get('format')!r}; run the suite again"
         )
+    try:
+        RunLine.model_validate(objects[0])
+    except ValidationError as error:
+        raise RecordError(f"{path}:1: not a run line: {_first(error)}") from error
     found: dict[Key, Verdict] = {}
     costs: list[Measurement] = []
     for number, item in enumerate(objects, 1):
-        kind = item.get("kind")
+        where, kind = f"{path}:{number}", item.get("kind")
         if kind not in KINDS:
-            raise RecordError(f"{path}:{number}: expected a kind of {', '.join(KINDS)}; found {kind!r}")
+            raise RecordError(f"{where}: expected a kind of {', '.join(KINDS)}; found {str(kind)[:60]!r}")
+        if (kind == "run") is not (number == 1) or (kind == "end" and number < len(objects)):
+            raise RecordError(
+                f"{where}: expected one run line at the start and one end line at the end; found a line of kind {kind}"
+            )
         if kind == "verdict":
-            verdict = _verdict(item, f"{path}:{number}")
+            verdict = _verdict(item, where)
+            _check_key(verdict.key, objects[0], where)
+            before = found.get(verdict.key, verdict).status
+            if verdict.status.rank < before.rank:  # what failed once does not pass by a second line
+                raise RecordError(
+                    f"{where}: {' '.join(verdict.key)} is {verdict.status}, but {before} in an earlier line; run it again"
+                )
             found[verdict.key] = verdict
         elif kind == "cost":
-            costs.append(_measurement(item, f"{path}:{number}"))
+            costs.append(_measurement(item, where))
+            _check_key(costs[-1].key, {**objects[0], "questions": {}}, where)
     end = objects[-1] if objects[-1]["kind"] == "end" else None
-    if end and end.get("verdicts") != len(found):
+    if end is not None and end != _end(v.status for v in found.values()):
         raise RecordError(
-            f"{path}: the end line counts {end.get('verdicts')} verdicts, the file holds {len(found)}; lines are missing"
+            f"{path}: the end line counts {end.get('counts')}, the file holds {_end(v.status for v in found.values())['counts']}; lines are missing or altered"
         )
     runs = tuple(objects[0].get("runs", ({k: objects[0].get(k) for k in ("started", "environment")},)))
     return Results(objects[0], tuple(found.values()), tuple(costs), end is not None, (str(path),), runs)
-
-
-def merge(parts: Iterable[Results]) -> Results:
-    """Shards and machines as one. Raises RecordError where they answered different questions, or one question differently."""
-    parts = list(parts)
-    if not parts:
-        raise RecordError("expected results to merge; found none")
-    first, verdicts = parts[0], dict[Key, Verdict]()
-    run = {**first.run, "implementations": {}}
-    for part in parts:
-        where = ", ".join(part.sources)
-        if part.run["cases"] != first.run["cases"]:
-            raise RecordError(
-                f"{where}: answers the cases {part.run['cases']}, but {', '.join(first.sources)} the cases {first.run['cases']}; only results of the same cases merge"
-            )
-        for name, claims in part.run["implementations"].items():
-            if run["implementations"].setdefault(name, claims) != claims:
-                raise RecordError(f"{where}: {name} is another version or claims other things than in an earlier part")
-        for verdict in part.verdicts:
-            other = verdicts.setdefault(verdict.key, verdict)
-            if other.status != verdict.status:
-                raise RecordError(
-                    f"{where}: {verdict.implementation} {verdict.case} {verdict.aspect} is {verdict.status}, but {other.status} in an earlier part"
-                )
-    costs = tuple(c for part in parts for c in part.costs)
-    runs = [one for part in parts for one in part.runs]
-    return Results(
-        run | ({"runs": runs} if len(runs) > 1 else {}),
-        tuple(verdicts.values()),
-        costs,
-        all(p.complete for p in parts),
-        tuple(s for p in parts for s in p.sources),
-        tuple(runs),
-    )
-
-
-def save(results: Results, folder: Path) -> None:
-    """Merged results as a file of their own; truncated if one of the parts was."""
-    writer = Writer(folder, results.run)
-    for verdict in results.verdicts:
-        writer.verdict(verdict)
-    for cost in results.costs:
-        writer.cost(cost)
-    writer.close(results.complete)
 
 
 def publish(results: Results, path: Path) -> Results:
@@ -244,28 +206,6 @@ def publish(results: Results, path: Path) -> Results:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(b"".join(map(_encoded, lines)), mtime=0))
     return load(path)
-
-
-def _claims(implementation: Implementation) -> dict[str, Any]:
-    return {
-        "version": implementation.version,
-        "description": implementation.description,
-        "capabilities": sorted(implementation.capabilities),
-        "conventions": implementation.conventions,
-        "deviations": [
-            {
-                "cases": list(d.patterns),
-                "aspect": d.aspect,
-                "observed": d.observed,
-                "fault": d.fault,
-                "reason": d.reason,
-                "link": d.link,
-                "torch": d.torch,
-                "max_units": d.max_units,
-            }
-            for d in implementation.deviations
-        ],
-    }
 
 
 def _line(verdict: Verdict) -> dict[str, Any]:
@@ -299,13 +239,24 @@ def _verdict(item: dict[str, Any], where: str) -> Verdict:
         raise RecordError(f"{where}: not a verdict: {error}") from error
 
 
+def _check_key(key: Key, run: dict[str, Any], where: str) -> None:
+    if key.implementation not in run["implementations"]:
+        raise RecordError(f"{where}: the run line names no implementation {key.implementation!r}")
+    if run["questions"] and key.case not in run["questions"]:
+        raise RecordError(f"{where}: the run line names no case {key.case!r}")
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    at = ".".join(map(str, first["loc"]))
+    return f"{at}: {first['msg']}" if at else str(first["msg"])
+
+
 def _measurement(item: dict[str, Any], where: str) -> Measurement:
     try:
         return Measurement.model_validate({name: value for name, value in item.items() if name != "kind"})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        at = ".".join(map(str, first["loc"]))
-        raise RecordError(f"{where}: not a measurement: {at + ': ' if at else ''}{first['msg']}") from error
+        raise RecordError(f"{where}: not a measurement: {_first(error)}") from error
 
 
 def _is_whole(line: bytes) -> bool:

@@ -19,6 +19,7 @@ import faults
 import xentcheck
 from xentcheck.implementation import Implementation, ImplementationError, find
 from xentcheck.results import record
+from xentcheck.results.run_line import run_line
 from xentcheck.run.examiner import Examiner
 from xentcheck.run.isolation.pool import Workers
 from xentcheck.run.observe import observe
@@ -287,7 +288,7 @@ def test_what_is_found_is_what_is_found_without_workers(workers, source):
         assert [getattr(one, f) is None for f in forms] == [getattr(two, f) is None for f in forms]
         for name in set(vars(one)) - set(forms):
             assert getattr(one, name) == getattr(two, name), name
-    assert record.run_header(here, [], "")["implementations"] == record.run_header(there, [], "")["implementations"]
+    assert run_line(here, [], "")["implementations"] == run_line(there, [], "")["implementations"]
 
 
 def test_a_memory_limit_below_what_torch_takes_is_a_message_at_the_start(workers, monkeypatch):
