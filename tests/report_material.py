@@ -130,7 +130,7 @@ def questions():
     claim = {
         "claim": "Ignored rows are harmless.",
         "verdict": "half true",
-        "answer": "Only finite\nones.",
+        "answer": "Only finite ones.",
         "evidence": evidence,
     }
     return (common_claims.Topic.model_validate({"seed": "000", "question": "Are they?", "claims": [claim]}),)

@@ -156,6 +156,11 @@ def test_awkward_file_names(tmp_path, name):
     assert captured(*make(), tmp_path / name).classes == 7
 
 
+def test_a_long_file_name_gives_a_name_that_can_be_read(tmp_path):
+    case = the_case(capture(*make(), tmp_path / ("ab-" * 78)))
+    assert case.id == f"{'ab-' * 66}ab/batch"
+
+
 def test_what_was_captured_can_be_moved(tmp_path):
     capture(*make(), tmp_path / "here" / "step")
     (tmp_path / "here").rename(tmp_path / "there")
@@ -224,11 +229,18 @@ X, T = make()
         ((X, T[:5]), {}, ValueError, r"target: expected \(6,\) for logits of \(6, 7\); found \(5,\)"),
         ((X.view(2, 3, 7), T.view(2, 3)), {}, ValueError, r"expected \(2, 7\) for .* found \(2, 3\); classes come second"),
         ((X[0, 0], T[0]), {}, ValueError, r"logits: expected the shape \(C,\), .* found \(\)"),
-        ((X[:, :0], T), {}, ValueError, r"C at least 1; found \(6, 0\)"),
+        ((X[:, :0], T), {}, ValueError, r"C at least 1, at most 8 in all; found \(6, 0\)"),
+        ((X.to("meta"), T), {}, TypeError, "logits: expected a dense tensor; found torch.strided on meta"),
+        ((X, T.bool()), {}, TypeError, "target: expected the dtype int64 or int32 or uint8; found bool"),
+        ((torch.zeros(1, 2, *[1] * 7), torch.zeros(1, *[1] * 7).long()), {}, ValueError, r"\(N, C, d1, \.\.\.\), C at least 1, at most 8 in all; found \(1, 2, 1"),
+        ((torch.zeros(1, dtype=torch.float16).expand(2**15 + 1, 2**13), torch.zeros(2**15 + 1).long()), {"max_bytes": 2**40}, ValueError, "logits: expected at most numbers=268,435,456; found 268,443,648"),
+        ((X, T), {"ignore_index": 2**63}, TypeError, "ignore_index: expected an int or a list of ints, of 64 bits each; found 9223372036854775808"),
+        ((X, T), {"label_smoothing": "0.1"}, ValueError, "label_smoothing: expected a number from 0 to 1; found '0.1'"),
+        ((X, T), {"label_smoothing": True}, ValueError, "label_smoothing: expected a number from 0 to 1; found True"),
         ((X, T.clamp(min=-1)), {}, ValueError, "target: expected 0 to 6 or -100; found -1, 1 in all"),
         ((X, T + 5), {}, ValueError, "target: expected 0 to 6 or -100; found"),
         ((X, T), {"ignore_index": [0]}, ValueError, r"target: expected 0 to 6 or \[0\]; found -100, 1 in all"),
-        ((X, T), {"ignore_index": 1.0}, TypeError, "ignore_index: expected an int or a list of ints; found 1.0"),
+        ((X, T), {"ignore_index": 1.0}, TypeError, "ignore_index: expected an int or a list of ints, of 64 bits each; found 1.0"),
         ((X, T), {"ignore_index": [1, True]}, TypeError, r"ignore_index: .* found \[1, True\]"),
         ((X, T), {"ignore_index": None}, TypeError, "ignore_index: .* found None"),
         ((X, T), {"reduction": "average"}, ValueError, "reduction: expected mean, sum or none; found 'average'"),
@@ -249,10 +261,10 @@ def test_errors_say_what_was_expected_and_found_and_write_nothing(tmp_path, argu
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["", "---", "日本"])
+@pytest.mark.parametrize("name", ["", "---", "日本", "a\nb", "a\x1b[31m", "a\u202eb"])
 def test_a_name_without_letters_is_refused(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="path: expected a file name with letters or digits; found"):
+    with pytest.raises(ValueError, match="path: expected a printable file name with letters or digits; found"):
         capture(X, T, name)
 
 

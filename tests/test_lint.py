@@ -69,7 +69,7 @@ def test_clause(write, change, message):
     [
         ("target: {shape: [4]}", "target: expected the shape (5,), or expect.error; found (4,)"),
         ("weight: [1, 2]", "weight: expected 3 class weights, or expect.error; found 2"),
-        ("target: {ignore: {rows: [7]}}", "index 7 is out of bounds"),
+        ("target: {ignore: {rows: [7]}}", "target.ignore.rows: expected indices from -5 to 4; found 7"),
         ("ignore_index: -1", "expected an ignored position; found none"),
         ("target: {ignore: {fraction: 0.01}}", "expected an ignored position; found none"),
         ("target: {ignore: {prefix: 9}}", "expected a position that counts; found none"),

@@ -1,4 +1,4 @@
-"""Case files: what defaults and matrices mean, how scalars are read, and what is said of every kind of mistake."""
+"""Case files: what defaults and matrices mean, how scalars are read, and the message for every kind of mistake."""
 
 import json
 import math
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import xentcheck
-from xentcheck.spec import yaml_document
 from xentcheck.spec.case import Case, Upstream
 from xentcheck.spec.loader import (
     CASES,
@@ -28,7 +28,7 @@ from xentcheck.spec.loader import (
     select,
     telling_first,
 )
-from xentcheck.spec.yaml_document import MAX_ALIASES, MAX_BYTES, read
+from xentcheck.spec.yaml_document import MAX_BYTES, parse, read
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(xentcheck.__file__).parents[1])}
 TOP = (
@@ -188,7 +188,7 @@ def test_a_matrix_of_the_defaults_holds_for_every_case(loaded):
     ]
 
 
-def test_a_mistake_in_all_points_of_a_matrix_is_told_once(loaded):
+def test_a_mistake_in_all_points_of_a_matrix_is_reported_once(loaded):
     with pytest.raises(CaseFileError) as error:
         loaded(entry("reductoin: sum, matrix: {dtype: [float32, float64]}"))
     (message,) = str(error.value).splitlines()
@@ -319,13 +319,10 @@ def test_lines_of_every_value(tmp_path):
     }
 
 
-@pytest.mark.skipif(not yaml_document._FastLoader, reason="PyYAML is built without libyaml")
+@pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML is built without libyaml")
 def test_libyaml_reads_what_pyyaml_reads():
     for path in CASES.rglob("*.yaml"):
-        fast, plain = (
-            yaml_document._document(path, path.read_text(), kind)
-            for kind in (yaml_document._FastLoader, yaml_document._PlainLoader)
-        )
+        fast, plain = (parse(path.read_text(), path, parser) for parser in (yaml.CSafeLoader, yaml.SafeLoader))
         assert fast == plain
 
 
@@ -343,34 +340,32 @@ KEYS = "Expected one of: dtype, expect, id, ignore_index, kills, label_smoothing
 DEEP = "[" * 30 + "1" + "]" * 30
 MISTAKES = {
     # no YAML that can be used
-    "not YAML": (TOP + "  - {id: one\n  - [", [":7: not valid YAML: expected ',' or '}'"]),
-    "a tab": (TOP + "\t- x\n", [":6: not valid YAML: found character '\\t'"]),
+    "not YAML": (TOP + "  - {id: one\n  - [", [":7: not valid YAML: "]),
+    "a tab": (TOP + "\t- x\n", [":6: not valid YAML: found character", "indent with spaces, not tabs"]),
     "an open quote": (TOP + "  - {id: 'one}\n", [":7: not valid YAML"]),
-    "a control character": (TOP + "  - {id: one\x07}\n", ["not valid YAML: unacceptable character"]),
+    "a control character": (TOP + "  - {id: one\x07}\n", [":6: expected printable text; found the character '\\x07'"]),
     "empty": ("", [":1: expected a case file; found an empty document"]),
     "only a comment": ("# nothing\n", [":1: expected a case file; found an empty document"]),
-    "two documents": (TOP + ONE + "---\n" + TOP + ONE, [":7: not valid YAML: but found another document"]),
-    "not UTF-8": (TOP.encode() + b"  - {id: one, why: \xff}\n", ["expected UTF-8 text"]),
+    "two documents": (TOP + ONE + "---\n" + TOP + ONE, [":7: expected one document; found another one"]),
+    "not UTF-8": (TOP.encode() + b"  - {id: one, why: \xff}\n", [":6: expected UTF-8 text; found the byte 0xff"]),
     "UTF-16": ((TOP + ONE).encode("utf-16"), ["expected UTF-8 text"]),
-    "too big": (TOP + ONE + "#" * MAX_BYTES, [f"expected at most 1,000,000 bytes; found {len(TOP + ONE) + MAX_BYTES:,}", "safetensors"]),
+    "too big": (TOP + ONE + "#" * MAX_BYTES, [f"expected at most 1,000,000 bytes; large data belongs in a safetensors file; found {len(TOP + ONE) + MAX_BYTES:,}"]),
     "too deep": (logits(f"values: {DEEP}"), [":6: expected at most 24 levels of nesting; found more"]),
-    "far too deep": ("[" * 60_000, [":1: expected at most 24 levels of nesting; found more"]),
-    "too many aliases": (TOP.replace("cases:", "x: &x 1\ncases:") + "".join(f"  - {{id: c{i}, why: *x}}\n" for i in range(MAX_ALIASES + 1)), [f":{7 + MAX_ALIASES}: expected at most 64 aliases; found more"]),
-    "nested aliases": (logits("values: &a [1, 2], x: &b [*a, *a]"), [":6: alias *a inside an anchored value; aliases may not nest"]),
-    "an alias of itself": (TOP + "  - &a {id: one, logits: *a}\n", [":6: alias *a inside an anchored value"]),
-    "an unknown alias": (TOP + "  - {id: one, logits: *nowhere}\n", [":6: not valid YAML: found undefined alias 'nowhere'"]),
+    "far too deep": ("[" * 60_000, [":1: ", "nesting"]),
+    "an alias of itself": (TOP + "  - &a {id: one, logits: *a}\n", [":6: alias *a comes before the end of its anchor, or has none"]),
+    "an unknown alias": (TOP + "  - {id: one, logits: *nowhere}\n", [":6: alias *nowhere comes before the end of its anchor, or has none"]),
     "a repeated key": (TOP + "  - id: one\n    logits: {shape: [3, 4]}\n    dtype: float32\n    logits: {shape: [1, 2]}\n", [":9: key 'logits' is given twice; the first is on line 7"]),
     "a repeated key at the top": (TOP.replace("title: Small\n", "title: Small\ntitle: Other\n") + ONE, [":3: key 'title' is given twice; the first is on line 2"]),
-    "a list as key": (TOP + "  - {[1, 2]: 3}\n", [":6: expected a plain word as key; found a sequence"]),
+    "a list as key": (TOP + "  - {[1, 2]: 3}\n", [":6: expected a plain word as key; found another value"]),
     "a tag for code": (entry("why: !!python/object/apply:os.system [echo]"), [":6: ", "python/object/apply:os.system"]),
     "a tag for an object": (TOP + "  - {id: one, logits: !!python/object:os.path {shape: [3, 4]}}\n", [":6: ", "python/object:os.path"]),
     "a tag for a name": (entry("why: !!python/name:os.system ''"), [":6: ", "python/name:os.system"]),
     "an unknown tag": (entry("why: !thing x"), [":6: tag '!thing' is not allowed; expected a plain value"]),
     "an unknown tag on a mapping": (TOP + "  - {id: one, logits: !thing {shape: [3, 4]}}\n", [":6: tag '!thing' is not allowed"]),
     "an unknown tag on a list": (logits("shape: !thing [3, 4]"), [":6: tag '!thing' is not allowed"]),
-    "no int under its tag": (entry("why: !!int abc"), [":6: ", "abc"]),
-    "no float under its tag": (entry("why: !!float abc"), [":6: ", "abc"]),
-    "no bool under its tag": (entry("why: !!bool abc"), [":6: ", "abc"]),
+    "no int under its tag": (entry("why: !!int abc"), [":6: tag '!!int' is not allowed; expected a plain value"]),
+    "no float under its tag": (entry("why: !!float abc"), [":6: tag '!!float' is not allowed; expected a plain value"]),
+    "no bool under its tag": (entry("why: !!bool abc"), [":6: tag '!!bool' is not allowed; expected a plain value"]),
     "no time under its tag": (entry("why: !!timestamp abc"), [":6: "]),
     "more digits than Python reads": (logits(f"shape: [{'9' * 5000}, 4]"), [":6: "]),
     # the top level
@@ -381,7 +376,7 @@ MISTAKES = {
     "a clause with spaces": (TOP.replace("clause: small", "clause: Small one") + ONE, [":1: clause: expected ", "found 'Small one'"]),
     "a title that is a number": (TOP.replace("title: Small", "title: 3") + ONE, [":2: title: expected a string; found 3"]),
     "no source": (TOP.replace("[here]", "[]") + ONE, [":4: sources: expected ", "expected a list of 1 or more; found an empty list"]),
-    "sources that are no list": (TOP.replace("[here]", "here") + ONE, [":4: sources: expected ", "found 'here'"]),
+    "sources that are not a list": (TOP.replace("[here]", "here") + ONE, [":4: sources: expected ", "found 'here'"]),
     "no cases": (TOP.replace("cases:\n", ""), [":1: cases: expected a list of cases; found nothing"]),
     "cases without a case": (TOP, [":5: cases: expected a list of cases; found nothing"]),
     "cases as a mapping": (TOP.replace("cases:\n", "cases: {one: 1}\n"), [":5: cases: expected a list of cases; found a mapping"]),
@@ -422,11 +417,11 @@ MISTAKES = {
     "a shape that is a word": (logits("shape: big"), ["logits.shape: expected ", "found 'big'"]),
     "a negative shape": (logits("shape: [3, -4]"), ["logits.shape.1: expected at least 0; found -4"]),
     "half a class": (logits("shape: [3, 4.5]"), ["logits.shape.1: expected an integer", "found 4.5"]),
-    "a word among the values": (logits("values: [[1, two]]"), ["logits.values: expected a number, inf, -inf or nan; found 'two'"]),
+    "a word among the values": (logits("values: [[1, two]]"), ["logits.values.0.1: expected a number, inf, -inf or nan; found 'two'"]),
     "a truth value among numbers": (logits("shape: [3, 4], scale: true"), ["logits.scale: expected a number, inf, -inf or nan; found True"]),
     "an ignore value that is a word": (entry("ignore_index: first"), ["case one: ignore_index: expected an integer", "found 'first'"]),
-    "an ignore value that is no int": (entry("ignore_index: 1.5"), ["case one: ignore_index: expected an integer", "found 1.5"]),
-    "an ignore value of a list that is no int": (entry("ignore_index: [1, x]"), ["case one: ignore_index.1: expected an integer", "found 'x'"]),
+    "an ignore value that is not an int": (entry("ignore_index: 1.5"), ["case one: ignore_index: expected an integer", "found 1.5"]),
+    "an ignore value of a list that is not an int": (entry("ignore_index: [1, x]"), ["case one: ignore_index.1: expected an integer", "found 'x'"]),
     "a weight that is a word": (entry("weight: heavy"), ["case one: weight: expected ", "'random'", "found 'heavy'"]),
     "a weight of words": (entry("weight: [1, x]"), ["case one: weight.1: expected a number, inf, -inf or nan; found 'x'"]),
     "smoothing above 1": (entry("label_smoothing: 1.5"), [":6: case one: label_smoothing: expected a number in [0, 1], or expect.error; found 1.5"]),
@@ -444,7 +439,7 @@ MISTAKES = {
     "vmap with a mean": (entry("mode: vmap"), [":6: case one: mode: expected reduction: none and no upstream with vmap, which calls the loss once per position; found reduction: mean"]),
     "vmap with an upstream": (entry("mode: vmap, reduction: none, upstream: 2"), ["case one: mode: expected reduction: none and no upstream with vmap, which calls the loss once per position; found an upstream"]),
     "a reason that is a number": (entry("why: 3"), ["case one: why: expected a string; found 3"]),
-    "kills that are no list": (entry("kills: one"), ["case one: kills: expected ", "found 'one'"]),
+    "kills that are not a list": (entry("kills: one"), ["case one: kills: expected ", "found 'one'"]),
     # matrices
     "a matrix that is a list": (entry("matrix: [1, 2]"), [":6: case one: matrix: expected a mapping from keys to lists of values; found a list"]),
     "an axis without values": (entry("matrix: {reduction: []}"), ["case one: matrix.reduction: expected a list of different values, or a mapping from labels to values"]),
@@ -453,9 +448,9 @@ MISTAKES = {
     "an axis of a misspelt key": (TOP + "  - id: one\n    logits: {shape: [3, 4]}\n    matrix:\n      dtype: [float32]\n      reducton: [sum]\n", [":10: case one[float32-sum]: reducton: unknown key; did you mean reduction?"]),
     "an axis with a wrong value": (TOP + "  - id: one\n    logits: {shape: [3, 4]}\n    matrix:\n      dtype: [float32, float31]\n", [":9: case one[float31]: dtype: expected ", "found 'float31'"]),
     "a dotted axis of a misspelt key": (entry("matrix: {logits.shpe: [[3]]}"), ["case one[3]: logits.shpe: unknown key; did you mean shape?"]),
-    "vary that is no mapping": (entry("matrix: {vary: {a: 1}}"), ["case one: matrix.vary.a: expected a mapping with keys of a case; found 1"]),
+    "vary that is not a mapping": (entry("matrix: {vary: {a: 1}}"), ["case one: matrix.vary.a: expected a mapping with keys of a case; found 1"]),
     "vary of a misspelt key": (entry("matrix: {vary: {a: {dtyp: float64}}}"), ["case one[a]: dtyp: unknown key; did you mean dtype?"]),
-    "too large a matrix": (entry(f"matrix: {{ignore_index: {list(range(50))}, logits.scale: {list(range(41))}}}"), [":6: case one: matrix: expected at most 2000 cases in a file; found more"]),
+    "too large a matrix": (entry(f"matrix: {{ignore_index: {list(range(50))}, logits.scale: {list(range(41))}}}"), [":6: case one: matrix: expected at most 2000 cases and 200,000 values in a file; found more"]),
 }  # fmt: skip
 
 

@@ -400,7 +400,7 @@ def test_a_case_of_which_no_batch_can_be_made_is_a_usage_error(run, write, tmp_p
     path = write(TWO[0], "id: broken, logits: {shape: [3, 4], set: [{rows: [7], value: 0}]}")
     status, screen = run("--impl", impl("right"), "--cases", path, "--results", tmp_path)
     assert status == 4
-    assert f"{path}:7: case small/broken: no batch can be made of it: index 7 is out of bounds" in screen
+    assert f"{path}:7: case small/broken: logits.set.0.rows: expected indices from -3 to 2; found 7" in screen
     assert not (tmp_path / NAME).exists()
 
 

@@ -24,7 +24,9 @@ from xentcheck.run.verdict import Verdict
 from xentcheck.spec import loader
 from xentcheck.spec.batch import Batch
 from xentcheck.spec.case import Case
-from xentcheck.spec.yaml_document import CaseFileError, Document
+from xentcheck.spec.fields import MAX_TEXT
+from xentcheck.spec.mistakes import CaseFileError, one_line
+from xentcheck.spec.yaml_document import Document
 
 HEADER = {
     "clause": "found",
@@ -146,7 +148,8 @@ def _slug(implementation: Implementation) -> str:
 def _store(find: Find, implementation: Implementation, folder: Path) -> Find:
     name = find.case.id.partition("/")[2]
     aspect, fault = kind(find.verdict)
-    why = f"{f'{implementation.name} {implementation.version}'.strip()}, {aspect}, {fault}: {find.verdict.message}"
+    name_and_version = f"{implementation.name} {implementation.version}".strip()
+    why = one_line(f"{name_and_version}, {aspect}, {fault}: {find.verdict.message}", MAX_TEXT)
     entry = {"id": name, "why": why, **find.entry}
     folder.mkdir(parents=True, exist_ok=True)
     path, temporary = folder / f"{name}.yaml", folder / f"{name}.tmp"

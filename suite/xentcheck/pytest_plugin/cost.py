@@ -22,7 +22,8 @@ from xentcheck.pytest_plugin.session import NOTHING_TO_TEST, SESSION, Session, a
 from xentcheck.results.record import RecordError
 from xentcheck.run.status import Status
 from xentcheck.spec import speed_cases
-from xentcheck.spec.case import Bytes, Case
+from xentcheck.spec.case import Case
+from xentcheck.spec.fields import Bytes
 from xentcheck.spec.resources import suite_folder
 from xentcheck.spec.yaml_document import CaseFileError
 

@@ -1,5 +1,5 @@
 """What is asked: cases from YAML to tensors, the words of capabilities and conventions, captured batches, reported bugs.
 
-The ground: imports no other package of xentcheck. A change of the case format starts here, in ``case`` and ``fields``, and ends with
+Imports no other package of xentcheck. A change of the case format starts here, in ``case`` and ``fields``, and ends with
 ``xentcheck schema``.
 """

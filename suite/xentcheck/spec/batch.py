@@ -7,36 +7,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from xentcheck.spec.case import Case, Question, ZeroDim
 from xentcheck.spec.case_modes import MODES, micro_batches
 from xentcheck.spec.draw import LinearLayer, Numbers, numbers
+from xentcheck.spec.fields import Dtype, TargetDtype
 from xentcheck.spec.layout import copied, float64, lay_out, rounded
-from xentcheck.spec.mistakes import CaseFileError, Mistake
+from xentcheck.spec.mistakes import CaseFileError, Mistake, Unexpected, about
 
-DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
-TARGET_DTYPES = {
-    name: getattr(torch, name) for name in ("int64", "uint8", "int32", "int16", "int8", "bool", "float32", "float64")
-}
+MAX_PADDED = 2**32  # logits, with those of the ignored samples
+DTYPES = {name: getattr(torch, name) for name in get_args(Dtype)}
+TARGET_DTYPES = {name: getattr(torch, name) for name in get_args(TargetDtype)}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What an implementation is called with.
+    """The arguments of one call.
 
-    With a matrix among the options (``linear_weight`` of shape (C, H), perhaps with ``linear_bias`` of shape (C,)) the input is hidden
-    states (N, H), whose product with the matrix are the logits. Otherwise
-    input: (C,), (N, C) or (N, C, d1, ...), in the case's dtype and layout. target: class indices (), (N,) or (N, d1, ...), or
-    class probabilities in the shape and dtype of the input. options: the keyword arguments that the case sets (weight as a tensor of
-    shape (C,)). upstream: the gradient from above, of the loss's shape, its values exact in the case's dtype; None stands for a plain
-    ``loss.backward()``. direction: float64, of the input's shape, where the gradient is to be differentiated as well (mode
-    double_backward): along which direction. padded_to: among how many samples, all others ignored, the batch is to stand.
+    input: (C,), (N, C) or (N, C, d1, ...), in the case's dtype and layout. With a linear layer, hidden states (N, H), whose product with
+        the option ``linear_weight`` (C, H), plus ``linear_bias`` (C,), are the logits.
+    target: class indices (), (N,) or (N, d1, ...), or class probabilities in the shape and dtype of the input.
+    options: the keyword arguments that the case sets. Class weights have the shape (C,).
+    upstream: the gradient from above, of the loss's shape, exact in the case's dtype. None stands for a plain ``loss.backward()``.
+    direction: float64, of the input's shape, in mode double_backward: the gradient is differentiated along it.
+    padded_to: how many samples the call gets, the added ones ignored.
     """
 
     input: Tensor
@@ -123,10 +122,6 @@ class Batch:
         return replace(self, input=copied(self.input), target=copied(self.target), options=options, upstream=upstream)
 
 
-# What NumPy, torch and safetensors raise where a case's parts do not fit together.
-_MISFITS = (IndexError, ValueError, KeyError, TypeError, RuntimeError, OSError, OverflowError, SafetensorError)
-
-
 def build(case: Case) -> Batch:
     """The batch of a case. Raises CaseFileError where the case's parts do not fit together."""
     try:
@@ -135,7 +130,11 @@ def build(case: Case) -> Batch:
         if not case.expects_error:
             _check_there_is_an_answer(batch)
         return batch
-    except _MISFITS as error:
+    except CaseFileError:
+        raise
+    except Unexpected as error:
+        raise CaseFileError(Mistake(f"{error}", case.path, case.line, case.id, error.key)) from error
+    except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, MemoryError) as error:
         text = f"no batch can be made of it: {error}"
         raise CaseFileError(Mistake(text, case.path, case.line, case.id)) from error
 
@@ -144,87 +143,96 @@ def _batch(question: Question, drawn: Numbers) -> Batch:
     dtype = DTYPES[question.dtype]
     options = _options(question, drawn, dtype)
     if drawn.linear is None:
-        logits = rounded(drawn.logits, torch.int64 if question.logits.dtype else dtype)
-        input_ = lay_out(logits, question.logits.layout)
+        kind = torch.int64 if question.logits.dtype else dtype
+        input_ = _tensor("logits.layout", drawn.logits, kind, question.logits.layout)
     else:
         input_, layer = _linear(question, drawn.linear, dtype)
         options |= layer
-    upstream = None if drawn.upstream is None else lay_out(rounded(drawn.upstream, dtype), question.upstream.layout)
+    upstream = drawn.upstream
+    if upstream is not None:
+        upstream = _tensor("upstream.layout", upstream, dtype, question.upstream.layout)
     direction = None if drawn.direction is None else rounded(drawn.direction, dtype).double().numpy()
     target = _target(question, drawn, dtype)
     return Batch(input_, target, options, upstream, question.mode, direction, question.padded_to)
 
 
+def _tensor(key: str, values: np.ndarray, dtype: torch.dtype, layout: str, filler: float = math.nan) -> Tensor:
+    with about(key):
+        return lay_out(rounded(values, dtype), layout, filler)
+
+
 def _target(question: Question, drawn: Numbers, dtype: torch.dtype) -> Tensor:
     spec = question.target
     if spec.probabilities is not None:
-        return lay_out(rounded(drawn.target, dtype), spec.layout)
+        return _tensor("target.layout", drawn.target, dtype, spec.layout)
     axis = 0 if drawn.logits.ndim == 1 else 1
     # The gaps of a strided target hold a class that does not exist: reading them cannot go unnoticed.
     beyond = drawn.logits.shape[axis] if drawn.logits.ndim else 0
-    return lay_out(torch.from_numpy(drawn.target).to(TARGET_DTYPES[spec.dtype]), spec.layout, beyond)
+    dtype = TARGET_DTYPES[spec.dtype]
+    changed = drawn.target[drawn.target != rounded(drawn.target, dtype).numpy()]
+    if len(changed):
+        raise Unexpected(f"classes and ignore values that {spec.dtype} can hold", str(changed[0]), "target")
+    return _tensor("target.layout", drawn.target, dtype, spec.layout, beyond)
 
 
 def _options(question: Question, drawn: Numbers, dtype: torch.dtype) -> dict[str, Any]:
-    """The keyword arguments that the case sets; what it leaves out is not passed at all."""
-    options: dict[str, Any] = {}
-    if drawn.weight is not None:
-        options["weight"] = lay_out(rounded(drawn.weight, dtype), question.weight_layout)
-    if question.ignore_index is not None:
-        options["ignore_index"] = (
-            question.ignore_index if isinstance(question.ignore_index, int) else list(question.ignore_index)
-        )
-    if question.reduction is not None:
-        options["reduction"] = question.reduction
-    if question.label_smoothing is not None:
-        options["label_smoothing"] = question.label_smoothing
-    if question.normalizer is not None:
-        given = question.normalizer
-        options["normalizer"] = torch.tensor(given.tensor) if isinstance(given, ZeroDim) else given
-    return options
+    """The keyword arguments that the case sets. What it leaves out is not passed."""
+    weight, ignore, normalizer = drawn.weight, question.ignore_index, question.normalizer
+    options = {
+        "weight": None if weight is None else _tensor("weight_layout", weight, dtype, question.weight_layout),
+        "ignore_index": list(ignore) if isinstance(ignore, tuple) else ignore,
+        "reduction": question.reduction,
+        "label_smoothing": question.label_smoothing,
+        "normalizer": torch.tensor(normalizer.tensor) if isinstance(normalizer, ZeroDim) else normalizer,
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _linear(question: Question, layer: LinearLayer, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
     """The hidden states, and the options that hold matrix and bias."""
     spec = question.linear
     assert spec is not None
-    options = {"linear_weight": lay_out(rounded(layer.matrix, dtype), spec.matrix_layout)}
+    options = {"linear_weight": _tensor("linear.matrix_layout", layer.matrix, dtype, spec.matrix_layout)}
     if layer.bias is not None:
         options["linear_bias"] = rounded(layer.bias, dtype)
-    return lay_out(rounded(layer.hidden, dtype), spec.layout), options
+    return _tensor("linear.layout", layer.hidden, dtype, spec.layout), options
 
 
 def _check_there_is_an_answer(batch: Batch) -> None:
     positions, weight = batch.positions, batch.options.get("weight")
     if weight is not None and weight.shape != (batch.classes,):
-        raise ValueError(f"weight: expected {batch.classes} class weights, or expect.error; found {len(weight)}")
+        raise Unexpected(f"{batch.classes} class weights, or expect.error", str(len(weight)), "weight")
     if batch.has_probabilities:
         return
     if tuple(batch.target.shape) != positions:
-        raise ValueError(f"target: expected the shape {positions}, or expect.error; found {tuple(batch.target.shape)}")
+        raise Unexpected(f"the shape {positions}, or expect.error", f"{tuple(batch.target.shape)}", "target")
     if batch.target.is_floating_point():
-        raise ValueError(f"target: expected integers for classes, or expect.error; found {batch.target.dtype}")
+        raise Unexpected("integers for classes, or expect.error", f"{batch.target.dtype}", "target")
     target = batch.target.numpy().reshape(-1)
     beyond = np.flatnonzero(batch.valid & ((target < 0) | (target >= batch.classes)))
     if len(beyond):
-        raise ValueError(
-            f"target: expected a class from 0 to {batch.classes - 1}, one of the ignore values {list(batch.ignore_values)}, or expect.error; "
-            f"found {target[beyond[0]]} at position {beyond[0]}"
-        )
+        classes = f"a class from 0 to {batch.classes - 1}, one of the ignore values {list(batch.ignore_values)}"
+        found = f"{target[beyond[0]]} at position {beyond[0]}"
+        raise Unexpected(f"{classes}, or expect.error", found, "target")
 
 
 def _check_the_mode(batch: Batch) -> None:
     if batch.padded_to is not None:
         if batch.input.dim() < 2 or batch.padded_to < batch.input.shape[0] or batch.has_probabilities:
-            raise ValueError("padded_to: expected class indices, (N, C, ...) logits and at least N samples in all")
+            wanted = "class indices, (N, C, ...) logits and at least N samples in all"
+            found = f"{batch.padded_to} samples and logits of {tuple(batch.input.shape)}"
+            raise Unexpected(wanted, found, "padded_to")
+        if (size := batch.padded_to * math.prod(batch.input.shape[1:])) > MAX_PADDED:
+            raise Unexpected(f"at most {MAX_PADDED:,} logits in all", f"{size:,}", "padded_to")
         if not batch.padding:
-            raise ValueError(
-                f"padded_to: there is no ignore value that targets of {batch.target.dtype} could be padded with"
-            )
+            wanted = f"an ignore value that targets of {batch.target.dtype} can hold"
+            raise Unexpected(wanted, f"{list(batch.ignore_values)}", "padded_to")
     if batch.mode == "accumulated":
         if batch.input.dim() < 2 or batch.input.shape[0] < 3:
-            raise ValueError("mode: accumulated splits the batch, so it needs at least three samples")
+            found = f"logits of {tuple(batch.input.shape)}"
+            raise Unexpected("at least three samples, since accumulated splits the batch", found, "mode")
         valid = batch.valid.reshape(batch.positions)
         is_counted = "normalizer" in batch.options or batch.reduction == "sum"
         if not is_counted and not all(valid[part].any() for part in micro_batches(len(batch.input))):
-            raise ValueError("mode: accumulated with a mean needs a position that counts in each micro-batch")
+            wanted = "a position that counts in each micro-batch of accumulated with a mean"
+            raise Unexpected(wanted, "one that is all ignored", "mode")

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from xentcheck.spec.case import Case, Model
+from xentcheck.spec.fields import Text, Texts
 from xentcheck.spec.mistakes import Mistake, Unexpected
 from xentcheck.spec.patterns import matches, nearest
 from xentcheck.spec.resources import cases_folder
@@ -40,15 +41,15 @@ class BugReport(Model):
     """
 
     id: Annotated[str, Field(pattern=r"^[A-Z]{2,3}-\d\d$")]
-    project: str
+    project: Text
     links: Annotated[tuple[Annotated[str, Field(pattern=r"^https?://\S+$")], ...], Field(min_length=1)]
-    symptom: str
+    symptom: Text
     where: Literal[tuple(WHERE)]  # type: ignore[valid-type]
-    cases: tuple[str, ...] = ()
-    mutants: tuple[str, ...] = ()
-    why_not: str | None = None
+    cases: Texts = ()
+    mutants: Texts = ()
+    why_not: Text | None = None
     needs: Literal[tuple(NEEDS)] | None = None  # type: ignore[valid-type]
-    note: str | None = None
+    note: Text | None = None
 
     @model_validator(mode="after")
     def _caught_or_not(self) -> BugReport:
@@ -64,7 +65,7 @@ class BugReport(Model):
 
 class Theme(Model):
     prefix: Annotated[str, Field(pattern=r"^[A-Z]{2,3}$")]
-    title: str
+    title: Text
     reports: Annotated[tuple[BugReport, ...], Field(min_length=1)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# A capability is what an implementation may simply not offer. A case that needs one that is not claimed is `unsupported`.
+# A capability is something that an implementation need not offer. A case that needs one that is not claimed is `unsupported`.
 CAPABILITIES: dict[str, str] = {
     "ignore_index": "an ignore value outside the class range",
     "ignore_index_in_range": "an ignore value that is also a class",
@@ -47,19 +47,11 @@ FORMS: dict[str, frozenset[str]] = {
     "linear_cross_entropy": LINEAR_CAPABILITIES,
 }
 
-# Those that are options of the call. What is not claimed of them must be refused, never dropped in silence.
-OPTIONS = frozenset(
-    {
-        "ignore_index",
-        "ignore_index_list",
-        "weight",
-        "label_smoothing",
-        "reduction_sum",
-        "reduction_none",
-        "normalizer",
-        "class_probabilities",
-    }
-)
+# Those that are options of the call. An implementation must refuse those that it does not claim.
+OPTIONS = frozenset({
+    "ignore_index", "ignore_index_list", "weight", "label_smoothing", "reduction_sum", "reduction_none", "normalizer",
+    "class_probabilities",
+})  # fmt: skip
 
 # A convention is a question with several defensible answers.
 CONVENTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -72,17 +64,5 @@ CONVENTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 # What can be wrong with an answer.
 FAULT_KINDS = (
-    "value",
-    "nan",
-    "inf",
-    "nonzero",
-    "missing",
-    "raised",
-    "accepted",
-    "shape",
-    "dtype",
-    "changed",
-    "unstable",
-    "crash",
-    "timeout",
-)
+    "value", "nan", "inf", "nonzero", "missing", "raised", "accepted", "shape", "dtype", "changed", "unstable", "crash", "timeout",
+)  # fmt: skip

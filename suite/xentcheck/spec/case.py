@@ -1,4 +1,4 @@
-"""A ``Case`` is one question put to an implementation: shapes, dtype, patterns, ignore values, options, what is expected.
+"""A ``Case`` is one question to an implementation: shapes, dtype, patterns, ignore values, options, what is expected.
 
 The models below are the one definition of the case format; ``cases/schema.json`` is generated from them (``xentcheck schema``).
 Reading files, merging defaults and expanding matrices is ``loader``'s work.
@@ -8,28 +8,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from xentcheck.spec import fields
 from xentcheck.spec.capabilities import CAPABILITIES
 from xentcheck.spec.case_modes import MODES
-from xentcheck.spec.fields import Bytes, Dtype, Layout, Nested, Number, TargetDtype
 from xentcheck.spec.mistakes import Unexpected
 
 Mode = Literal[tuple(MODES)]  # type: ignore[valid-type]
 Capability = Literal[tuple(CAPABILITIES)]  # type: ignore[valid-type]
 Relation = Literal[
-    "deletion",
-    "poisoning",
-    "permutation",
-    "class_permutation",
-    "shift",
-    "splitting",
-    "linearity",
-    "zero_sum",
-    "reductions",
-]
+    "deletion", "poisoning", "permutation", "class_permutation", "shift", "splitting", "linearity", "zero_sum", "reductions"
+]  # fmt: skip
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 Aspect = Literal["loss", "gradient", "shape", "rejection", "purity", Relation]
 ASPECTS: tuple[Aspect, ...] = ("loss", "gradient", "shape", "rejection", "purity", *RELATIONS)
@@ -38,66 +30,70 @@ LossWord = Literal["reference", "nan", "inf", "zero", "empty-mean", "finite", "u
 # The words that stand for one value everywhere.
 FIXED_ANSWERS: dict[str, float] = {"nan": math.nan, "inf": math.inf, "zero": 0.0}
 
+MAX_NUMBERS = 2**28  # of one tensor
+MAX_NORMALIZER = 2**53
+# The smallest and the largest number that a target of each integer type can hold.
+_TARGET_LIMITS = {f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)}
+_TARGET_LIMITS |= {"uint8": (0, 255), "bool": (0, 1)}
+
 
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
-def _exactly_one(model: Model, names: tuple[str, ...]) -> None:
-    given = [name for name in names if getattr(model, name) is not None]
-    if len(given) != 1:
-        raise Unexpected(f"exactly one of {', '.join(names)}", ", ".join(given) or "none of them")
+class _Choice(Model):
+    """A model of which exactly one of some keys is given."""
+
+    choices: ClassVar[tuple[str, ...]]
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> _Choice:
+        given = [name for name in self.choices if getattr(self, name) is not None and getattr(self, name) is not False]
+        if len(given) != 1:
+            raise Unexpected(f"exactly one of {', '.join(self.choices)}", ", ".join(given) or "none of them")
+        return self
 
 
 class Pattern(Model):
     """Overwrites the logits at ``rows`` x ``classes`` with ``value``. Rows count the positions of the target, flattened."""
 
-    rows: tuple[int, ...] | Literal["ignored", "valid", "all"] = "all"
-    classes: tuple[int, ...] | Literal["target", "others", "all"] = "all"
-    value: Number
+    rows: fields.Chosen | Literal["ignored", "valid", "all"] = "all"
+    classes: fields.Chosen | Literal["target", "others", "all"] = "all"
+    value: fields.Number
 
 
-class Logits(Model):
+class Logits(_Choice):
     """The input. ``shape`` is torch's: (C,), (N, C) or (N, C, d1, ...). ``tiled`` repeats one block of normal numbers, for
     batches that would take long to draw."""
 
-    shape: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    values: Nested | None = None
-    file: str | None = None
-    dtype: Literal["int64"] | None = None  # for logits that are none, to be refused; else the case's
+    choices = ("shape", "values", "file")
+    shape: fields.Shape | None = None
+    values: fields.Nested | None = None
+    file: fields.Text | None = None
+    dtype: Literal["int64"] | None = None  # integers, which must be refused; otherwise the logits have the case's dtype
     fill: Literal["normal", "uniform", "constant", "ramp", "tiled"] = "normal"
-    scale: Number = 1.0
-    shift: Number = 0.0
-    set: tuple[Pattern, ...] = ()
-    layout: Layout = "contiguous"
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Logits:
-        _exactly_one(self, ("shape", "values", "file"))
-        return self
+    scale: fields.Number = 1.0
+    shift: fields.Number = 0.0
+    set: Annotated[tuple[Pattern, ...], Field(max_length=100)] = ()
+    layout: fields.Layout = "contiguous"
 
 
-class Ignore(Model):
+class Ignore(_Choice):
     """Which positions of the target are ignored, counted in the flattened target, and with which of the ignore values.
 
     With several values they are dealt out in turn.
     """
 
-    rows: tuple[int, ...] | Literal["all", "none", "first", "last"] | None = None
-    prefix: Annotated[int, Field(ge=0)] | None = None
-    suffix: Annotated[int, Field(ge=0)] | None = None
-    every: Annotated[int, Field(ge=1)] | None = None
-    fraction: Annotated[float, Field(ge=0, le=1)] | None = None
-    value: int | tuple[int, ...] | None = None
-
-    @model_validator(mode="after")
-    def _one_choice(self) -> Ignore:
-        _exactly_one(self, IGNORE_CHOICES)
-        return self
+    choices = ("rows", "prefix", "suffix", "every", "fraction")
+    rows: fields.Chosen | Literal["all", "none", "first", "last"] | None = None
+    prefix: fields.Size | None = None
+    suffix: fields.Size | None = None
+    every: Annotated[fields.Size, Field(ge=1)] | None = None
+    fraction: Annotated[fields.Number, Field(ge=0, le=1)] | None = None
+    value: fields.Int | fields.Chosen | None = None
 
 
 IgnoreWord = Literal["all", "none", "first", "last"]
-IGNORE_CHOICES = ("rows", "prefix", "suffix", "every", "fraction")
 
 
 def _ignore(value: Any) -> Any:
@@ -111,13 +107,13 @@ class Target(Model):
     drawn classes, or literal.
     """
 
-    classes: tuple[int, ...] | None = None
-    probabilities: Literal["random", "one-hot"] | Nested | None = None
-    values: Nested | None = None
-    file: str | None = None
-    shape: tuple[int, ...] | None = None
-    dtype: TargetDtype = "int64"
-    layout: Layout = "contiguous"
+    classes: fields.Chosen | None = None
+    probabilities: Literal["random", "one-hot"] | fields.Nested | None = None
+    values: fields.NestedClasses | None = None
+    file: fields.Text | None = None
+    shape: fields.Shape | None = None
+    dtype: fields.TargetDtype = "int64"
+    layout: fields.Layout = "contiguous"
     ignore: Annotated[Ignore, BeforeValidator(_ignore, json_schema_input_type=Ignore | IgnoreWord)] | None = None
 
     @model_validator(mode="after")
@@ -129,22 +125,25 @@ class Target(Model):
         others = given & {"values", "file", "classes", "ignore", "shape", "dtype"}
         if self.probabilities is not None and others:
             raise Unexpected("probabilities alone, since no position of them is ignored", ", ".join(sorted(others)))
+        if self.values is not None and self.file is not None:
+            raise Unexpected("either values or file", "both")
+        if self.values is not None and self.dtype in _TARGET_LIMITS:
+            low, high = _TARGET_LIMITS[self.dtype]
+            for number in fields.flat(self.values):
+                if not low <= number <= high or number != int(number):
+                    raise Unexpected(f"integers that {self.dtype} can hold", f"{number:g}", key="values")
         return self
 
 
-class Upstream(Model):
+class Upstream(_Choice):
     """The gradient from above, of the loss's shape: ones, one scalar everywhere, drawn per position, or literal."""
 
-    scalar: Number | None = None
-    per_position: Literal[True] | None = None
-    values: Nested | None = None
-    zero: tuple[int, ...] = ()
-    layout: Layout = "contiguous"
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Upstream:
-        _exactly_one(self, ("scalar", "per_position", "values"))
-        return self
+    choices = ("scalar", "per_position", "values")
+    scalar: fields.Number | None = None
+    per_position: fields.Flag = False
+    values: fields.Nested | None = None
+    zero: fields.Ints = ()
+    layout: fields.Layout = "contiguous"
 
 
 def _upstream(value: Any) -> Any:
@@ -160,15 +159,15 @@ def _upstream(value: Any) -> Any:
 class ZeroDim(Model):
     """A number as a 0-d tensor: int64 for an integer, float32 for others."""
 
-    tensor: StrictInt | Number
+    tensor: Annotated[fields.Int | fields.Number, Field(union_mode="left_to_right")]
 
 
 class HiddenPattern(Model):
     """Overwrites the hidden states at ``rows`` x ``features`` with ``value``."""
 
-    rows: tuple[int, ...] | Literal["ignored", "valid", "all"] = "all"
-    features: tuple[int, ...] | Literal["all"] = "all"
-    value: Number
+    rows: fields.Chosen | Literal["ignored", "valid", "all"] = "all"
+    features: fields.Chosen | Literal["all"] = "all"
+    value: fields.Number
 
 
 class Linear(Model):
@@ -178,20 +177,21 @@ class Linear(Model):
     ``logits.scale``, or literal. ``bias``: drawn, or C literal numbers.
     """
 
-    features: Annotated[int, Field(ge=1)] = 8
-    hidden: Nested | None = None
-    matrix: Nested | None = None
-    bias: bool | tuple[Number, ...] = False
-    set: tuple[HiddenPattern, ...] = ()
-    layout: Layout = "contiguous"
-    matrix_layout: Layout = "contiguous"
+    features: Annotated[fields.Size, Field(ge=1)] = 8
+    hidden: fields.Nested | None = None
+    matrix: fields.Nested | None = None
+    bias: fields.Flag | fields.Numbers = False
+    set: Annotated[tuple[HiddenPattern, ...], Field(max_length=100)] = ()
+    layout: fields.Layout = "contiguous"
+    matrix_layout: fields.Layout = "contiguous"
 
 
 class ExpectedError(Model):
-    """An exception, in the call or in the backward pass; ``match`` is searched in its type and text, ignoring case."""
+    """An exception, in the call or in the backward pass. Its type and text hold ``match``, or one of several texts with ``|`` between
+    them; a dot stands for any character, and case does not count."""
 
     phase: Literal["call", "backward"] = "call"
-    match: str | None = None
+    match: fields.Match | None = None
 
 
 class Expect(Model):
@@ -203,37 +203,45 @@ class Expect(Model):
     the call may also be refused.
     """
 
-    loss: LossWord | Nested = "reference"
-    gradient: LossWord | Nested = "reference"
+    loss: LossWord | fields.Nested = "reference"
+    gradient: LossWord | fields.Nested = "reference"
     error: ExpectedError | None = None
-    refused_unless_claimed: bool = False
+    refused_unless_claimed: fields.Flag = False
     convention: Literal["int32_target"] | None = None
+
+    @model_validator(mode="after")
+    def _an_answer_or_an_error(self) -> Expect:
+        given = self.model_fields_set
+        if self.error is not None and given != {"error"}:
+            raise Unexpected("error alone, since a call that raises gives no answer", ", ".join(sorted(given)))
+        return self
 
 
 class Question(Model):
-    """All that a case asks, apart from its name. Left-out options are not passed to the implementation at all.
+    """All that a case asks, apart from its name. Options that are left out are not passed to the implementation.
 
-    ``padded_to``: the batch stands spread among ignored samples, so many in all, and the answer is that of the batch alone.
+    ``padded_to``: ignored samples are spread among those of the batch, up to this number; the answer is that of the batch alone.
     """
 
-    dtype: Dtype = "float32"
+    dtype: fields.Dtype = "float32"
     logits: Logits
     target: Target = Target()
-    ignore_index: int | tuple[int, ...] | None = None
-    weight: tuple[Number, ...] | Literal["random"] | None = None
-    weight_layout: Layout = "contiguous"
-    label_smoothing: Number | None = None
-    reduction: str | None = None
-    normalizer: Annotated[StrictInt | Number | ZeroDim | None, Field(union_mode="left_to_right")] = None
-    padded_to: Annotated[int, Field(ge=1)] | None = None
+    ignore_index: fields.Int | fields.Ints | None = None
+    weight: fields.Numbers | Literal["random"] | None = None
+    weight_layout: fields.Layout = "contiguous"
+    label_smoothing: fields.Number | None = None
+    reduction: fields.Text | None = None
+    normalizer: Annotated[fields.Int | fields.Number | ZeroDim | None, Field(union_mode="left_to_right")] = None
+    padded_to: Annotated[fields.Size, Field(ge=1)] | None = None
     upstream: Annotated[
-        Upstream, BeforeValidator(_upstream, json_schema_input_type=Upstream | Literal["unit", "per-position"] | Nested)
+        Upstream,
+        BeforeValidator(_upstream, json_schema_input_type=Upstream | Literal["unit", "per-position"] | fields.Nested),
     ] = Upstream(scalar=1.0)
     mode: Mode = "eager"
     linear: Linear | None = None
     needs: tuple[Capability, ...] = ()
-    memory_limit: Bytes | None = (
-        None  # beside the input, for one call and its backward pass; where its cost is measured
+    memory_limit: fields.Bytes | None = (
+        None  # of a call and its backward pass, beside the input, where cost is measured
     )
     expect: Expect = Expect()
 
@@ -255,6 +263,9 @@ class Question(Model):
         if self.normalizer is not None and self.reduction not in (None, "mean"):
             found = f"reduction: {self.reduction}"
             raise Unexpected("reduction: mean, whose denominator it is", found, key="normalizer")
+        number = self.normalizer.tensor if isinstance(self.normalizer, ZeroDim) else self.normalizer
+        if number is not None and not abs(number) <= MAX_NORMALIZER:
+            raise Unexpected("a number up to 2 ** 53, or expect.error", f"{number:g}", key="normalizer")
 
     def _check_mode(self) -> None:
         if self.target.ignore is not None and self.target.ignore.rows != "none" and not self.ignore_values:
@@ -278,6 +289,19 @@ class Question(Model):
         if not MODES[self.mode].takes_linear:
             wanted = ", ".join(name for name, mode in MODES.items() if mode.takes_linear)
             raise Unexpected(f"one of the modes {wanted}", f"mode: {self.mode}", key="linear")
+        (samples, classes), features = self.logits.shape or (0, 0), self.linear.features
+        shapes = {"hidden": (samples, features), "matrix": (classes, features), "bias": (classes,)}
+        for name, shape in shapes.items():
+            literal = getattr(self.linear, name)
+            if literal is not None and not isinstance(literal, bool) and fields.shape_of(literal) != shape:
+                raise Unexpected(f"the shape {shape}", f"{fields.shape_of(literal)}", key=f"linear.{name}")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many numbers a tensor will hold, by the key that sets it."""
+        shape, target = self.logits.shape or (), self.target.shape or ()
+        features = self.linear.features * max(shape, default=0) if self.linear is not None else 0
+        return {"logits.shape": math.prod(shape), "target.shape": math.prod(target), "linear.features": features}
 
     @property
     def ignore_values(self) -> tuple[int, ...]:
@@ -286,28 +310,31 @@ class Question(Model):
         return (value,) if isinstance(value, int) else value
 
 
-class Entry(Question):
-    """A case as written in a file: a question, its name, and the axes it is asked along."""
+class Named(Model):
+    """The name of a case in a file, why it is there, and the wrong losses that it catches."""
 
-    logits: Logits | None = None  # type: ignore[assignment]  # may come from the defaults
-    id: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
-    why: str | None = None
-    matrix: dict[str, Any] = {}
-    kills: tuple[str, ...] = ()
+    id: fields.Name
+    why: fields.Text | None = None
+    kills: Annotated[fields.Texts, Field(max_length=100)] = ()
 
 
 class Defaults(Question):
     logits: Logits | None = None  # type: ignore[assignment]
+    matrix: dict[str, Any] = {}
+
+
+class Entry(Defaults, Named):
+    """A case as written in a file, with a matrix of the values that it is asked with."""
 
 
 class Clause(Model):
     """One sentence that an implementation can break, and where it comes from."""
 
-    clause: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
-    title: str
-    requirement: str
-    sources: Annotated[tuple[str, ...], Field(min_length=1)]
-    profile: str | None = None  # of a speed case: the name that --profile takes
+    clause: fields.Name
+    title: fields.Text
+    requirement: fields.Text
+    sources: Annotated[fields.Texts, Field(min_length=1)]
+    profile: fields.Name | None = None  # of a speed case: the name that --profile takes
 
 
 class CaseFile(Clause):

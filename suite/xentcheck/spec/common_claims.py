@@ -1,6 +1,6 @@
 """Common claims about ``ignore_index``, and the cases that confirm or refute them: ``cases/answers.yaml``.
 
-No verdict on a claim is taken on trust: each names what a run must show, and ``unverified`` lists what it does not.
+Each verdict on a claim names what a run must show.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from xentcheck.spec.case import Model
+from xentcheck.spec.fields import Text
 from xentcheck.spec.resources import cases_folder
 from xentcheck.spec.validation import parsed
 
@@ -20,26 +21,26 @@ PATH = cases_folder() / "answers.yaml"
 class Evidence(Model):
     """``case`` must end with ``status`` for ``implementation``; ``shows`` says what that means."""
 
-    case: str
-    implementation: str = "native"
+    case: Text
+    implementation: Text = "native"
     status: Literal["pass", "deviates", "unsupported"] = "pass"
-    shows: str
+    shows: Text
 
 
 class Claim(Model):
     """What people say, whether it is right, and the evidence for this."""
 
-    claim: str
+    claim: Text
     verdict: Literal["confirmed", "refuted", "half true"]
-    answer: str
+    answer: Text
     evidence: Annotated[tuple[Evidence, ...], Field(min_length=1)]
 
 
 class Topic(Model):
     """A question that people ask, and what is claimed in widely read answers to it. seed: its number in the page."""
 
-    seed: str
-    question: str
+    seed: Text
+    question: Text
     claims: tuple[Claim, ...]
 
 

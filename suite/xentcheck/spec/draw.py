@@ -17,7 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xentcheck.spec.case import Case, Ignore, Linear, Pattern, Question, Upstream
+from xentcheck.spec.case import MAX_NUMBERS, Case, Ignore, Linear, Pattern, Question, Upstream
+from xentcheck.spec.files import tensor_file
+from xentcheck.spec.mistakes import Unexpected, about, one_line
 
 TILE = 65_537  # a prime, so that no two rows are equal, whatever the usual number of classes
 
@@ -35,7 +37,7 @@ class LinearLayer:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a case consists of, in float64 where nothing else is said.
+    """The numbers of a case, in float64 unless another dtype is given here.
 
     logits: (C,), (N, C) or (N, C, d1, ...); float32 where that is exact and saves memory. target: classes as int64, or numbers in the
     shape of the logits where they are class probabilities. weight: (C,). upstream: of the shape of the loss; None stands for a plain
@@ -52,25 +54,28 @@ class Numbers:
 
 
 def numbers(case: Case) -> Numbers:
-    """All numbers of a case. Raises ValueError, IndexError and their like where the case's parts do not fit together."""
+    """All numbers of a case. Raises Unexpected, with the key, where the case's parts do not fit together."""
     question, stream = case.question, Stream(case.id)
-    logits = _logits(case, stream)
-    axis = 0 if logits.ndim == 1 else 1
-    positions = logits.shape[:axis] + logits.shape[axis + 1 :]
-    classes = logits.shape[axis] if logits.ndim else 0
-    if question.target.probabilities is not None:
-        target, losses = _probabilities(question, stream, logits.shape), positions
-    else:
-        target = _classes(case, stream, classes, positions)
-        losses = target.shape
-    return Numbers(
-        logits=_with_patterns(logits, axis, target, question),
-        target=target,
-        weight=_weight(question, stream, classes),
-        linear=_linear(question.linear, stream, target, question) if question.linear else None,
-        upstream=_upstream(question.upstream, stream, losses if question.reduction == "none" else ()),
-        direction=stream.normal(logits.shape) if question.mode == "double_backward" else None,
-    )
+    with about("logits"):
+        logits = _logits(case, stream)
+        axis = 0 if logits.ndim == 1 else 1
+        positions = logits.shape[:axis] + logits.shape[axis + 1 :]
+        classes = logits.shape[axis] if logits.ndim else 0
+    with about("target"):
+        if question.target.probabilities is not None:
+            target, losses = _probabilities(question, stream, logits.shape), positions
+        else:
+            target = _classes(case, stream, classes, positions)
+            losses = target.shape
+    with about("logits.set"):
+        logits = _with_patterns(logits, axis, target, question)
+    weight = _weight(question, stream, classes)
+    with about("linear"):
+        linear = _linear(question.linear, stream, target, question) if question.linear else None
+    with about("upstream"):
+        upstream = _upstream(question.upstream, stream, losses if question.reduction == "none" else ())
+    direction = stream.normal(logits.shape) if question.mode == "double_backward" else None
+    return Numbers(logits, target, weight, linear, upstream, direction)
 
 
 class Stream:
@@ -96,11 +101,38 @@ class Stream:
         return np.minimum((self.uniform(shape) * bound).astype(np.int64), bound - 1)
 
 
-def _captured(case: Case, file: str, name: str) -> Array:
-    from safetensors.torch import load_file  # NumPy has no bfloat16
+# What safetensors calls the dtypes that a case can have.
+_STORED = {
+    **{"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16", "bool": "BOOL"},
+    **{"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8"},
+}
 
-    tensor = load_file(case.folder / file)[name]
+
+def _captured(case: Case, file: str, name: str, dtype: str) -> Array:
+    """A tensor of a file. It must have the dtype that the case says: another one would be cast to something else."""
+    from safetensors import SafetensorError, safe_open
+
+    with tensor_file(case, f"{name}.file", file) as path:
+        try:
+            with safe_open(path, framework="pt") as tensors:  # NumPy has no bfloat16
+                if name not in (names := sorted(tensors.keys())):
+                    raise Unexpected(f"a tensor named {name}", one_line(", ".join(names), 100) or "none")
+                stored = tensors.get_slice(name)
+                if stored.get_dtype() != _STORED[dtype]:
+                    raise Unexpected(f"a tensor of dtype {dtype}, as the case says", stored.get_dtype())
+                if math.prod(stored.get_shape()) > MAX_NUMBERS:
+                    raise Unexpected(f"at most {MAX_NUMBERS:,} numbers", f"the shape {stored.get_shape()}")
+                tensor = tensors.get_tensor(name)
+        except SafetensorError as error:
+            raise Unexpected("a safetensors file", str(error)) from error
     return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+
+
+def _indices(chosen: Sequence[int], count: int, key: str) -> Array:
+    for index in chosen:
+        if not -count <= index < count:
+            raise Unexpected(f"indices from {-count} to {count - 1}", str(index), key)
+    return np.asarray(chosen, dtype=np.int64)
 
 
 # --- logits
@@ -111,7 +143,7 @@ def _logits(case: Case, stream: Stream) -> Array:
     if spec.values is not None:
         return np.asarray(spec.values, dtype=np.float64)
     if spec.file is not None:
-        return _captured(case, spec.file, "logits")
+        return _captured(case, spec.file, "logits", spec.dtype or case.question.dtype)
     shape = tuple(spec.shape or ())
     if spec.fill == "tiled":
         block = stream.normal((TILE,)) * spec.scale + spec.shift
@@ -136,29 +168,28 @@ def _with_patterns(logits: Array, axis: int, target: Array, question: Question) 
         ignored = np.zeros(target.size, dtype=bool)
     else:
         ignored = np.isin(target.reshape(-1), question.ignore_values)
-    for pattern in question.logits.set:
-        _set(flat, target.reshape(-1), ignored, pattern)
+    for number, pattern in enumerate(question.logits.set):
+        with about(str(number)):
+            _set(flat, target.reshape(-1), ignored, pattern)
     return np.moveaxis(flat.reshape(moved.shape), -1, axis)
 
 
 def _set(flat: Array, target: Array, ignored: Array, pattern: Pattern) -> None:
     rows = _rows(pattern.rows, ignored)
     if not isinstance(pattern.classes, str):
-        flat[np.ix_(rows, np.asarray(pattern.classes))] = pattern.value
+        flat[np.ix_(rows, _indices(pattern.classes, flat.shape[1], "classes"))] = pattern.value
     elif pattern.classes == "all":
         flat[rows] = pattern.value
     else:
         if ignored[rows].any():
-            raise ValueError(
-                f"logits.set: classes: {pattern.classes} has a meaning for valid rows only; the rows include ignored ones"
-            )
+            raise Unexpected(f"valid rows, since ignored ones have no {pattern.classes}", "ignored rows, too", "rows")
         is_target = np.arange(flat.shape[1]) == target[rows, None]
         flat[rows] = np.where(is_target == (pattern.classes == "target"), pattern.value, flat[rows])
 
 
 def _rows(chosen: Sequence[int] | str, ignored: Array) -> Array:
     if not isinstance(chosen, str):
-        return np.asarray(chosen)
+        return _indices(chosen, len(ignored), "rows")
     return np.flatnonzero({"all": np.ones_like(ignored), "ignored": ignored, "valid": ~ignored}[chosen])
 
 
@@ -170,9 +201,10 @@ def _classes(case: Case, stream: Stream, classes: int, positions: tuple[int, ...
     if spec.values is not None:
         return np.asarray(spec.values, dtype=np.float64 if spec.dtype.startswith("float") else np.int64)
     if spec.file is not None:
-        return _captured(case, spec.file, "target")
+        return _captured(case, spec.file, "target", spec.dtype)
     shape = positions if spec.shape is None else spec.shape
-    allowed = [c for c in spec.classes or range(classes) if c not in question.ignore_values]
+    ignored_values = frozenset(question.ignore_values)
+    allowed = [c for c in spec.classes or range(classes) if c not in ignored_values]
     target = _drawn_classes(allowed, shape, stream)
     if spec.layout == "expanded" and target.ndim:
         target[:] = target[:1]
@@ -191,17 +223,17 @@ def _drawn_classes(allowed: list[int], shape: tuple[int, ...], stream: Stream) -
     if allowed:
         return np.asarray(allowed, dtype=np.int64)[stream.below(len(allowed), shape)]
     if math.prod(shape):
-        raise ValueError("every class is an ignore value; none is left to draw targets from")
+        raise Unexpected("a class to draw targets from", "none that is not an ignore value", "classes")
     return np.zeros(shape, dtype=np.int64)
 
 
 def _ignored_rows(ignore: Ignore | None, count: int, stream: Stream) -> Array:
     everything = np.arange(count)
-    if ignore is None or ignore.rows == "none":
-        return everything[:0]
+    words = {"none": everything[:0], "all": everything, "first": everything[:1], "last": everything[-1:]}
+    if ignore is None or isinstance(ignore.rows, str):
+        return words[ignore.rows if ignore else "none"]
     if ignore.rows is not None:
-        words = {"all": everything, "first": everything[:1], "last": everything[-1:]}
-        return words[ignore.rows] if isinstance(ignore.rows, str) else everything[list(ignore.rows)]
+        return everything[_indices(ignore.rows, count, "ignore.rows")]
     if ignore.prefix is not None:
         return everything[: ignore.prefix]
     if ignore.suffix is not None:
@@ -220,7 +252,9 @@ def _probabilities(question: Question, stream: Stream, shape: tuple[int, ...]) -
         return drawn / drawn.sum(axis=axis, keepdims=True)
     if spec == "one-hot":
         classes = stream.below(shape[axis], shape[:axis] + shape[axis + 1 :])
-        return np.moveaxis(np.eye(shape[axis])[classes], -1, axis)
+        probabilities = np.zeros(shape)
+        np.put_along_axis(probabilities, np.expand_dims(classes, axis), 1.0, axis)
+        return probabilities
     return np.asarray(spec, dtype=np.float64)
 
 
@@ -235,18 +269,16 @@ def _weight(question: Question, stream: Stream, classes: int) -> Array | None:
 
 def _linear(spec: Linear, stream: Stream, target: Array, question: Question) -> LinearLayer:
     count, classes = question.logits.shape or (0, 0)
-    shapes = {"hidden": (count, spec.features), "matrix": (classes, spec.features)}
     scale = question.logits.scale / math.sqrt(spec.features)
     literal = [None if v is None else np.asarray(v, dtype=np.float64) for v in (spec.hidden, spec.matrix)]
-    hidden = stream.normal(shapes["hidden"]) if literal[0] is None else literal[0]
-    matrix = stream.normal(shapes["matrix"]) * scale if literal[1] is None else literal[1]
-    for name, found in (("hidden", hidden), ("matrix", matrix)):
-        if found.shape != shapes[name]:
-            raise ValueError(f"linear.{name}: expected the shape {shapes[name]}; found {found.shape}")
+    hidden = stream.normal((count, spec.features)) if literal[0] is None else literal[0]
+    matrix = stream.normal((classes, spec.features)) * scale if literal[1] is None else literal[1]
     ignored = np.isin(target, question.ignore_values)
-    for pattern in spec.set:
-        columns = np.arange(spec.features) if isinstance(pattern.features, str) else np.asarray(pattern.features)
-        hidden[np.ix_(_rows(pattern.rows, ignored), columns)] = pattern.value
+    for number, pattern in enumerate(spec.set):
+        with about(f"set.{number}"):
+            chosen = range(spec.features) if isinstance(pattern.features, str) else pattern.features
+            columns = _indices(chosen, spec.features, "features")
+            hidden[np.ix_(_rows(pattern.rows, ignored), columns)] = pattern.value
     bias = None
     if spec.bias is not False:
         bias = stream.normal((classes,)) if spec.bias is True else np.asarray(spec.bias, dtype=np.float64)
@@ -259,8 +291,10 @@ def _upstream(spec: Upstream, stream: Stream, shape: tuple[int, ...]) -> Array |
     if spec.per_position:
         values = (0.5 + 1.5 * stream.uniform(shape)) * np.where(stream.uniform(shape) < 0.5, -1.0, 1.0)
     else:
-        given = spec.scalar if spec.values is None else spec.values
-        values = np.broadcast_to(np.asarray(given, dtype=np.float64), shape).copy()
-    if spec.zero:
-        values.reshape(-1)[list(spec.zero)] = 0.0
+        given = np.asarray(spec.scalar if spec.values is None else spec.values, dtype=np.float64)
+        try:
+            values = np.broadcast_to(given, shape).copy()
+        except ValueError:
+            raise Unexpected(f"the shape of the loss, {shape}", f"{given.shape}", "values") from None
+    values.reshape(-1)[_indices(spec.zero, values.size, "zero")] = 0.0
     return values

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xentcheck.spec.mistakes import Unexpected
+
 
 def rounded(values: np.ndarray, dtype: torch.dtype) -> Tensor:
     """The values as a contiguous tensor of the dtype, each rounded once."""
@@ -17,8 +19,11 @@ def lay_out(tensor: Tensor, layout: str, filler: float = float("nan")) -> Tensor
 
     Args:
         tensor: of any shape and dtype. ``expanded`` keeps its first row and repeats it.
-        layout: one of ``case.Layout``.
+        layout: one of ``fields.Layout``.
         filler: a value that cannot be read without being noticed.
+
+    Raises:
+        Unexpected: a tensor of this shape cannot have the layout.
     """
     if layout == "contiguous" or tensor.dim() == 0:
         return tensor.contiguous()
@@ -28,6 +33,8 @@ def lay_out(tensor: Tensor, layout: str, filler: float = float("nan")) -> Tensor
     if layout == "expanded":
         return tensor[:1].clone().expand(tensor.shape)
     if layout == "channels_last":
+        if tensor.dim() != 4:
+            raise Unexpected("a tensor of four dimensions for channels_last", f"the shape {tuple(tensor.shape)}")
         return tensor.contiguous(memory_format=torch.channels_last)
     if layout == "strided":
         buffer = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), filler, dtype=tensor.dtype)

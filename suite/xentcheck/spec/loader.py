@@ -6,35 +6,42 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from xentcheck.spec.case import IGNORE_CHOICES, Case, CaseFile, Clause, Entry, Question
-from xentcheck.spec.mistakes import CaseFileError, Mistake
+from xentcheck.spec.case import MAX_NUMBERS, Case, CaseFile, Clause, Entry, Ignore, Logits, Named, Question, Upstream
+from xentcheck.spec.fields import check_label
+from xentcheck.spec.files import tensor_file
+from xentcheck.spec.mistakes import MAX_MISTAKES, CaseFileError, Mistake, Unexpected, kind
 from xentcheck.spec.patterns import matches
 from xentcheck.spec.resources import cases_folder
-from xentcheck.spec.validation import M, explained, kind
+from xentcheck.spec.validation import M, explained
 from xentcheck.spec.yaml_document import Document, Location, read
 
 CASES = cases_folder()
 # Data beside the clauses that holds no cases of its own.
 CATALOGUES = frozenset({"answers.yaml", "wild-bugs.yaml"})
-# The folder of what is asked of an implementation's cost; see ``speed_cases``.
+# The folder of the speed cases.
 SPEED = "speed"
 MAX_CASES_PER_FILE = 2000
+MAX_VALUES_PER_FILE = 200_000  # in all cases together, with what they take from the defaults
+MAX_TIMED_NUMBERS = 2**31  # of one tensor of a speed case, of which nothing but the cost is computed
 
-# Giving one key of a group replaces whatever the defaults gave of it.
-_ALTERNATIVES = {
-    ("logits",): {"shape", "values", "file"},
-    ("target",): {"values", "file", "classes", "ignore", "probabilities"},
-    ("target", "ignore"): set(IGNORE_CHOICES),
-    ("upstream",): {"scalar", "per_position", "values"},
+# Giving a key of one group replaces what the defaults give of the others.
+_ALTERNATIVES: dict[Location, tuple[set[str], ...]] = {
+    ("logits",): tuple({choice} for choice in Logits.choices),
+    ("target",): ({"values"}, {"file"}, {"classes", "ignore"}, {"probabilities"}),
+    ("target", "ignore"): tuple({choice} for choice in Ignore.choices),
+    ("upstream",): tuple({choice} for choice in Upstream.choices),
+    ("expect",): ({"error"}, {"loss", "gradient", "refused_unless_claimed", "convention"}),
 }
-_COMPATIBLE = {frozenset({"classes", "ignore"})}
+# Keys of an entry that are not part of the question, so that a matrix cannot set them.
+_OWN = frozenset({*Named.model_fields, "matrix"})
 
 
 def load_all(*folders: Path) -> list[Case]:
@@ -59,25 +66,14 @@ def load(path: Path) -> list[Case]:
 def expanded(document: Document, path: Path) -> list[Case]:
     """The cases of a document, whose path need not exist. Raises CaseFileError that lists all its mistakes."""
     source = _Source(path, document)
-    clause, defaults, cases = source.clause(), source.defaults(), []
-    for index, name, entry in source.named_entries():
-        for point in source.points(index, name, merge(defaults, entry)):
-            question, meta = source.question(point), source.meta(point)
-            if clause and question and meta:
-                full = f"{clause.clause}/{name}{point.label}"
-                case = Case(
-                    id=full,
-                    clause=clause,
-                    question=question,
-                    why=meta.why,
-                    kills=meta.kills,
-                    path=path,
-                    line=point.line,
-                )
-                cases.append(case)
-        if len(cases) > MAX_CASES_PER_FILE:
-            text = f"expected at most {MAX_CASES_PER_FILE} cases in a file; found more"
-            source.fail(document.line(("cases", index)), text, name, "matrix")
+    clause, cases = source.clause(), []
+    for point in source.points():
+        question, named = source.question(point, clause), source.named(point)
+        if clause and question and named:
+            case_id = f"{clause.clause}/{named.id}{point.label}"
+            own = {"why": named.why, "kills": named.kills, "path": path, "line": point.line}
+            cases.append(Case(id=case_id, clause=clause, question=question, **own))
+        if len(source.mistakes) > MAX_MISTAKES:
             break
     source.raise_if_any()
     return cases
@@ -86,19 +82,13 @@ def expanded(document: Document, path: Path) -> list[Case]:
 def check_ids(cases: Iterable[Case]) -> None:
     """Raises CaseFileError that lists the cases whose id another case has."""
     first: dict[str, Case] = {}
-    repeated = [case for case in cases if first.setdefault(case.id, case) is not case]
-    if repeated:
-        raise CaseFileError(
-            *(
-                Mistake(
-                    f"the id must be unique; it is already used at {first[case.id].path}:{first[case.id].line}",
-                    case.path,
-                    case.line,
-                    case.id,
-                )
-                for case in repeated
-            )
-        )
+    mistakes = []
+    for case in cases:
+        if (other := first.setdefault(case.id, case)) is not case:
+            text = f"the id must be unique; it is already used at {other.path}:{other.line}"
+            mistakes.append(Mistake(text, case.path, case.line, case.id))
+    if mistakes:
+        raise CaseFileError(*mistakes)
 
 
 def digest(cases: Iterable[Case]) -> str:
@@ -108,13 +98,11 @@ def digest(cases: Iterable[Case]) -> str:
         sha.update(
             json.dumps([case.id, case.question.model_dump(mode="json", exclude_defaults=True)], sort_keys=True).encode()
         )
-        for source in (case.question.logits.file, case.question.target.file):
-            if source:
-                try:
-                    sha.update((case.folder / source).read_bytes())
-                except OSError as error:
-                    unreadable = Mistake(f"{source} cannot be read: {error.strerror}", case.path, case.line, case.id)
-                    raise CaseFileError(unreadable) from error
+        for key, file in (("logits.file", case.question.logits.file), ("target.file", case.question.target.file)):
+            if file is not None:
+                with tensor_file(case, key, file) as path, path.open("rb") as content:
+                    while part := content.read(2**20):
+                        sha.update(part)
     return sha.hexdigest()[:16]
 
 
@@ -126,7 +114,7 @@ def select(cases: list[Case], pattern: str) -> list[Case]:
 
 
 def telling_first(cases: list[Case]) -> list[Case]:
-    """The order to ask in: what a wrong loss most likely breaks, in a batch small enough to look at, comes before the rest."""
+    """The order to ask in: small batches that most wrong losses fail on come first, large ones last."""
 
     def place(case: Case) -> int:
         logits = case.question.logits
@@ -149,11 +137,10 @@ def merge(base: Any, over: Any, here: Location = ()) -> Any:
     if not isinstance(base, dict) or not isinstance(over, dict):
         return over
     result = dict(base)
-    group = _ALTERNATIVES.get(here, set())
-    for key in group & over.keys():
-        for other in group - {key}:
-            if other not in over and frozenset({key, other}) not in _COMPATIBLE:
-                result.pop(other, None)
+    groups = _ALTERNATIVES.get(here, ())
+    given = [group for group in groups if group & over.keys()]
+    for key in set().union(*groups) - set().union(*given) if given else ():
+        result.pop(key, None)
     for key, value in over.items():
         result[key] = merge(base[key], value, (*here, key)) if key in base else value
     return result
@@ -168,13 +155,7 @@ def _paths(folder: Path) -> list[Path]:
     return paths
 
 
-class _Meta(BaseModel):
-    """What an entry says besides its question."""
-
-    model_config = Entry.model_config
-    id: Annotated[str, Entry.model_fields["id"].metadata[0]]
-    why: str | None = None
-    kills: tuple[str, ...] = ()
+_Axis = list[tuple[str, str, Any]]  # the choices along an axis of a matrix: the axis's name, a label, a value
 
 
 @dataclass(frozen=True)
@@ -216,14 +197,19 @@ class _Source:
         return self._validated(Clause, header, CaseFile)
 
     def defaults(self) -> dict[str, Any]:
-        defaults = self.document.value.get("defaults") or {}
-        if isinstance(defaults, dict):
-            return defaults
-        self.fail(self.document.line(("defaults",)), f"expected a mapping; found {kind(defaults)}", key="defaults")
-        return {}
+        defaults = self.document.value.get("defaults")
+        if defaults is None:
+            return {}
+        if not isinstance(defaults, dict):
+            self.fail(self.document.line(("defaults",)), f"expected a mapping; found {kind(defaults)}", key="defaults")
+            return {}
+        for key in sorted(Named.model_fields.keys() & defaults.keys()):
+            text = f"expected keys that cases can share; found {key}, which each case has for itself"
+            self.fail(self.document.line(("defaults", key)), text, key=f"defaults.{key}")
+        return defaults
 
     def named_entries(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """Each entry of ``cases`` that can be told from the others: its index and its id."""
+        """Each entry of ``cases`` with an id of its own: its index, its id and the entry."""
         entries, lines_of_ids = self.document.value.get("cases"), {}
         if not isinstance(entries, list) or not entries:
             self.fail(self.document.line(("cases",)), f"expected a list of cases; found {kind(entries)}", key="cases")
@@ -240,54 +226,60 @@ class _Source:
                 lines_of_ids[name] = line
                 yield index, name, entry
 
-    def points(self, index: int, name: str, merged: dict[str, Any]) -> Iterator[_Point]:
-        """Every combination of the values of the entry's matrix; the entry itself where it has none."""
-        axes = self._axes(index, name, merged.pop("matrix", None) or {})
-        line = self.document.line(("cases", index))
-        for combination in itertools.product(*axes) if axes is not None else ():
-            value, keys = merged, {}
-            for axis, _, choice in combination:
-                if axis == "vary":
-                    value = merge(value, choice)
-                else:
-                    keys[tuple(axis.split("."))] = axis
-                    value = merge(value, _nested(axis.split("."), choice))
-            label = "-".join(label for _, label, _ in combination)
-            yield _Point(index, line, name, f"[{label}]" if label else "", value, keys)
+    def points(self) -> Iterator[_Point]:
+        """All points of all entries: every combination of the choices along the axes, or the entry itself where it has no axis."""
+        defaults, count, values = self.defaults(), 0, 0
+        for index, name, entry in self.named_entries():
+            merged, line = merge(defaults, entry), self.document.line(("cases", index))
+            axes = self.axes(index, name, merged.pop("matrix", None))
+            count += (points := math.prod(map(len, axes)))
+            values += points * (
+                _values(merged) + sum(max((_values(choice) for *_, choice in axis), default=0) for axis in axes)
+            )
+            if count > MAX_CASES_PER_FILE or values > MAX_VALUES_PER_FILE:
+                limits = f"{MAX_CASES_PER_FILE} cases and {MAX_VALUES_PER_FILE:,} values in a file"
+                self.fail(line, f"expected at most {limits}; found more", name, "matrix")
+                return
+            for combination in itertools.product(*axes):
+                value, keys = merged, {}
+                for axis, _, choice in combination:
+                    if axis == "vary":
+                        value = merge(value, choice)
+                    else:
+                        keys[tuple(axis.split("."))] = axis
+                        value = merge(value, _nested(axis.split("."), choice))
+                label = "-".join(label for _, label, _ in combination)
+                yield _Point(index, line, name, f"[{label}]" if label else "", value, keys)
 
-    def _axes(self, index: int, name: str, matrix: Any) -> list[list[tuple[str, str, Any]]] | None:
-        """For each axis its choices: (axis, label, value). None where there is a mistake."""
-        before = len(self.mistakes)
+    def axes(self, index: int, name: str, matrix: Any) -> list[_Axis]:
+        """The axes of an entry's matrix. Where there is a mistake in the matrix, one without choices, so that the entry has no points."""
+        axes: list[_Axis] = []
+        if not isinstance(matrix, (dict, type(None))):
+            text = f"expected a mapping from keys to lists of values; found {kind(matrix)}"
+            self.fail(self.document.line(("cases", index, "matrix")), text, name, "matrix")
+            axes.append([])
+        for axis, choices in matrix.items() if isinstance(matrix, dict) else ():
+            try:
+                axes.append([(axis, label, choice) for label, choice in _choices(axis, choices).items()])
+            except Unexpected as error:
+                key = ".".join(filter(None, ("matrix", axis, error.key)))
+                self.fail(self.document.line(("cases", index, "matrix", axis)), str(error), name, key)
+                axes.append([])
+        return axes
 
-        def fail(text: str, *where: Any) -> None:
-            line = self.document.line(("cases", index, "matrix", *where[:1]))
-            self.fail(line, text, name, ".".join(["matrix", *where]))
+    def question(self, point: _Point, clause: Clause | None) -> Question | None:
+        value = {k: v for k, v in point.value.items() if k not in _OWN}
+        question = self._validated(Question, value, Entry, point)
+        limit = MAX_TIMED_NUMBERS if clause and clause.profile else MAX_NUMBERS
+        for key, size in question.sizes.items() if question else ():
+            if size > limit:
+                line = self._line(point, tuple(key.split(".")))
+                text = f"expected at most {limit:,} numbers in a tensor; found {size:,}"
+                self.fail(line, text, f"{point.name}{point.label}", key)
+        return question
 
-        if not isinstance(matrix, dict):
-            fail(f"expected a mapping from keys to lists of values; found {kind(matrix)}")
-            return None
-        axes = []
-        for axis, choices in matrix.items():
-            if isinstance(choices, list):
-                labelled = {_label(choice): choice for choice in choices}
-                choices = labelled if len(labelled) == len(choices) else {}
-            if not isinstance(choices, dict) or not choices:
-                fail("expected a list of different values, or a mapping from labels to values", axis)
-                continue
-            for label, choice in choices.items():
-                if axis == "vary" and not isinstance(choice, dict):
-                    fail(f"expected a mapping with keys of a case; found {kind(choice)}", axis, label)
-            axes.append([(axis, label, choice) for label, choice in choices.items()])
-        return axes if len(self.mistakes) == before else None
-
-    def question(self, point: _Point) -> Question | None:
-        value = {k: v for k, v in point.value.items() if k not in ("id", "why", "kills")}
-        return self._validated(Question, value, Entry, point)
-
-    def meta(self, point: _Point) -> _Meta | None:
-        return self._validated(
-            _Meta, {k: v for k, v in point.value.items() if k in ("id", "why", "kills")}, Entry, point
-        )
+    def named(self, point: _Point) -> Named | None:
+        return self._validated(Named, {k: v for k, v in point.value.items() if k in _OWN}, Entry, point)
 
     def _validated(self, model: type[M], value: Any, keys_of: type[BaseModel], point: _Point | None = None) -> M | None:
         """None where the value does not fit the model. keys_of: whose keys are suggested for an unknown one."""
@@ -312,10 +304,32 @@ class _Source:
         return point.line
 
 
+def _choices(axis: str, choices: Any) -> dict[str, Any]:
+    """The choices along an axis of a matrix by their labels. Raises Unexpected."""
+    if axis != "vary" and (not re.fullmatch(r"[a-z_]+(\.[a-z_]+){0,3}", axis) or axis.partition(".")[0] in _OWN):
+        raise Unexpected("a key of the question, such as dtype or logits.shape", f"{axis!r:.80}")
+    labelled = {_label(choice): choice for choice in choices} if isinstance(choices, list) else choices
+    if not isinstance(labelled, dict) or not labelled or len(labelled) < len(choices):
+        raise Unexpected("a list of different values, or a mapping from labels to values", kind(choices))
+    for label, choice in labelled.items():
+        check_label(label)
+        if axis == "vary" and not isinstance(choice, dict):
+            raise Unexpected("a mapping with keys of a case", kind(choice), label)
+        if axis == "vary" and (own := _OWN & choice.keys()):
+            raise Unexpected("keys of the question", ", ".join(sorted(own)), label)
+    return labelled
+
+
 def _nested(keys: list[str], value: Any) -> Any:
     for key in reversed(keys):
         value = {key: value}
     return value
+
+
+def _values(value: Any) -> int:
+    """How many values a part of a document consists of."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_values, parts))
 
 
 def _label(value: Any) -> str:

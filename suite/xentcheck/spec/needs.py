@@ -16,7 +16,7 @@ def capabilities_needed(case: Case, batch: Batch) -> frozenset[str]:
     question = case.question
     needed = {*question.needs, question.dtype, *_for_ignoring(question, batch)}
     if case.expects_error:
-        # Everybody must refuse a call that cannot be right, whether or not the rest of it is on offer.
+        # Every implementation must refuse a call that cannot be right, whether or not it offers the rest of the call.
         return frozenset(needed - {"ignore_index_in_range"})
     needed |= _for_options(batch) | _for_input(batch)
     if any(layout != "contiguous" for layout in _layouts(question)):

@@ -28,29 +28,39 @@ KEYS = tuple(Settings.__dataclass_fields__)
 
 
 def read_settings(root: Path) -> Settings:
-    """The settings of the project in a folder; none where its pyproject.toml has no such table. Raises UsageError that names file and key."""
+    """The settings of the project in a folder; empty where its pyproject.toml has none. Raises UsageError that names file and key."""
     path = root / "pyproject.toml"
     if not path.is_file():
         return Settings()
     try:
-        table: Any = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("xentcheck", {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        document: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: expected TOML: {error}") from error
+    tools = document.get("tool", {})
+    table = tools.get("xentcheck", {}) if isinstance(tools, dict) else {}
+    if not isinstance(table, dict):
+        raise UsageError(
+            f"{path}: tool.xentcheck: expected a table with the keys {', '.join(KEYS)}; found {table!r:.80}"
+        )
     for key, value in table.items():
         if key not in KEYS:
             raise UsageError(
                 f"{path}: tool.xentcheck.{key}: unknown key{nearest(key, KEYS)} Expected one of: {', '.join(KEYS)}"
             )
         if not isinstance(value, str):
-            raise UsageError(f"{path}: tool.xentcheck.{key}: expected the path of a folder; found {value!r}")
+            raise UsageError(f"{path}: tool.xentcheck.{key}: expected the path of a folder; found {value!r:.80}")
     return Settings(**{key: folder(root / value, f"{path}: tool.xentcheck.{key}") for key, value in table.items()})
 
 
 def folder(path: Path, where: str) -> Path:
     """The path, resolved. Raises UsageError where it is not a folder."""
-    if not path.expanduser().is_dir():
+    try:
+        home = path.expanduser()
+    except RuntimeError as error:  # ~ of a user who does not exist
+        raise UsageError(f"{where}: expected a folder; found {path}: {error}") from error
+    if not home.is_dir():
         raise UsageError(f"{where}: expected a folder; found none at {path}")
-    return path.expanduser().resolve()
+    return home.resolve()
 
 
 def with_own(specification: str, implementations: Path | None) -> str:

@@ -1,4 +1,4 @@
-"""Holds a document to a model, and says of each mistake in it where it is, what was expected and what was found."""
+"""Validates a document with a model, and reports for each mistake where it is, what was expected and what was found."""
 
 from __future__ import annotations
 
@@ -10,29 +10,22 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from xentcheck.spec.mistakes import CaseFileError, Mistake, Unexpected
+from xentcheck.spec.mistakes import MAX_MISTAKES, CaseFileError, Mistake, Unexpected, kind
 from xentcheck.spec.patterns import nearest
 from xentcheck.spec.yaml_document import Location, read
 
 M = typing.TypeVar("M", bound=BaseModel)
 
-# What each type of error expected, in the words of somebody who writes YAML.
+# What each type of error expected, in the words of somebody who writes YAML. The types of ``fields`` have words of their own.
 _EXPECTED = {
     "literal_error": "{expected}",
-    "int_type": "an integer",
-    "int_parsing": "an integer",
-    "int_parsing_size": "an integer of fewer digits",
-    "int_from_float": "an integer",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "string_type": "a string",
-    "string_pattern_mismatch": "text that matches {pattern}",
     "bool_type": "true or false",
-    "bool_parsing": "true or false",
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "too_short": "a list of {min_length} or more",
+    "too_long": "a list of at most {max_length}",
+    "string_pattern_mismatch": "text that matches {pattern}",
     "greater_than_equal": "at least {ge:g}",
     "less_than_equal": "at most {le:g}",
 }
@@ -44,35 +37,27 @@ def parsed(model: type[M], path: Path) -> M:
     try:
         return model.model_validate(document.value)
     except ValidationError as error:
-        raise CaseFileError(
-            *(
-                Mistake(text, path, document.line(where), key=".".join(map(str, where)))
-                for where, text in explained(error, document.value, model)
-            )
-        ) from error
+        found = explained(error, document.value, model)
+        mistakes = [Mistake(text, path, document.line(where), key=".".join(map(str, where))) for where, text in found]
+        raise CaseFileError(*mistakes) from error
 
 
 def explained(error: ValidationError, value: Any, model: type[BaseModel]) -> Iterator[tuple[Location, str]]:
-    """Pydantic's errors, one for each place in the document.
+    """Pydantic's errors, one for each place in the document. Those after ``MAX_MISTAKES`` have no text, which would take long.
 
-    value: what was validated. model: whose keys are suggested for an unknown one.
+    Args:
+        error: what pydantic raised.
+        value: what was validated.
+        model: the model whose keys are suggested for an unknown one.
     """
     grouped: dict[Location, list[ErrorDetails]] = {}
-    for item in error.errors():
+    for item in error.errors(include_url=False):
         grouped.setdefault(_place(item, value), []).append(item)
-    for where, items in grouped.items():
-        # Every branch of a union complains; the branch that came furthest is the one that was meant.
-        if not any(len(other) > len(where) and other[: len(where)] == where for other in grouped):
-            yield where, _text(where, items, model)
-
-
-def kind(value: Any) -> str:
-    """What was found, in words."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, (dict, list)):
-        return ("a " if value else "an empty ") + ("mapping" if isinstance(value, dict) else "list")
-    return f"{value!r:.80}"
+    # Every branch of a union complains; the branch that came furthest is the one that was meant.
+    containers = {where[:end] for where in grouped for end in range(len(where))}
+    places = [where for where in grouped if where not in containers]
+    for number, where in enumerate(places):
+        yield where, _text(where, grouped[where], model) if number < MAX_MISTAKES else ""
 
 
 def _text(where: Location, items: Iterable[ErrorDetails], model: type[BaseModel]) -> str:
@@ -111,7 +96,8 @@ def _place(item: ErrorDetails, value: Any) -> Location:
     if item["type"] == "missing":
         where.append(item["loc"][-1])
     ours = _ours(item)
-    return (*where, *ours.key.split(".")) if ours is not None and ours.key else tuple(where)
+    below = ours.key.split(".") if ours is not None and ours.key else ()
+    return (*where, *(int(step) if step.isdecimal() else step for step in below))
 
 
 def _keys_at(model: type[BaseModel], where: Location) -> list[str]:

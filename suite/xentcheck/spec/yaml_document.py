@@ -1,25 +1,35 @@
-"""YAML as the case files use it: the 1.2 core schema, safe, bounded, without duplicate keys, and with the line of every value."""
+"""YAML as the case files use it: the scalars of YAML 1.2, safe, bounded, without duplicate keys, and with the line of every value.
+
+Values are built from the parser's events, so that nothing in a file names a type or a constructor, and so that what is too large is refused
+before it is built.
+"""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NoReturn
 
 import yaml
 
-from xentcheck.spec.mistakes import CaseFileError, Mistake
+from xentcheck.spec.files import size_of_regular
+from xentcheck.spec.mistakes import CaseFileError, Mistake, Unexpected
 
 MAX_BYTES = 1_000_000
+MAX_VALUES = 50_000  # keys and values, those of an alias counted anew wherever it stands
 MAX_DEPTH = 24
-MAX_ALIASES = 64
 
-_TAGS = {
-    "mapping": {"tag:yaml.org,2002:map"},
-    "sequence": {"tag:yaml.org,2002:seq"},
-    "scalar": {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")},
-}
+_LARGE = "large data belongs in a safetensors file"
+_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# libyaml is twenty times as fast, where PyYAML was built with it.
+_PARSER: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+
 Location = tuple[Any, ...]  # keys and list indices from the top of the document
 
 
@@ -37,120 +47,114 @@ class Document:
         return self.lines.get(where, 1)
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's scalars: ``no`` and ``off`` are strings, ``1e30`` and ``-inf`` are numbers or words for them."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
-
-# The same on libyaml, which is ten times as fast where PyYAML was built with it.
-_FastLoader = (
-    type("_FastLoader", (yaml.CSafeLoader,), {"yaml_implicit_resolvers": {}}) if yaml.__with_libyaml__ else None
-)
-
-for _loader in filter(None, (_PlainLoader, _FastLoader)):
-    for _tag, _pattern, _first in (
-        ("tag:yaml.org,2002:null", r"^(?:~|null|)$", ["~", "n", ""]),
-        ("tag:yaml.org,2002:bool", r"^(?:true|false)$", list("tf")),
-        ("tag:yaml.org,2002:int", r"^[-+]?[0-9]+$", list("-+0123456789")),
-        (
-            "tag:yaml.org,2002:float",
-            r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$",
-            list("-+.0123456789"),
-        ),
-    ):
-        _loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
-    # PyYAML's own constructors read YAML 1.1 (leading zeros are octal, colons are base 60); the patterns above are plain decimals.
-    _loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
-    _loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
-
-
 def read(path: Path) -> Document:
     """Reads one file. Raises CaseFileError for anything that is not one plain, bounded YAML document."""
     try:
-        raw = path.read_bytes()
+        if (size := size_of_regular(path)) > MAX_BYTES:
+            raise Unexpected(f"at most {MAX_BYTES:,} bytes; {_LARGE}", f"{size:,}")
+        return parse(path.read_bytes().decode("utf-8-sig"), path)
+    except Unexpected as error:
+        raise CaseFileError(Mistake(f"cannot be read: {error}", path)) from error
     except OSError as error:
         raise CaseFileError(Mistake(f"cannot be read: {error.strerror}", path)) from error
-    if len(raw) > MAX_BYTES:
-        large = f"expected at most {MAX_BYTES:,} bytes; found {len(raw):,}; put large data into a safetensors file"
-        raise CaseFileError(Mistake(large, path))
-    try:
-        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CaseFileError(Mistake(f"expected UTF-8 text: {error}", path)) from error
-    if _FastLoader is not None:
-        try:
-            return _document(path, text, _FastLoader)
-        except yaml.YAMLError:
-            pass  # PyYAML's own parser says better what is wrong, and the same on every machine
+        line = error.object.count(b"\n", 0, error.start) + 1
+        found = f"expected UTF-8 text; found the byte {error.object[error.start]:#04x}"
+        raise CaseFileError(Mistake(found, path, line)) from error
+
+
+def parse(text: str, path: Path, parser: Any = _PARSER) -> Document:
+    """A text as a document. Raises CaseFileError as ``read`` does. parser: a loader of PyYAML, of which only the events are used."""
+    if found := _UNPRINTABLE.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise CaseFileError(Mistake(f"expected printable text; found the character {found[0]!r}", path, line))
     try:
-        return _document(path, text, _PlainLoader)
+        return _Builder(path, yaml.parse(text, Loader=parser)).document()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        what = f"not valid YAML: {getattr(error, 'problem', None) or error}"
-        raise CaseFileError(Mistake(what, path, mark.line + 1 if mark else None)) from error
-    except RecursionError as error:
-        raise CaseFileError(Mistake("nested too deeply", path)) from error
+        line = mark.line + 1 if mark else None
+        hint = "; indent with spaces, not tabs" if "\t" in "".join(text.split("\n")[:line][-1:]) else ""
+        raise CaseFileError(Mistake(f"not valid YAML: {getattr(error, 'problem', error)}{hint}", path, line)) from error
 
 
-def _document(path: Path, text: str, kind: Any) -> Document:
-    _check_bounds(path, text, kind)
-    loader = kind(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            raise CaseFileError(Mistake("expected a case file; found an empty document", path, 1))
-        lines: dict[Location, int] = {}
-        return Document(_construct(path, loader, node, (), lines), lines)
-    finally:
-        loader.dispose()
+class _Builder:
+    """Builds the value of one document from the parser's events."""
 
+    def __init__(self, path: Path, events: Iterator[Any]) -> None:
+        self.path, self.events = path, events
+        self.lines: dict[Location, int] = {}
+        self.anchors: dict[str, tuple[Any, int]] = {}  # the value, and how many values it consists of
+        self.count = 0
 
-def _check_bounds(path: Path, text: str, kind: Any) -> None:
-    """Depth and aliases, on the event stream, before anything is built from it."""
-    depth = aliases = 0
-    open_anchors: list[int] = []
-    for event in yaml.parse(text, Loader=kind):
-        line = event.start_mark.line + 1 if event.start_mark else 0
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise CaseFileError(Mistake(f"expected at most {MAX_DEPTH} levels of nesting; found more", path, line))
-            if event.anchor:
-                open_anchors.append(depth)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            if open_anchors and open_anchors[-1] == depth:
-                open_anchors.pop()
-            depth -= 1
-        elif isinstance(event, yaml.AliasEvent):
-            aliases += 1
-            if open_anchors:
-                nested = f"alias *{event.anchor} inside an anchored value; aliases may not nest"
-                raise CaseFileError(Mistake(nested, path, line))
-            if aliases > MAX_ALIASES:
-                raise CaseFileError(Mistake(f"expected at most {MAX_ALIASES} aliases; found more", path, line))
+    def document(self) -> Document:
+        next(self.events)  # the start of the stream
+        if isinstance(next(self.events), yaml.StreamEndEvent):
+            raise CaseFileError(Mistake("expected a case file; found an empty document", self.path, 1))
+        value = self._value(next(self.events), ())
+        next(self.events)  # the end of the document
+        following = next(self.events)
+        if not isinstance(following, yaml.StreamEndEvent):
+            self._fail(following, "expected one document; found another one")
+        return Document(value, self.lines)
 
+    def _fail(self, event: Any, text: str) -> NoReturn:
+        raise CaseFileError(Mistake(text, self.path, event.start_mark.line + 1))
 
-def _construct(path: Path, loader: Any, node: yaml.Node, here: Location, lines: dict[Location, int]) -> Any:
-    line = lines[here] = node.start_mark.line + 1
-    if node.tag not in _TAGS[node.id]:
-        raise CaseFileError(Mistake(f"tag {node.tag!r} is not allowed; expected a plain value", path, line))
-    if isinstance(node, yaml.MappingNode):
+    def _value(self, event: Any, here: Location) -> Any:
+        self.lines.setdefault(here, event.start_mark.line + 1)
+        before = self.count
+        self._add(event, 1)
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self.anchors:
+                self._fail(event, f"alias *{event.anchor:.80} comes before the end of its anchor, or has none")
+            value, count = self.anchors[event.anchor]
+            self._add(event, count)
+            return value
+        if event.tag:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            self._fail(event, f"tag {tag!r:.80} is not allowed; expected a plain value")
+        if len(here) >= MAX_DEPTH and not isinstance(event, yaml.ScalarEvent):
+            self._fail(event, f"expected at most {MAX_DEPTH} levels of nesting; found more")
+        if isinstance(event, yaml.MappingStartEvent):
+            value = self._mapping(here)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            value = []
+            while not isinstance(item := next(self.events), yaml.SequenceEndEvent):
+                value.append(self._value(item, (*here, len(value))))
+        else:
+            value = self._plain(event) if event.implicit[0] else event.value
+        if event.anchor:
+            self.anchors[event.anchor] = value, self.count - before
+        return value
+
+    def _mapping(self, here: Location) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key, line = key_node.value, key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise CaseFileError(Mistake(f"expected a plain word as key; found a {key_node.id}", path, line))
-            if key in mapping:
-                repeated = f"key {key!r} is given twice; the first is on line {lines[(*here, key)]}"
-                raise CaseFileError(Mistake(repeated, path, line))
-            mapping[key] = _construct(path, loader, value_node, (*here, key), lines)
-            lines[(*here, key)] = line
+        while not isinstance(key := next(self.events), yaml.MappingEndEvent):
+            if not isinstance(key, yaml.ScalarEvent) or key.tag:
+                self._fail(key, "expected a plain word as key; found another value")
+            place = (*here, key.value)
+            if key.value in mapping:
+                self._fail(key, f"key {key.value!r:.80} is given twice; the first is on line {self.lines[place]}")
+            self.lines[place] = key.start_mark.line + 1
+            self._add(key, 1)
+            mapping[key.value] = self._value(next(self.events), place)
         return mapping
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(path, loader, item, (*here, i), lines) for i, item in enumerate(node.value)]
-    try:
-        return loader.construct_object(node)
-    except (ValueError, KeyError) as error:  # !!int before a word, or more digits than Python reads
-        kind = node.tag.rpartition(":")[2]
-        raise CaseFileError(Mistake(f"{node.value[:40]!r} cannot be read as {kind}: {error}", path, line)) from error
+
+    def _plain(self, event: Any) -> Any:
+        text = event.value
+        if text in _WORDS:
+            return _WORDS[text]
+        if _INTEGER.fullmatch(text):
+            if len(text) > 1000:
+                self._fail(event, f"expected at most 1,000 digits; found {len(text):,}")
+            return int(text)
+        if _FLOAT.fullmatch(text):
+            if math.isinf(float(text)):
+                self._fail(event, f"expected a number that float64 can hold, or inf; found {text:.80}")
+            return float(text)
+        return text
+
+    def _add(self, event: Any, count: int) -> None:
+        self.count += count
+        if self.count > MAX_VALUES:
+            self._fail(event, f"expected at most {MAX_VALUES:,} values; found more; {_LARGE}")
