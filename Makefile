@@ -65,7 +65,7 @@ older-torch: $(VENV)/.installed $(OLDER_VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/xentcheck lint
+	$(BIN)/xentcheck lint --answers
 
 $(VENV)/.installed: pyproject.toml suite/maskedce/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,8 @@
 """Each lint fires on a case file that is valid and still broken, and on none of those that ship."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,7 +89,7 @@ def test_clause(write, change, message):
         (f"{TWO_CLASSES}, expect: {{loss: 0.6931}}", "by the definition; found 0.6931"),
         (f"{TWO_CLASSES}, expect: {{gradient: [[0.5, 0.5]]}}", "by the definition at [0, 1]; found"),
         (f"{TWO_CLASSES}, reduction: none, expect: {{loss: [1, 2]}}", "expected the shape (1,); found (2,)"),
-        ("kills: [mean-divides-by-everything]", "no wrong implementation 'mean-divides-by-everything'; did you mean"),
+        ("kills: [mean-divides-by-everything]", "no wrong loss 'mean-divides-by-everything'; did you mean"),
     ],
 )
 def test_case(write, body, message):
@@ -127,3 +129,26 @@ def test_a_matrix_speaks_once(cases):
 
 def test_kills_are_not_looked_up_without_mutants(case):
     assert lint([case("logits: {shape: [5, 3]}, kills: [no-such-thing]")]) == []
+
+
+def test_without_answers_only_the_text_is_looked_at(write):
+    path = write("id: one, logits: {shape: [5, 3]}, upstream: 0", header=HEADER.format(**GOOD | {"source": "a book"}))
+    assert [mistake.key for mistake in lint(load(path), answers=False)] == ["sources"]
+    assert [mistake.key for mistake in lint(load(path))] == ["sources", "expect.gradient"]
+
+
+def test_the_command_reads_without_torch_unless_it_is_asked_for_answers(write):
+    path = write("id: one, logits: {shape: [5, 3]}, upstream: 0")
+    code = (
+        "import sys; from xentcheck import cli; status = cli.main(['lint', *sys.argv[1:]]);"
+        "print(status, sorted({'torch', 'numpy'} & set(sys.modules)))"
+    )
+    outputs = [
+        subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        for arguments in ([], [path], ["--answers", path])
+    ]
+    assert outputs[0].stdout == "0 []\n"
+    assert outputs[1].stdout == "0 []\n"
+    assert "1 cases, 0 to mend; --answers" in outputs[1].stderr
+    assert outputs[2].stdout.splitlines()[-1] == "1 ['numpy', 'torch']"
+    assert "expect.gradient: expected an answer that zero does not satisfy" in outputs[2].stdout

@@ -66,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "lint", help="check case files: those named, or the shipped ones and the table of reported bugs"
     )
     add.add_argument("files", type=Path, nargs="*")
+    add.add_argument(
+        "--answers", action="store_true", help="also build the batches and compare what is expected with the definition"
+    )
     add.set_defaults(run=_lint)
     add = commands.add_parser("schema", help="print the JSON Schema of case files")
     add.set_defaults(run=_schema)
@@ -202,13 +205,14 @@ def _lint(options: argparse.Namespace) -> int:
     from xentcheck.spec import bug_reports
 
     cases = [case for path in options.files for case in loader.load(path)] if options.files else loader.load_all()
-    messages = lint(cases)
+    messages = lint(cases, answers=options.answers)
     if not options.files:
         messages += bug_reports.lint(bug_reports.load(), cases)
         cases += speed_cases.load_speed()  # only read: their batches are too large to be looked at here
     for message in messages:
         print(message)
-    print(f"{len(cases)} cases, {len(messages)} to mend", file=sys.stderr)
+    hint = "" if options.answers else "; --answers checks what is expected, too, which takes seconds"
+    print(f"{len(cases)} cases, {len(messages)} to mend{hint}", file=sys.stderr)
     return 1 if messages else 0
 
 

@@ -1,25 +1,18 @@
-"""What makes a valid case file a poor specification: cases that cannot fail, or that say something else than they mean.
-
-Validation (``loader``) finds out whether a file can be read; ``lint`` finds out whether its cases are worth running.
-"""
+"""Cases that cannot fail, or that ask for another answer than they mean: found by their batches and by the definition, with torch."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from xentcheck.spec.case import FIXED_ANSWERS, Case, Clause
-from xentcheck.spec.mistakes import CaseFileError, Mistake
-from xentcheck.spec.patterns import nearest
+from xentcheck.run.examiner import Examiner
+from xentcheck.run.units import ALLOWED_UNITS
+from xentcheck.spec.batch import Batch
+from xentcheck.spec.case import FIXED_ANSWERS, Case
+from xentcheck.spec.mistakes import CaseFileError
 
-if TYPE_CHECKING:
-    from xentcheck.run.examiner import Examiner
-    from xentcheck.spec.batch import Batch
-
-MAX_TITLE, MAX_REQUIREMENT = 70, 240
 # Words for an answer that is meant to be weak, or to be zero.
 _MEANT = frozenset({"zero", "empty-mean", "unspecified"})
 
@@ -27,55 +20,16 @@ Array = np.ndarray
 Found = Iterator[tuple[str, str]]  # key and text
 
 
-def lint(cases: Iterable[Case], mutants: Collection[str] | None = None) -> list[Mistake]:
-    """What should be improved in the cases; an empty list if nothing should.
-
-    Args:
-        cases: as loaded. Those of one matrix have one line; only the first that has a mistake is named.
-        mutants: the names of the known wrong implementations; with them, each ``kills`` must be one of these.
-    """
-    from xentcheck.run.examiner import Examiner  # imports torch: seconds that reading files does not take
-
-    examiner = Examiner()
-    found: dict[tuple[Any, ...], Mistake] = {}
-    for case in cases:
-        for key, text in _about_the_clause(case.clause, case):
-            found.setdefault((case.path, key, text), Mistake(text, case.path, 1, key=key))
-        for key, text in _about_the_case(case, examiner, mutants):
-            found.setdefault((case.path, case.line, key, text), Mistake(text, case.path, case.line, case.id, key))
-    return list(found.values())
-
-
-def _about_the_clause(clause: Clause, case: Case) -> Found:
-    if case.path.stem != clause.clause:
-        yield "clause", f"expected a file of the clause's name, {clause.clause}.yaml; found {case.path.name}"
-    if len(clause.title) > MAX_TITLE:
-        yield "title", f"expected at most {MAX_TITLE} characters; found {len(clause.title)}"
-    wrong = re.search(r"\bshould\b|\btests? that\b", clause.title, re.IGNORECASE)
-    if wrong:
-        yield "title", f"expected a statement of how things are; found {wrong.group()!r}"
-    if len(clause.requirement) > MAX_REQUIREMENT:
-        yield "requirement", f"expected at most {MAX_REQUIREMENT} characters; found {len(clause.requirement)}"
-    if not clause.requirement.endswith(".") or re.search(r"[.!?]\s+[A-Z]", clause.requirement):
-        yield "requirement", "expected one sentence that ends with a full stop"
-    if not any(re.match(r"https?://\S+$", source) for source in clause.sources):
-        yield "sources", "expected at least one URL"
-
-
-def _about_the_case(case: Case, examiner: Examiner, mutants: Collection[str] | None) -> Found:
-    for name in case.kills if mutants is not None else ():
-        if name.replace("-", "_") not in mutants and name not in mutants:
-            yield "kills", f"there is no wrong implementation {name!r}{nearest(name, mutants or ())}"
+def about_the_case(case: Case, examiner: Examiner) -> Found:
+    """What the batch and the definition show of one case."""
     try:
         batch = examiner.batch(case)
     except CaseFileError as error:
         yield from ((mistake.key, mistake.text) for mistake in error.mistakes)
         return
-    if case.expects_error:
-        return
-    valid = batch.valid
-    yield from _about_the_target(case, batch, valid)
-    yield from _about_the_answer(case, examiner, valid)
+    if not case.expects_error:
+        yield from _about_the_target(case, batch, batch.valid)
+        yield from _about_the_answer(case, examiner, batch.valid)
 
 
 def _about_the_target(case: Case, batch: Batch, valid: Array) -> Found:
@@ -100,8 +54,6 @@ def _about_the_target(case: Case, batch: Batch, valid: Array) -> Found:
 
 
 def _about_the_answer(case: Case, examiner: Examiner, valid: Array) -> Found:
-    from xentcheck.run.units import ALLOWED_UNITS
-
     truth, expect = examiner.truth(case, {}), case.question.expect
     answers = [("loss", expect.loss, truth.loss, truth.loss_unit)]
     if case.has_gradient:
