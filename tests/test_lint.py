@@ -149,6 +149,6 @@ def test_the_command_reads_without_torch_unless_it_is_asked_for_answers(write):
     ]
     assert outputs[0].stdout == "0 []\n"
     assert outputs[1].stdout == "0 []\n"
-    assert "1 cases, 0 to mend; --answers" in outputs[1].stderr
+    assert "cases: 1, problems: 0; --answers" in outputs[1].stderr
     assert outputs[2].stdout.splitlines()[-1] == "1 ['numpy', 'torch']"
     assert "expect.gradient: expected an answer that zero does not satisfy" in outputs[2].stdout
