@@ -78,7 +78,7 @@ def test_the_order_hangs_on_the_seed_alone():
 def test_the_minimum_of_each_lane_and_phase_is_kept():
     clock = {name: iter([(3.0, 9.0, 12.0), (4.0, 5.0, 9.5), (7.0, 6.0, 13.0), (9.0, 8.0, 17.0)]) for name in NAMES}
     samples = take(lanes(lambda name: next(clock[name])), rounds=1, repetitions=2, seed=0)
-    assert samples[CANDIDATE] == {"forward": [3.0], "backward": [5.0], "both": [9.5]}
+    assert samples[CANDIDATE] == {"forward": (3.0,), "backward": (5.0,), "both": (9.5,)}
 
 
 def test_garbage_is_not_collected_in_between_and_is_again_afterwards():

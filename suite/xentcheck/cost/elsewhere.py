@@ -60,6 +60,8 @@ class Elsewhere:
             command = [sys.executable, "-c", _START, str(_LIBRARY)]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             atexit.register(self.close)
+        assert self._process.stdin is not None  # a pipe
+        assert self._process.stdout is not None  # a pipe
         try:
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()

@@ -94,8 +94,8 @@ def _times(group: Iterable[Measurement]) -> list[str]:
 
 
 def _bytes(group: Iterable[Measurement]) -> list[str]:
-    found = next((found for found in group if found.memory), None)
-    if found is None:
-        return [""] * 3
-    more = " and more" if found.memory.uncounted else ""
-    return [share(getattr(found.memory, name), found) + more for name in ("forward", "backward", "kept")]
+    for found in group:
+        if memory := found.memory:
+            more = " and more" if memory.uncounted else ""
+            return [share(count, found) + more for count in (memory.forward, memory.backward, memory.kept)]
+    return [""] * 3

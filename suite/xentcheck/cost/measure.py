@@ -22,7 +22,7 @@ from xentcheck.cost.check import examine
 from xentcheck.cost.elsewhere import SLOWER, Elsewhere
 from xentcheck.cost.figures import figure
 from xentcheck.cost.holdings import held_by
-from xentcheck.cost.measurement import CANDIDATE, MEMORY, SPEED, Logits, Measurement, Timing
+from xentcheck.cost.measurement import CANDIDATE, MEMORY, SPEED, Device, Logits, Measure, Measurement, Phase, Timing
 from xentcheck.cost.rotation import Rotation, Untrusted
 from xentcheck.implementation import Implementation
 from xentcheck.implementation.purity import GlobalState
@@ -44,7 +44,7 @@ _AT_START = GlobalState()  # before any implementation is imported
 class Costs:
     """Measures one case after another; only the latest batch is remembered, so ask for all that concerns a case together."""
 
-    def __init__(self, native: Implementation, device: str = "cpu", limit: int | None = None) -> None:
+    def __init__(self, native: Implementation, device: Device = "cpu", limit: int | None = None) -> None:
         self.native, self.device, self.limit = native, device, limit
         self._elsewhere, self._threads = Elsewhere(), torch.get_num_threads()
         self._case: Case | None = None
@@ -53,7 +53,7 @@ class Costs:
         self._rotation: Rotation | None = None
         self._checked: dict[str, tuple[Status, str]] = {}
         self._units: dict[str, dict[str, float]] = {}
-        self._first: dict[str, dict[str, float]] = {}
+        self._first: dict[str, dict[Phase, float]] = {}
         self._overwriting: set[str] = set()  # names of those known to change the logits, seen doing so on this case
 
     def memory(self, case: Case, implementation: Implementation) -> Measurement:
@@ -126,6 +126,7 @@ class Costs:
                 f"expected at most {threads} {'thread' if threads == 1 else 'threads'}, by the settings of this run; found {max(busy, torch.get_num_threads()):.2g} at work"
             )
         took, least = found.seconds(found.whole), found.least(found.whole)
+        assert took is not None  # since every lane is timed over the whole step
         if took < least:
             raise Untrusted(
                 f"expected at least {1e3 * least:.3g} ms, in which this machine can read the logits; found {1e3 * took:.3g} ms"
@@ -157,7 +158,7 @@ class Costs:
 
     def _measurement(
         self,
-        measure: str,
+        measure: Measure,
         case: Case,
         implementation: Implementation,
         status: Status,
@@ -170,6 +171,7 @@ class Costs:
                 "error_units": self._units[implementation.name],
                 "overwrites": implementation.name in self._overwriting,
             }
+        assert case.clause.profile is not None  # as every speed case has one
         return Measurement(
             measure=measure,
             implementation=implementation.name,
@@ -211,8 +213,7 @@ class Costs:
             missing -= {"linear", "linear_bias"}  # measured after a linear layer
         if missing:
             return Status.UNSUPPORTED, f"not claimed: {', '.join(sorted(missing))}"
-        if self._right is None:
-            self._right = blockwise.expected(self._batch_of(case))  # before anyone can change the question
+        right = self._right_of(case)  # before anyone can change the question
         try:
             batch = self._on_device(case)
             before = {name: tensor.clone() for name, tensor in _arguments(batch).items()}
@@ -241,7 +242,7 @@ class Costs:
                 )
                 return Status.FAIL, f"{wanted}; found {' and '.join(changed)} changed; {advice}"
             self._overwriting.add(implementation.name)
-        found = examine(self._batch_of(case), self._right, loss, gradients)
+        found = examine(self._batch_of(case), right, loss, gradients)
         if not found.faults:
             self._units[implementation.name] = {"loss": found.loss_units, "gradient": found.gradient_units}
             return Status.PASS, ""
@@ -283,6 +284,12 @@ class Costs:
             self._batch = build(case)
         return self._batch
 
+    def _right_of(self, case: Case) -> blockwise.Expected:
+        self._turn_to(case)
+        if self._right is None:
+            self._right = blockwise.expected(self._batch_of(case))
+        return self._right
+
     def forget(self) -> None:
         """The next question is as the first one."""
         self._turn_to(None)
@@ -294,7 +301,7 @@ class Costs:
     def _rotation_of(self, case: Case) -> Rotation:
         self._turn_to(case)
         if self._rotation is None:
-            self._rotation = Rotation(self._batch_of(case), self._on_device(case), self._right)
+            self._rotation = Rotation(self._batch_of(case), self._on_device(case), self._right_of(case))
         return self._rotation
 
     def _on_device(self, case: Case) -> Batch:

@@ -12,13 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from xentcheck.run.status import Status
 from xentcheck.run.verdict import Key
 
-SPEED, MEMORY = "speed", "memory"
-MEASURES = (MEMORY, SPEED)
-PHASES = ("forward", "backward", "both")
-BASE, CANDIDATE, CONTROL = "native", "candidate", "control"
+Measure = Literal["speed", "memory"]
+Phase = Literal["forward", "backward", "both"]
+Lane = Literal["native", "candidate", "control"]
+Device = Literal["cpu", "cuda"]
+
+SPEED: Measure = "speed"
+MEMORY: Measure = "memory"
+MEASURES: tuple[Measure, ...] = (MEMORY, SPEED)
+PHASES: tuple[Phase, ...] = ("forward", "backward", "both")
+BASE: Lane = "native"
+CANDIDATE: Lane = "candidate"
+CONTROL: Lane = "control"
 CONFIDENCE = 0.99
 
-Phase = Literal["forward", "backward", "both"]
 Bytes = Annotated[int, Field(ge=0, le=2**50)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -88,7 +95,7 @@ class Moved(_Figures):
 class Bandwidth(_Figures):
     """Bytes per second of a copy (what is read and what is written) and of a fill with zero."""
 
-    copy_: Annotated[Seconds, Field(alias="copy")]
+    copy_: Seconds = Field(alias="copy")
     fill: Seconds
 
 
@@ -100,7 +107,7 @@ class Timing(_Figures):
     a linear layer take most of the time. processors: lane -> how many threads did its work; 0 where that is not known.
     """
 
-    rounds: Mapping[Literal["native", "candidate", "control"], Mapping[Phase, tuple[Seconds, ...]]]
+    rounds: Mapping[Lane, Mapping[Phase, tuple[Seconds, ...]]]
     repetitions: Annotated[int, Field(ge=1)]
     bandwidth: Bandwidth
     first: Mapping[Phase, Seconds]
@@ -109,7 +116,7 @@ class Timing(_Figures):
     processors: Mapping[str, float] = {}
 
     @property
-    def whole(self) -> str:
+    def whole(self) -> Phase:
         """The phase that is all of what was timed: ``both``, or ``forward`` where no gradient was asked for."""
         return "both" if "both" in self.rounds[BASE] else "forward"
 
@@ -118,31 +125,31 @@ class Timing(_Figures):
         """Whether the implementation is ``native`` itself, which has no ratio to ``native``."""
         return CANDIDATE not in self.rounds
 
-    def ratio(self, phase: str) -> Ratio | None:
+    def ratio(self, phase: Phase) -> Ratio | None:
         """The candidate's time over ``native``'s; None where either has none."""
         return self._over_native(CANDIDATE, phase)
 
-    def control(self, phase: str) -> Ratio | None:
+    def control(self, phase: Phase) -> Ratio | None:
         """``native``'s time over ``native``'s, of the same rounds."""
         return self._over_native(CONTROL, phase)
 
-    def seconds(self, phase: str) -> float | None:
+    def seconds(self, phase: Phase) -> float | None:
         """The median of the rounds of the implementation itself. Means something beside other figures of the same measurement only."""
         samples = self.rounds.get(CANDIDATE, self.rounds[BASE]).get(phase)
         return median(samples) if samples else None
 
-    def limit(self, phase: str) -> float | None:
+    def limit(self, phase: Phase) -> float | None:
         """The seconds that moving what must be moved takes at the bandwidth of the same run."""
         if self.must_move is None:
             return None
         moved = self.must_move[phase]
         return moved.copied / self.bandwidth.copy_ + moved.filled / self.bandwidth.fill
 
-    def least(self, phase: str) -> float:
+    def least(self, phase: Phase) -> float:
         """The seconds below which a figure cannot be: what counts is read at twice the copy's bandwidth, and zeros are left to the system."""
         return 0.0 if self.must_move is None else 0.5 * self.must_move[phase].copied / self.bandwidth.copy_
 
-    def _over_native(self, lane: str, phase: str) -> Ratio | None:
+    def _over_native(self, lane: Lane, phase: Phase) -> Ratio | None:
         above, below = self.rounds.get(lane, {}).get(phase), self.rounds[BASE].get(phase)
         return ratio(above, below) if above and below else None
 
@@ -154,13 +161,13 @@ class Measurement(_Figures):
     overwrites: whether the implementation is known to change the logits, and did.
     """
 
-    measure: Literal["speed", "memory"]
+    measure: Measure
     implementation: str
     case: str
     profile: str
     source: str
     question: str
-    device: Literal["cpu", "cuda"]
+    device: Device
     status: Status
     message: str = ""
     logits: Logits | None = None

@@ -77,7 +77,7 @@ class Rotation:
         source, buffer = self._sources[dealt.variant], self.buffers[dealt.buffer]
         _turn(buffer.target, source.target, self._axis, dealt.shift)
         _turn(buffer.input, source.input, self._axis + (self._axis > 0), dealt.shift)
-        if isinstance(source.upstream, Tensor) and source.upstream.dim():
+        if source.upstream is not None and buffer.upstream is not None and source.upstream.dim():
             _turn(buffer.upstream, source.upstream, self._axis, dealt.shift)
         return dealt
 

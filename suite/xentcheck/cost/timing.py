@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xentcheck.cost.measurement import BASE, CANDIDATE, CONTROL, PHASES, Bandwidth, Moved, Settings
+from xentcheck.cost.measurement import BASE, CANDIDATE, CONTROL, PHASES, Bandwidth, Lane, Moved, Phase, Settings
 from xentcheck.cost.rotation import Rotation
 from xentcheck.implementation import Implementation, with_matrix
 from xentcheck.spec.batch import Batch
@@ -57,7 +57,7 @@ class Step:
 
     forward: Callable[[], Any]
     backward: Callable[[Any], tuple[Tensor, ...]] | None
-    alone: str = "both"
+    alone: Phase = "both"
 
     def answer(self, loss: Any, gradients: Any) -> tuple[Any, tuple[Any, ...]]:
         """The loss and the gradients of a step, from what the two calls gave."""
@@ -76,7 +76,7 @@ class Measured:
     threads did its work, on average; 0 where that is not known.
     """
 
-    rounds: dict[str, dict[str, list[float]]]
+    rounds: dict[Lane, dict[Phase, tuple[float, ...]]]
     repetitions: int
     bandwidth: Bandwidth
     processors: dict[str, float]
@@ -147,7 +147,7 @@ def _function(implementation: Implementation, batch: Batch) -> Callable[..., Ten
     return after_the_layer
 
 
-def first_call(one: Step, on_cuda: bool) -> tuple[Any, Any, dict[str, float]]:
+def first_call(one: Step, on_cuda: bool) -> tuple[Any, Any, dict[Phase, float]]:
     """What forward and backward give (None where there is no backward) and the seconds of a step, with all that is set up in it."""
 
     def now() -> float:
@@ -183,7 +183,7 @@ def measure(
     """
     like = rotation.buffers[0].input
     once = _on_cuda(like) if like.is_cuda else _on_cpu
-    lanes = {name: _Lane(native, once, rotation) for name in (BASE, CONTROL)}
+    lanes: dict[Lane, _Lane] = {name: _Lane(native, once, rotation) for name in (BASE, CONTROL)}
     if candidate is not None:
         lanes[CANDIDATE] = _Lane(candidate, once, rotation, is_doubted=True)
     slowest = max(_warm(lane) for name, lane in lanes.items() if name != CONTROL)
@@ -194,7 +194,7 @@ def measure(
     samples = take(lanes, rounds, repetitions, seed, progress)
     after = bandwidth(like)
     best = Bandwidth(copy=max(before.copy_, after.copy_), fill=max(before.fill, after.fill))
-    processors = {name: lane.processors for name, lane in lanes.items()}
+    processors: dict[str, float] = {name: lane.processors for name, lane in lanes.items()}
     return Measured(samples, repetitions, best, processors)
 
 
@@ -249,15 +249,15 @@ def plan(slowest: float, lanes: int) -> tuple[int, int]:
 
 
 def take(
-    lanes: Mapping[str, Callable[[], Seconds]],
+    lanes: Mapping[Lane, Callable[[], Seconds]],
     rounds: int,
     repetitions: int,
     seed: int,
     progress: Callable[[float], None] = lambda share: None,
-) -> dict[str, dict[str, list[float]]]:
+) -> dict[Lane, dict[Phase, tuple[float, ...]]]:
     """The rounds themselves: lane -> phase -> the minimum of each round. Each call of a lane times one step."""
     draw = np.random.Generator(np.random.PCG64(seed))
-    samples: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in PHASES} for name in lanes}
+    samples: dict[Lane, dict[Phase, list[float]]] = {name: {phase: [] for phase in PHASES} for name in lanes}
     names = list(lanes)
     with _no_garbage_collection():
         for number in range(rounds):
@@ -270,7 +270,9 @@ def take(
                 for phase, value in zip(PHASES, seconds, strict=True):
                     samples[name][phase].append(value)
             progress((number + 1) / rounds)
-    return {name: {phase: v for phase, v in lane.items() if np.isfinite(v).all()} for name, lane in samples.items()}
+    return {
+        name: {phase: tuple(v) for phase, v in lane.items() if np.isfinite(v).all()} for name, lane in samples.items()
+    }
 
 
 def bandwidth(like: Tensor) -> Bandwidth:
@@ -282,7 +284,7 @@ def bandwidth(like: Tensor) -> Bandwidth:
     return Bandwidth(copy=2 * size / copy, fill=size / fill)
 
 
-def must_move(batch: Batch) -> dict[str, Moved]:
+def must_move(batch: Batch) -> dict[Phase, Moved]:
     """The bytes that are moved by whoever writes a whole gradient, by phase: ``copied`` is read or written beside other work, ``filled`` is
     only written.
 

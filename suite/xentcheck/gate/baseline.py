@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xentcheck.cost.figures import figure
-from xentcheck.cost.measurement import MEMORY, SPEED, Bytes, Measurement, Memory, Ratio
+from xentcheck.cost.measurement import MEMORY, SPEED, Bytes, Device, Measurement, Memory, Ratio, Timing
 from xentcheck.gate.selection import Selection
 from xentcheck.results.record import Results
 from xentcheck.run.status import Status
 from xentcheck.run.verdict import Key, Verdict
 from xentcheck.spec.mistakes import UsageError
 
-FORMAT = 2
+FORMAT: Literal[2] = 2
 # The control has come out as 1 if its interval holds 1, or misses it by no more than this, and reaches no further than that.
 MISSED, WIDE = 1.01, 1.10
 THRESHOLD = 1.05  # by which a ratio may grow
@@ -69,7 +69,7 @@ class Anchor(_Part):
 
 class HeldSpeed(_Part):
     question: Name
-    device: Literal["cpu", "cuda"]
+    device: Device
     threads: Annotated[int, Field(ge=1)]
     ratio: Interval
     anchor: Anchor
@@ -77,7 +77,7 @@ class HeldSpeed(_Part):
 
 class HeldMemory(_Part):
     question: Name
-    device: Literal["cpu", "cuda"]
+    device: Device
     forward: Bytes
     kept: Bytes
     backward: Bytes
@@ -164,26 +164,26 @@ def make_baseline(
 
 
 def _speed(measured: Sequence[Measurement], place: Place, started: str, left_out: list[str]) -> HeldSpeed | None:
-    timed = [m for m in measured if m.timing and not m.timing.is_of_native]
-    sure = [m for m in timed if not why_unsure(m)]
+    timed = [(m, m.timing) for m in measured if m.timing and not m.timing.is_of_native]
+    sure = [(m, timing) for m, timing in timed if not why_unsure(timing)]
     if not sure:
         if timed:
-            last = timed[-1]
+            last, timing = timed[-1]
             left_out.append(
-                f"{last.implementation} {last.case}: {why_unsure(last)}; measure again on a quieter machine"
+                f"{last.implementation} {last.case}: {why_unsure(timing)}; measure again on a quieter machine"
             )
         return None
-    ratios = [m.timing.ratio(m.timing.whole) for m in sure]
+    ratios = [ratio for _, timing in sure if (ratio := timing.ratio(timing.whole))]
     middle = sorted(r.estimate for r in ratios)[len(ratios) // 2]
     low, high = min(r.low for r in ratios), max(r.high for r in ratios)
-    ratio = Interval(estimate=round(middle, 4), low=round(low, 4), high=round(high, 4))
-    last = sure[-1]
+    interval = Interval(estimate=round(middle, 4), low=round(low, 4), high=round(high, 4))
+    last, timing = sure[-1]
     return HeldSpeed(
         question=last.question,
         device=last.device,
-        threads=last.timing.settings.threads,
-        ratio=ratio,
-        anchor=Anchor(ratio=ratio, place=place, since=started),
+        threads=timing.settings.threads,
+        ratio=interval,
+        anchor=Anchor(ratio=interval, place=place, since=started),
     )
 
 
@@ -241,9 +241,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def why_unsure(measured: Measurement) -> str:
+def why_unsure(timing: Timing) -> str:
     """Why nothing can be said by its ratio; empty where something can."""
-    control = measured.timing.control(measured.timing.whole) if measured.timing else None
+    control = timing.control(timing.whole)
     if control is None:
         return "there is no control"
     if control.low > MISSED or control.high < 1 / MISSED:

@@ -15,7 +15,7 @@ from typing import Any
 
 from xentcheck.cost.figures import again as command
 from xentcheck.cost.figures import figure
-from xentcheck.cost.measurement import MEASURES, MEMORY, SPEED, Measurement, Ratio, as_of_one
+from xentcheck.cost.measurement import MEASURES, MEMORY, SPEED, Measurement, Memory, Ratio, Timing, as_of_one
 from xentcheck.cost.memory import SLACK, size
 from xentcheck.gate.baseline import THRESHOLD, Baseline, GateError, HeldMemory, HeldSpeed, Place, why_unsure
 from xentcheck.gate.selection import EVERYTHING, Selection
@@ -163,10 +163,10 @@ class _Run:
         elif key in self.measured and key.aspect == MEMORY:
             found, before = self.measured[key], held.memory[key.case]
             lost = _not_comparable(found, before)
-            if lost or found.memory is None:
-                yield from [lost] if lost else []
-            else:
-                yield from _memory(found, found.memory, before)
+            if lost:
+                yield lost
+            elif found.memory and found.logits:  # as of all that passed
+                yield from _memory(found, found.memory, found.logits.bytes, before)
 
     def new_failures(self) -> Iterator[Finding]:
         """Failures of what the baseline does not hold: new cases, new implementations."""
@@ -213,18 +213,18 @@ def _not_comparable(found: Measurement, was: HeldMemory | HeldSpeed) -> Finding 
     return None
 
 
-def _memory(found: Measurement, memory: Any, was: HeldMemory) -> Iterator[Finding]:
+def _memory(found: Measurement, memory: Memory, of_logits: int, was: HeldMemory) -> Iterator[Finding]:
     for part in ("forward", "kept", "backward", "retained", "uncounted"):
         before, now = getattr(was, part), getattr(memory, part)
         # ``uncounted`` is not exact, and 0 stands for whatever is within the slack.
         if before == now or (part == "uncounted" and abs(max(now, SLACK) - max(before, SLACK)) <= SLACK):
             continue
-        of_logits = f"{(now - before) / max(found.logits.bytes, 1):+.3g} logits"
+        change = f"{(now - before) / max(of_logits, 1):+.3g} logits"
         yield _about(
             WORSE if now > before else BETTER,
             found,
             f"{part} {size(before)} ({before:,})",
-            f"{size(now)} ({now - before:+,} bytes, {of_logits})",
+            f"{size(now)} ({now - before:+,} bytes, {change})",
         )
 
 
@@ -238,21 +238,21 @@ class _Suspect:
     found: Measurement
     was: HeldSpeed
     bounds: Sequence[tuple[Ratio, float, str]]
-    measured: list[Measurement] = field(default_factory=list)
+    measured: list[Timing] = field(default_factory=list)
     outcomes: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.add(self.found)
 
     def add(self, more: Measurement | None) -> None:
-        if more is None or more.timing is None:
+        timing = None if more is None else more.timing
+        if timing is None:
             self.outcomes.append((INCONCLUSIVE, "it could not be measured a second time"))
         else:
-            self.measured.append(more)
-            self.outcomes.append(self._outcome(more))
+            self.measured.append(timing)
+            self.outcomes.append(self._outcome(timing))
 
-    def _outcome(self, found: Measurement) -> tuple[str, str]:
-        timing = found.timing
+    def _outcome(self, timing: Timing) -> tuple[str, str]:
         now = timing.ratio(timing.whole)
         if now is None:
             return INCONCLUSIVE, "there is no ratio"
@@ -261,7 +261,7 @@ class _Suspect:
                 INCONCLUSIVE,
                 f"measured with {timing.settings.threads} threads, the baseline with {self.was.threads}",
             )
-        unsure = why_unsure(found)
+        unsure = why_unsure(timing)
         if unsure:
             return INCONCLUSIVE, unsure
         for before, threshold, name in self.bounds:
@@ -309,8 +309,8 @@ def _speeds(suspects: Sequence[_Suspect], again: Again | None) -> Iterator[Findi
     yield from (finding for suspect in suspects if (finding := suspect.finding(error)))
 
 
-def _shown(found: Measurement) -> str:
-    ratio, control = (f(found.timing.whole) for f in (found.timing.ratio, found.timing.control))
+def _shown(timing: Timing) -> str:
+    ratio, control = timing.ratio(timing.whole), timing.control(timing.whole)
     if ratio is None or control is None:
         return "no ratio"
     return f"{figure(ratio, None)}, control within {100 * (control.spread - 1):.1f} %"

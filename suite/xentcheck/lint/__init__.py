@@ -56,6 +56,8 @@ def _about_the_clause(clause: Clause, case: Case) -> Iterator[tuple[str, str]]:
 
 
 def _about_kills(case: Case, mutants: Collection[str] | None) -> Iterator[tuple[str, str]]:
-    for name in case.kills if mutants is not None else ():
+    if mutants is None:
+        return
+    for name in case.kills:
         if name.replace("-", "_") not in mutants and name not in mutants:
-            yield "kills", f"there is no wrong loss {name!r}{nearest(name, mutants or ())}"
+            yield "kills", f"there is no wrong loss {name!r}{nearest(name, mutants)}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from xentcheck.cost.figures import digits, figure, share
-from xentcheck.cost.measurement import MEMORY, PHASES, SPEED, Measurement, Ratio, as_of_one
+from xentcheck.cost.measurement import MEMORY, PHASES, SPEED, Logits, Measurement, Phase, Ratio, Timing, as_of_one
 from xentcheck.cost.memory import size
 from xentcheck.publish import cost_plots
 from xentcheck.results.markdown import table
@@ -101,7 +101,9 @@ def _speed_plots(measured: list[Measurement], folder: Path, written: list[Path])
         ("over-classes", "classes", "Over the number of classes"),
         ("over-positions", "positions", "Over the number of positions"),
     ):
-        panels = {phase: _points(measured, f"{sweep}/", axis, phase) for phase in PHASES}
+        panels: dict[str, dict[str, list[cost_plots.Point]]] = {
+            phase: _points(measured, f"{sweep}/", axis, phase) for phase in PHASES
+        }
         if any(panels.values()):
             what = "four million logits at each" if sweep == "over-classes" else "1000 classes"
             path = plot(f"speed-{sweep}.svg", title, f"{what.capitalize()}; the grey band is the control's interval.")
@@ -116,8 +118,9 @@ def _speed_plots(measured: list[Measurement], folder: Path, written: list[Path])
         cost_plots.curves(ignored, "share of ignored positions", names, path, log=False)
     rows: dict[str, dict[str, float]] = {}
     for found in _plain(measured):
-        if found.timing and (bound := found.timing.limit(found.timing.whole)):
-            rows.setdefault(found.case, {})[found.implementation] = found.timing.seconds(found.timing.whole) / bound
+        timing = found.timing
+        if timing and (took := timing.seconds(timing.whole)) and (bound := timing.limit(timing.whole)):
+            rows.setdefault(found.case, {})[found.implementation] = took / bound
     if rows:
         text = "The whole step: forward and backward together, or forward alone. A case that fits into a cache has that cache's bandwidth for its limit."
         cost_plots.limits(rows, names, plot("speed-limit.svg", "Time against the limit", text))
@@ -129,23 +132,25 @@ def _speed_plots(measured: list[Measurement], folder: Path, written: list[Path])
     return parts
 
 
-def _points(measured: Iterable[Measurement], prefix: str, axis: str, phase: str) -> dict[str, list[cost_plots.Point]]:
+def _points(measured: Iterable[Measurement], prefix: str, axis: str, phase: Phase) -> dict[str, list[cost_plots.Point]]:
     series: dict[str, list[cost_plots.Point]] = {}
     for found in measured:
-        if found.timing and found.case.startswith(prefix) and (ratio := found.timing.ratio(phase)):
-            point = cost_plots.Point(_place(found, axis), ratio, found.timing.control(phase))
+        timing, logits = found.timing, found.logits
+        if timing and logits and found.case.startswith(prefix) and (ratio := timing.ratio(phase)):
+            point = cost_plots.Point(_place(logits, timing, axis), ratio, timing.control(phase))
             series.setdefault(found.implementation, []).append(point)
     return series
 
 
-def _place(found: Measurement, axis: str) -> float:
+def _place(logits: Logits, timing: Timing, axis: str) -> float:
     """Where on an axis of a sweep: a number of classes or positions, or the share that is ignored."""
-    shape = found.logits.shape
+    shape = logits.shape
     if axis == "classes":
         return float(shape[1])
     if axis == "positions":
         return math.prod(shape) / shape[1]
-    moved = found.timing.must_move["both"]
+    assert timing.must_move is not None  # as of all that have no linear layer
+    moved = timing.must_move["both"]
     return moved.filled / (moved.copied / 2 + moved.filled)
 
 
@@ -177,7 +182,7 @@ def _memory(measured: list[Measurement], results: Results, folder: Path, written
         parts += [f"## {profile}", _table(_memory_row, own)]
     rows: dict[str, dict[str, tuple[float, float]]] = {}
     for found in _plain(measured):
-        if found.memory:
+        if found.memory and found.logits:
             whole, peak = max(found.logits.bytes, 1), max(found.memory.forward, found.memory.backward)
             rows.setdefault(found.case, {})[found.implementation] = (peak / whole, found.memory.kept / whole)
     if rows:
@@ -189,10 +194,10 @@ def _memory(measured: list[Measurement], results: Results, folder: Path, written
 
 
 def _memory_row(found: Measurement) -> dict[str, str]:
-    row, memory = _names(found), found.memory
-    if memory is None:
+    row, memory, logits = _names(found), found.memory, found.logits
+    if memory is None or logits is None:
         return row | {"logits": _failure(found)}
-    row["logits"] = size(found.logits.bytes)
+    row["logits"] = size(logits.bytes)
     for part in ("forward", "kept", "backward", "retained"):
         more = f" and {size(memory.uncounted)} more" if memory.uncounted and part == "backward" else ""
         held = f", {share(memory.held, found)} of it held" if memory.held and part in ("forward", "backward") else ""

@@ -148,9 +148,8 @@ def _batch(question: Question, drawn: Numbers) -> Batch:
     else:
         input_, layer = _linear(question, drawn.linear, dtype)
         options |= layer
-    upstream = drawn.upstream
-    if upstream is not None:
-        upstream = _tensor("upstream.layout", upstream, dtype, question.upstream.layout)
+    above = drawn.upstream
+    upstream = None if above is None else _tensor("upstream.layout", above, dtype, question.upstream.layout)
     direction = None if drawn.direction is None else rounded(drawn.direction, dtype).double().numpy()
     target = _target(question, drawn, dtype)
     return Batch(input_, target, options, upstream, question.mode, direction, question.padded_to)

@@ -251,7 +251,7 @@ class Question(Model):
             self._check_options()
         self._check_mode()
         if self.linear is not None:
-            self._check_linear()
+            self._check_linear(self.linear)
         return self
 
     def _check_options(self) -> None:
@@ -281,7 +281,7 @@ class Question(Model):
             found = f"mode: {self.mode}" if self.mode != "eager" else "expect.error"
             raise Unexpected("mode: eager and an answer beside it", found, key="padded_to")
 
-    def _check_linear(self) -> None:
+    def _check_linear(self, linear: Linear) -> None:
         given = self.logits.model_dump(exclude_defaults=True).keys()
         if given - {"shape", "scale"} or len(self.logits.shape or ()) != 2:
             found = f"logits with {', '.join(given)}" if given - {"shape", "scale"} else f"{self.logits.shape}"
@@ -289,10 +289,10 @@ class Question(Model):
         if not MODES[self.mode].takes_linear:
             wanted = ", ".join(name for name, mode in MODES.items() if mode.takes_linear)
             raise Unexpected(f"one of the modes {wanted}", f"mode: {self.mode}", key="linear")
-        (samples, classes), features = self.logits.shape or (0, 0), self.linear.features
+        (samples, classes), features = self.logits.shape or (0, 0), linear.features
         shapes = {"hidden": (samples, features), "matrix": (classes, features), "bias": (classes,)}
         for name, shape in shapes.items():
-            literal = getattr(self.linear, name)
+            literal = getattr(linear, name)
             if literal is not None and not isinstance(literal, bool) and fields.shape_of(literal) != shape:
                 raise Unexpected(f"the shape {shape}", f"{fields.shape_of(literal)}", key=f"linear.{name}")
 

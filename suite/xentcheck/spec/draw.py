@@ -230,8 +230,10 @@ def _drawn_classes(allowed: list[int], shape: tuple[int, ...], stream: Stream) -
 def _ignored_rows(ignore: Ignore | None, count: int, stream: Stream) -> Array:
     everything = np.arange(count)
     words = {"none": everything[:0], "all": everything, "first": everything[:1], "last": everything[-1:]}
-    if ignore is None or isinstance(ignore.rows, str):
-        return words[ignore.rows if ignore else "none"]
+    if ignore is None:
+        return words["none"]
+    if isinstance(ignore.rows, str):
+        return words[ignore.rows]
     if ignore.rows is not None:
         return everything[_indices(ignore.rows, count, "ignore.rows")]
     if ignore.prefix is not None:

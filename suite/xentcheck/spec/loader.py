@@ -70,9 +70,17 @@ def expanded(document: Document, path: Path) -> list[Case]:
     for point in source.points():
         question, named = source.question(point, clause), source.named(point)
         if clause and question and named:
-            case_id = f"{clause.clause}/{named.id}{point.label}"
-            own = {"why": named.why, "kills": named.kills, "path": path, "line": point.line}
-            cases.append(Case(id=case_id, clause=clause, question=question, **own))
+            cases.append(
+                Case(
+                    id=f"{clause.clause}/{named.id}{point.label}",
+                    clause=clause,
+                    question=question,
+                    why=named.why,
+                    kills=named.kills,
+                    path=path,
+                    line=point.line,
+                )
+            )
         if len(source.mistakes) > MAX_MISTAKES:
             break
     source.raise_if_any()

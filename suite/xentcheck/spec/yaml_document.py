@@ -66,8 +66,8 @@ def read(path: Path) -> Document:
 def parse(text: str, path: Path, parser: Any = _PARSER) -> Document:
     """A text as a document. Raises CaseFileError as ``read`` does. parser: a loader of PyYAML, of which only the events are used."""
     if found := _UNPRINTABLE.search(text):
-        line = text.count("\n", 0, found.start()) + 1
-        raise CaseFileError(Mistake(f"expected printable text; found the character {found[0]!r}", path, line))
+        where = text.count("\n", 0, found.start()) + 1
+        raise CaseFileError(Mistake(f"expected printable text; found the character {found[0]!r}", path, where))
     try:
         return _Builder(path, yaml.parse(text, Loader=parser)).document()
     except yaml.YAMLError as error:
