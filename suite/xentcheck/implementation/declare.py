@@ -124,6 +124,8 @@ class Implementation:
         description: one line for reports; the first line of the docstring of a shipped file, if left out.
         version: the version of its package, which is looked up if left out.
         unavailable: why it cannot run here; all its cases are then ``unavailable``.
+        built_on: ``"torch"`` for what hands the work to torch's own loss. Where it fails exactly as ``native`` is known to, it deviates
+            as ``native`` does; a bare callable is taken to be built on torch.
         tentative: capabilities that nobody declared but that a bare callable may have. Refusing a case that needs one is
             ``unsupported`` and not an error; a wrong answer is still a failure.
         source: what ``--impl`` takes to find it again; set by the loader.
@@ -147,6 +149,7 @@ class Implementation:
     description: str = ""
     version: str = ""
     unavailable: str = ""
+    built_on: str = ""
     tentative: frozenset[str] = frozenset()
     source: str = ""
 
@@ -166,6 +169,8 @@ class Implementation:
                 raise self._error(
                     f"{name} ({question}): expected one of {', '.join(answers)}; found {getattr(self, name)!r}"
                 )
+        if self.built_on not in ("", "torch"):
+            raise self._error(f"built_on: expected 'torch', or nothing; found {self.built_on!r}")
         if not self.version:
             object.__setattr__(self, "version", version_of(self.function))
 

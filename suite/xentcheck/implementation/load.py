@@ -105,6 +105,7 @@ def from_callable(
         linear_cross_entropy=function if is_linear else None,
         capabilities=claimed,
         tentative=_TENTATIVE & claimed,
+        built_on="torch",
         description=(doc or "").split("\n")[0],
         version=version_of(signature_of),
         source=source,

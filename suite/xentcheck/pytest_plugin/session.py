@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from xentcheck.cost.measurement import Measurement
-from xentcheck.implementation import find
+from xentcheck.implementation import Implementation, find
 from xentcheck.results import record
 from xentcheck.results.run_line import run_line
 from xentcheck.run.examiner import Examiner
@@ -42,7 +43,8 @@ class Session:
             self.specification = loader.telling_first(loader.load_all(*folders))
             self.cases = self._selected(config.getoption("cases"))
             workers = self.workers
-            self.examiner = Examiner(workers.observe, workers.observe_all) if workers else Examiner()
+            asks = (workers.observe, workers.observe_all) if workers else ()
+            self.examiner = Examiner(*asks, native=self._native)
             self.aspects = {
                 (i.name, case.id): self.examiner.aspects(case, i) for case in self.cases for i in self.implementations
             }
@@ -67,6 +69,14 @@ class Session:
         self.stale = [(i, d) for i in self.implementations for d in i.stale_deviations(ids)]
         if config.getoption("resume") and not config.getoption("results"):
             raise pytest.UsageError("--resume continues the run in --results DIR; give that folder as well")
+
+    @cached_property
+    def _found_native(self) -> Implementation:
+        given = next((i for i in self.implementations if i.source == "native"), None)
+        return given or (self.workers.find if self.workers else find)("native")[0]
+
+    def _native(self) -> Implementation:
+        return self._found_native
 
     @property
     def everything(self) -> Collection[Case]:

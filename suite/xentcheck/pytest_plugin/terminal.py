@@ -50,6 +50,8 @@ def summary(verdicts: Sequence[Verdict], cases: Iterable[Case], versions: Mappin
     if missing := left_out(verdicts, cases):
         left = ", ".join(f"{aspect} of {count(n, 'case')}" for aspect, n in missing.items())
         console.print(f"not judged, so that a case can pass without it: {left}")
+    if as_native := [f"{s.implementation} in {count(s.as_native, 'case')}" for s in achieved.values() if s.as_native]:
+        console.print(f"deviates exactly as torch does: {', '.join(as_native)}")
     asked = [s for s in achieved.values() if s.relations_asked]
     held = [f"{s.implementation} {s.relations_held} of {s.relations_asked}" for s in asked]
     if held:

@@ -15,13 +15,14 @@ from xentcheck.spec.case import RELATIONS, Case
 @dataclass(frozen=True)
 class Score:
     """statuses: of each case. relations_held, relations_asked: pairs of a case and a relation. worst_units: the largest error of a loss or
-    gradient that passed; None where none has one."""
+    gradient that passed; None where none has one. as_native: how many cases deviate exactly as native does."""
 
     implementation: str
     statuses: Mapping[str, Status]
     relations_held: int
     relations_asked: int
     worst_units: float | None
+    as_native: int = 0
 
     @property
     def groups(self) -> dict[str, int]:
@@ -58,11 +59,11 @@ def by_case(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], list[Verdict]]
 def case_status(verdicts: Iterable[Verdict]) -> Status:
     """A case's status, from its own aspects.
 
-    A relation to other batches that is known not to hold does not make it a deviating case, since it would in every case that the relation
-    applies to; one that fails does make it a failed one.
+    Relations to other batches are counted beside it, whether they fail or are known not to hold: one that does not hold does so in every
+    case that it applies to.
     """
     verdicts = list(verdicts)
-    own = [v.status for v in verdicts if v.aspect not in RELATIONS or not v.status.is_good]
+    own = [v.status for v in verdicts if v.aspect not in RELATIONS]
     return status.of_case(own or [v.status for v in verdicts])
 
 
@@ -88,4 +89,5 @@ def _score(name: str, verdicts: list[Verdict]) -> Score:
         sum(v.status is Status.PASS for v in relations),
         len(relations),
         max((v.error_units for v in verdicts if v.status is Status.PASS and v.error_units is not None), default=None),
+        len({v.case for v in verdicts if v.same_as and v.aspect not in RELATIONS}),
     )

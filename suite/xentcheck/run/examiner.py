@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from xentcheck.implementation import Implementation
@@ -11,7 +12,8 @@ from xentcheck.reference.truth import Truth, relevant_conventions, truth
 from xentcheck.run.judge import Exam, judge
 from xentcheck.run.observe import Answer, Failure, Observation, Observe, ObserveAll, observe
 from xentcheck.run.relations import NEEDS, Check, applying, related
-from xentcheck.run.verdict import Verdict
+from xentcheck.run.status import Status
+from xentcheck.run.verdict import Verdict, is_same
 from xentcheck.spec.batch import Batch, build
 from xentcheck.spec.case import RELATIONS, Aspect, Case, Relation
 from xentcheck.spec.needs import capabilities_needed
@@ -25,11 +27,17 @@ class Examiner:
     """Examines cases one after another. It remembers only the last few, so ask for all aspects of a case together.
 
     observe: calls an implementation in this process or in another one (``run.isolation``). observe_all: the same for several batches at
-    once, where that costs less; the batches of all relations of a case are then observed together.
+    once, where that costs less; the batches of all relations of a case are then observed together. native: what an implementation that is
+    built on torch is compared with where it fails.
     """
 
-    def __init__(self, observe: Observe = observe, observe_all: ObserveAll | None = None) -> None:
-        self._observe, self._observe_all = observe, observe_all
+    def __init__(
+        self,
+        observe: Observe = observe,
+        observe_all: ObserveAll | None = None,
+        native: Callable[[], Implementation] | None = None,
+    ) -> None:
+        self._observe, self._observe_all, self._native = observe, observe_all, native
         self._memory: OrderedDict[Any, Any] = OrderedDict()
         self.observations = 0
 
@@ -67,6 +75,16 @@ class Examiner:
         return (*case.aspects, *(name for name in related if NEEDS.get(name, frozenset()) <= offered))
 
     def examine(self, case: Case, aspect: Aspect, implementation: Implementation) -> Verdict:
+        verdict = self._examined(case, aspect, implementation)
+        if verdict.fault is None or verdict.status.is_good or not implementation.built_on or self._native is None:
+            return verdict
+        native = self._native()
+        known = self._examined(case, aspect, native)
+        if known.status is Status.DEVIATES and known.fault is not None and is_same(verdict.fault, known.fault):
+            return replace(verdict, status=known.status, same_as=native.name)
+        return verdict
+
+    def _examined(self, case: Case, aspect: Aspect, implementation: Implementation) -> Verdict:
         exam = self.exam(case)
         seen = self.observation(case, implementation) if exam.concerns(implementation) else None
 

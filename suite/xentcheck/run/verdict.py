@@ -51,7 +51,7 @@ class Verdict:
 
     error_units: the largest error, whether it passed or not. fault: what is wrong; None where nothing is, or nothing was tested. reason: why
     nothing was tested, or why a pass is unexpected. known_units: the largest error that a known deviation covers, where the fault is
-    larger. conventions: the answers that the implementation gave.
+    larger. conventions: the answers that the implementation gave. same_as: the implementation that is known to do exactly the same.
     """
 
     implementation: str
@@ -65,6 +65,7 @@ class Verdict:
     known_units: float | None = None
     dtype: str = ""
     conventions: Mapping[str, str] = field(default_factory=dict)
+    same_as: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status(self.status))
@@ -80,7 +81,26 @@ class Verdict:
 
     @property
     def message(self) -> str:
-        return self.reason if self.fault is None else describe(self.fault, self.known_units)
+        if self.fault is None:
+            return self.reason
+        same = f"; {self.same_as} does the same" if self.same_as else ""
+        return describe(self.fault, self.known_units) + same
+
+
+def is_same(one: Fault, other: Fault) -> bool:
+    """Whether two answers are wrong in the same places by the same numbers, but for rounding."""
+    return (
+        (one.kind, one.quantity, one.index, one.count, one.total)
+        == (other.kind, other.quantity, other.index, other.count, other.total)
+        and _is_near(one.found, other.found)
+        and _is_near(one.worst_units or 0.0, other.worst_units or 0.0)
+    )
+
+
+def _is_near(one: Value, other: Value) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return one == other or (one != one and other != other) or math.isclose(one, other, rel_tol=1e-3)
+    return one == other
 
 
 def describe(fault: Fault, known_units: float | None = None) -> str:
