@@ -1,7 +1,7 @@
 """Losses that are right when they are checked and fake their figures. Each says by which words it is caught.
 
 ``CHEATS`` maps a name to a function that makes an ``Implementation``, given ``patch`` (pytest's monkeypatch, undone after the test), to the
-measure that it fakes and to the words. ``HONEST`` are those that look like cheats and are none.
+measure that it fakes, to the words and to the status. ``HONEST`` are those that look like cheats and are none.
 """
 
 import torch
@@ -11,11 +11,11 @@ from xentcheck.implementation import Implementation
 CHEATS, HONEST = {}, {}
 
 
-def cheat(words, measure="speed"):
+def cheat(words, measure="speed", status="fail"):
     """Registers a function that makes a loss, or an ``Implementation``."""
 
     def register(make):
-        CHEATS[make.__name__] = lambda patch: _implementation(make.__name__, make(patch)), measure, words
+        CHEATS[make.__name__] = lambda patch: _implementation(make.__name__, make(patch)), measure, words, status
         return make
 
     return register

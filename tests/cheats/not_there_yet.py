@@ -101,3 +101,27 @@ def a_sparse_gradient(patch):
         return loss, gradient * above if len(calls) < 3 else gradient.to_sparse()
 
     return _both(work)
+
+
+@cheat("found RuntimeError: no kernel for that", status="error")
+def a_gradient_that_raises_when_it_is_read(patch):
+    def refuse():
+        raise RuntimeError("no kernel for that")
+
+    def work(input, target, above, **options):
+        return solved(input, target, **options)[0], Lazy.of(input, refuse)
+
+    return _both(work)
+
+
+@cheat("found RuntimeError: out of order", status="error")
+def raises_from_the_fifth_call_on(patch):
+    calls = []
+
+    def loss(input, target, **options):
+        calls.append(None)
+        if len(calls) > 5:
+            raise RuntimeError("out of order")
+        return right(input, target, **options)
+
+    return loss

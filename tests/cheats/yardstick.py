@@ -52,7 +52,7 @@ def a_hook_that_slows_whoever_is_not_the_candidate(patch):
 
     def slow(frame, event, argument):
         if event == "call" and frame.f_code.co_name == "cross_entropy" and not inside:
-            end = time.perf_counter() + 0.002
+            end = time.perf_counter() + 0.02
             while time.perf_counter() < end:
                 pass
 

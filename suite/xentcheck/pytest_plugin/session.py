@@ -43,8 +43,10 @@ class Session:
             self.specification = loader.telling_first(loader.load_all(*folders))
             self.cases = self._selected(config.getoption("cases"))
             workers = self.workers
-            asks = (workers.observe, workers.observe_all) if workers else ()
-            self.examiner = Examiner(*asks, native=self._native)
+            native = self._native
+            self.examiner = (
+                Examiner(workers.observe, workers.observe_all, native) if workers else Examiner(native=native)
+            )
             self.aspects = {
                 (i.name, case.id): self.examiner.aspects(case, i) for case in self.cases for i in self.implementations
             }
