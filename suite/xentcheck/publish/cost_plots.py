@@ -90,7 +90,7 @@ def limits(rows: Mapping[str, Mapping[str, float]], names: Styles, path: Path) -
     axes.axvline(1, color="#777777", linewidth=0.8)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("the whole step, in times of what moving the bytes takes; below 1 zeros were left unwritten")
+    axes.set_xlabel("time of the whole step over the time to move the bytes; below 1 zeros were left unwritten")
     _ratios_on(axes.xaxis, axes)
     _legend(figure, {n: s for n, s in names.items() if any(n in row for row in rows.values())})
     _save(figure, path)
@@ -115,7 +115,7 @@ def bytes_(rows: Mapping[str, Mapping[str, tuple[float, float]]], names: Styles,
     axes.set_yticks(ticks, labels)
     axes.set_ylim(place - 1.1, -0.7)
     axes.set_xlim(0, 1.1 * max(1.0, *(peak for row in rows.values() for peak, _ in row.values())))
-    axes.set_xlabel("bytes over the logits'; dark: kept for the backward pass, whole bar: peak")
+    axes.set_xlabel("bytes as a multiple of the logits'; dark: kept for the backward pass, whole bar: peak")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=0)
     _legend(figure, names, bars=True)
     _save(figure, path)
@@ -164,7 +164,7 @@ def _figure(panels: int, height: float, width: float | None = None) -> tuple[Fig
 def _ratios_on(axis: Any, axes: Axes) -> None:
     """A logarithmic axis with plain numbers on it."""
     (axes.set_xscale if axis.axis_name == "x" else axes.set_yscale)("log", base=2)
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}" if value < 100 else f"{value:.0f}"))
     axis.set_minor_locator(NullLocator())
     axes.grid(axis=axis.axis_name, color="#e2e2e2", linewidth=0.6, zorder=0)
 
