@@ -257,6 +257,86 @@ def test_a_capability_that_is_claimed_and_dropped_is_a_failure(case, verdicts):
     assert (found["loss"].status, found["gradient"].status) == ("fail", "fail")
 
 
+def right_mean(input, target):
+    return fakes.right(input, target)
+
+
+def test_a_loss_without_a_gradient_is_asked_for_all_else(case):
+    """It cannot read tensors that require a gradient, as NumPy cannot."""
+
+    def forward_only(input, target, **options):
+        return torch.from_numpy(np.asarray(fakes.right(torch.from_numpy(input.numpy()), target, **options)))
+
+    claims = LOGITS_CAPABILITIES - {"backward"}
+    for mode in ("eager", "twice", "accumulated", "no_grad"):
+        asked = case(f"{PLAIN}, mode: {mode}")
+        examiner, fake = Examiner(), implementation(forward_only, capabilities=claims)
+        found = {a: examiner.examine(asked, a, fake) for a in examiner.aspects(asked, fake)}
+        assert {a: str(v.status) for a, v in found.items() if a != "gradient"} == {
+            "loss": "pass",
+            "shape": "pass",
+            "purity": "pass",
+        }
+        assert mode == "no_grad" or found["gradient"].message == "not claimed: backward"
+    shift = examiner.examine(case(PLAIN), "shift", fake)
+    assert (shift.status, shift.message) == ("unsupported", "not claimed: backward")
+
+
+def only_minus_100(input, target, reduction="mean"):
+    return F.cross_entropy(input, target, reduction=reduction)
+
+
+def only_a_mean(input, target, ignore_index=-100):
+    return F.cross_entropy(input, target, ignore_index=ignore_index)
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "status"),
+    [
+        (only_minus_100, "", "pass"),
+        (only_minus_100, "ignore_index: -100", "pass"),
+        (only_minus_100, "ignore_index: -100, reduction: sum, label_smoothing: 0", "pass"),
+        (only_minus_100, "ignore_index: -1", "unsupported"),
+        (only_a_mean, "reduction: mean", "pass"),
+        (only_a_mean, "ignore_index: -1, reduction: mean", "pass"),
+        (only_a_mean, "reduction: sum", "unsupported"),
+    ],
+)
+def test_a_loss_with_few_options_is_asked_what_it_can_be_asked(case, verdicts, function, options, status):
+    asked = case(f"{PLAIN}, target: {{ignore: first}}{', ' * bool(options)}{options}")
+    assert set(statuses(verdicts(asked, from_callable(function, "bare"))).values()) == {status}
+
+
+def test_an_option_at_its_default_is_passed_to_those_that_claim_it(case, verdicts):
+    found = verdicts(case(f"{PLAIN}, reduction: mean"), only_a_mean, capabilities=LOGITS_CAPABILITIES)
+    assert "unexpected keyword argument 'reduction'" in found["loss"].message
+
+
+def test_a_bare_loss_that_refuses_minus_100_never_said_that_it_takes_it(case, verdicts):
+    def refuses_negatives(input, target):
+        if (target < 0).any():
+            raise ValueError("no such class")
+        return F.cross_entropy(input, target)
+
+    found = verdicts(case(f"{PLAIN}, target: {{ignore: first}}"), from_callable(refuses_negatives, "bare"))
+    assert set(statuses(found).values()) == {"unsupported"}
+
+
+def test_arrays_have_no_graph_to_leave_out(case, verdicts):
+    """The loss still has one where the implementation made it under autograd."""
+
+    def both(input, target, upstream, **options):
+        with torch.inference_mode(False), torch.enable_grad():
+            x = input.clone().requires_grad_()
+            loss = fakes.right(x, target, **options)
+            loss.backward(upstream)
+        return loss, x.grad.numpy()
+
+    for mode in ("no_grad", "inference_mode"):
+        found = verdicts(case(f"{PLAIN}, mode: {mode}"), Implementation(name="arrays", loss_and_gradient=both))
+        assert all_pass(found), {a: v.message for a, v in found.items()}
+
+
 UNCLAIMED = f"{PLAIN}, label_smoothing: 0.1, expect: {{refused_unless_claimed: true}}"
 WITHOUT = LOGITS_CAPABILITIES - {"label_smoothing"}
 
@@ -590,10 +670,18 @@ def test_nan_in_the_truths_gradient_leaves_it_open(case, verdicts):
 BAD = "logits: {shape: [3, 4]}, target: {values: [0, 4, 1]}"
 
 
+def refuses(input, target, **options):
+    """Whatever is unusual, with the words of ``fakes.raises``."""
+    is_usual = not options and input.dim() == 2 and target.shape == input.shape[:1] and not target.is_floating_point()
+    if is_usual and ((target >= 0) & (target < input.shape[1])).all():
+        return fakes.right(input, target)
+    return fakes.raises(input, target)
+
+
 @pytest.mark.parametrize(
     ("error", "function", "status", "says"),
     [
-        ("{}", fakes.raises, "pass", ""),
+        ("{}", refuses, "pass", ""),
         ("{}", fakes.always_a_number, "fail", r"expected an error in the call; found a loss of -?0$"),
         ("{}", fakes.returns_none, "fail", "expected an error in the call; found NoneType"),
         ("{}", lambda x, t: x[:, 0] * 0, "fail", r"found a loss of shape \(3,\)"),
@@ -604,11 +692,11 @@ BAD = "logits: {shape: [3, 4]}, target: {values: [0, 4, 1]}"
             "expected an error in the call; found a loss of",
         ),
         ("{phase: backward}", lambda x, t: fakes.raises_in_backward(x, t.clamp(0, 3)), "pass", ""),
-        ("{phase: backward}", fakes.raises, "pass", ""),
+        ("{phase: backward}", refuses, "pass", ""),
         ("{phase: backward}", fakes.always_a_number, "fail", "expected an error in the backward; found a loss of"),
-        ("{match: 'ORDER|bounds'}", fakes.raises, "pass", ""),
-        ("{match: runtimeerror}", fakes.raises, "pass", ""),
-        ("{match: second line}", fakes.raises, "pass", ""),
+        ("{match: 'ORDER|bounds'}", refuses, "pass", ""),
+        ("{match: runtimeerror}", refuses, "pass", ""),
+        ("{match: second line}", refuses, "pass", ""),
         (
             "{match: out of bounds}",
             fakes.raises,
@@ -645,7 +733,42 @@ def test_a_number_instead_of_an_error_fails_the_rejection_and_nothing_breaks(cas
 
 @pytest.mark.parametrize("body", BAD_BATCHES)
 def test_whoever_refuses_bad_input_passes(case, verdicts, body):
-    assert all_pass(verdicts(case(f"{body}, expect: {{error: {{}}}}"), fakes.raises))
+    assert all_pass(verdicts(case(f"{body}, expect: {{error: {{}}}}"), refuses))
+
+
+# As a loss that was never run.
+def never_works(input, target, ignore_index=-100, reduction="mean"):
+    raise TypeError("never works")
+
+
+@pytest.mark.parametrize("body", BAD_BATCHES)
+def test_whoever_refuses_everything_refuses_nothing(case, verdicts, body):
+    found = verdicts(case(f"{body}, expect: {{error: {{}}}}"), never_works)["rejection"]
+    assert found.status == "error"
+    assert found.message == (
+        "expected a refusal of this call alone; found good input is refused as well: TypeError in the call: never works"
+    )
+
+
+def test_an_option_is_not_refused_by_whoever_refuses_everything(case, verdicts):
+    assert verdicts(case(UNCLAIMED), from_callable(never_works, "bare"))["rejection"].status == "error"
+    assert verdicts(case(UNCLAIMED), from_callable(lambda input, target: right_mean(input, target), "bare"))[
+        "rejection"
+    ].status == ("pass")
+
+
+def test_good_input_is_asked_once_for_each_dtype(cases):
+    calls = []
+
+    def counts(input, target, **options):
+        calls.append((input.dtype, tuple(input.shape)))
+        return refuses(input, target, **options)
+
+    bad = "logits: {shape: [3, 4]}, target: {values: [0, 4, 1]}, expect: {error: {}}"
+    examiner, fake = Examiner(), implementation(counts)
+    for one in cases(f"id: a, {bad}", f"id: b, {bad}", f"id: c, {bad}, dtype: float64"):
+        assert examiner.examine(one, "rejection", fake).status == "pass"
+    assert [dtype for dtype, shape in calls if shape == (7, 5)] == [torch.float32, torch.float64]
 
 
 def test_an_error_in_the_backward_pass_is_none_in_the_call(case, verdicts):

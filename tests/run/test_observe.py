@@ -74,6 +74,17 @@ def test_what_is_no_tensor_is_named(seen, function, kind):
     assert (answer.loss, answer.loss_type, answer.gradient) == (None, kind, None)
 
 
+def test_a_compiled_loss_is_called_with_as_many_shapes_as_the_suite_has(cases):
+    """torch.compile gives up after eight variants: silently, or with an error where no part may run uncompiled."""
+    compiled = torch.compile(F.cross_entropy, fullgraph=True, dynamic=False, backend="eager")
+    implementation = Implementation(name="compiled", cross_entropy=compiled)
+    try:
+        for one in cases(*(f"id: n{n}, logits: {{shape: [{n}, 3]}}" for n in range(2, 13))):
+            assert observe(implementation, build(one), False, 1).first.raised is None, one.id
+    finally:
+        torch.compiler.reset()
+
+
 def test_an_error_in_the_call(seen):
     observed = seen(fakes.raises)
     assert (observed.first.raised.phase, observed.first.raised.type) == ("call", "RuntimeError")

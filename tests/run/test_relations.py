@@ -1,11 +1,13 @@
 """Relations: each notices a loss that is wrong in its own way, none finds fault with a right one, and each is asked where it applies."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fakes import right
-from xentcheck.implementation import LOGITS_CAPABILITIES, Implementation
+from xentcheck.implementation import LOGITS_CAPABILITIES, Implementation, from_callable
 from xentcheck.run.examiner import Examiner
 from xentcheck.run.relations import applying
 from xentcheck.spec.case import RELATIONS
@@ -197,6 +199,51 @@ def test_an_error_about_the_other_batch_is_a_fault(case):
     assert "with the ignored positions deleted: expected an answer, too; found RuntimeError in the call: too few" in (
         found.message
     )
+
+
+def test_another_batch_may_be_refused_where_the_case_might_be(case):
+    """The ignore value moves with the classes; the loss takes no padding but 2."""
+
+    def only_two(input, target, ignore_index=-100):
+        if ignore_index not in (-100, 2):
+            raise ValueError("the padding is 2")
+        return right(input, target, ignore_index=ignore_index)
+
+    asked, fake = case(f"{CASE}, ignore_index: 2"), from_callable(only_two, "bare")
+    found = Examiner().examine(asked, "class_permutation", fake)
+    assert (found.status, found.message) == (
+        "unsupported",
+        "another batch is refused: ValueError in the call: the padding is 2",
+    )
+    claimed = replace(fake, tentative=frozenset())
+    assert Examiner().examine(asked, "class_permutation", claimed).status == "error"
+
+
+def ignored_gradients_are_arbitrary(input, target, **options):
+    ignored = (target == -100).unsqueeze(1)
+    offsets = torch.arange(1.0, input.numel() + 1).reshape(input.shape).to(input.dtype)
+    offsets = offsets + input.detach().nan_to_num(1.0)
+    return right(_Altered.apply(input, lambda g: torch.where(ignored, offsets, g)), target, **options)
+
+
+@pytest.mark.parametrize("more", ["", ", reduction: none, upstream: per-position", ", reduction: sum"])
+def test_what_the_aspect_gradient_says_no_relation_repeats(case, more):
+    asked = case(CASE + more)
+    implementation = Implementation(name="fake", cross_entropy=ignored_gradients_are_arbitrary)
+    examiner = Examiner()
+    found = {name: examiner.examine(asked, name, implementation) for name in examiner.aspects(asked, implementation)}
+    assert {name: v.message for name, v in found.items() if v.status != "pass"}.keys() == {"gradient"}
+
+
+def test_ignored_gradients_that_are_wrong_elsewhere_alone_are_noticed(case):
+    """Zero for the case, another value once the other batch is asked."""
+
+    def wrong_for_nan(input, target, **options):
+        spoil = 1.0 if input.isnan().any() else 0.0
+        return right(_Altered.apply(input, lambda g: g + spoil * (target == -100).unsqueeze(1)), target, **options)
+
+    found = verdict(case(CASE), "poisoning", wrong_for_nan)
+    assert "expected a gradient of an ignored position of 0.0; found 1.0 at [0, 0]" in found.message
 
 
 def test_relations_leave_the_batch_as_it_is(case):

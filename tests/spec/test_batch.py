@@ -5,11 +5,13 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from xentcheck.spec.batch import build
+from xentcheck.spec.capabilities import LOGITS_CAPABILITIES
 from xentcheck.spec.loader import CaseFileError
-from xentcheck.spec.needs import capabilities_needed
+from xentcheck.spec.needs import as_taken, capabilities_needed, capabilities_to_ask, good_batch
 
 NAN = float("nan")
 
@@ -401,10 +403,11 @@ PLAIN = {"float32", "reduction_mean", "backward"}
         ("logits: {shape: [1, 4096]}", set(), set()),
         (
             "logits: {shape: [3, 4], set: [{rows: ignored, value: nan}]}, target: {ignore: first}",
-            {"non_finite", "ignore_index"},
+            {"non_finite", "ignore_minus_100"},
             set(),
         ),
-        ("logits: {shape: [3, 4]}, target: {values: [0, -100, 1]}", {"ignore_index"}, set()),
+        ("logits: {shape: [3, 4]}, target: {values: [0, -100, 1]}", {"ignore_minus_100"}, set()),
+        ("logits: {shape: [3, 4]}, ignore_index: -100", {"ignore_index"}, set()),
         (
             "logits: {shape: [3, 4]}, target: {values: [0, 156, 1], dtype: uint8}, expect: {error: {}}",
             set(),
@@ -436,6 +439,50 @@ PLAIN = {"float32", "reduction_mean", "backward"}
 def test_capabilities_follow_from_the_case(case, body, more, less):
     asked = case(body)
     assert capabilities_needed(asked, build(asked)) == (PLAIN | more) - less
+
+
+@pytest.mark.parametrize(
+    ("body", "needed"),
+    [
+        ("", set()),
+        ("target: {ignore: first}, ignore_index: -100", {"ignore_minus_100"}),
+        ("target: {ignore: first}, ignore_index: [-100]", {"ignore_index_list"}),
+        ("target: {ignore: first}, ignore_index: -1", {"ignore_index"}),
+        ("ignore_index: -100, reduction: mean, label_smoothing: 0", set()),
+        ("reduction: sum", {"reduction_sum", "reduction_option"}),
+        ("label_smoothing: 0.1", {"label_smoothing"}),
+        ("weight: [1, 1, 1, 1]", {"weight"}),
+        ("mode: twice", set()),
+        ("mode: compile", {"compile"}),
+        ("mode: func_grad", {"func_grad", "backward"}),
+        ("mode: double_backward", {"double_backward", "backward"}),
+        ("mode: vmap, reduction: none", {"vmap", "backward", "reduction_none", "reduction_option"}),
+    ],
+)
+def test_a_loss_is_asked_without_the_options_at_their_default_and_without_a_gradient(case, body, needed):
+    asked = case(f"logits: {{shape: [3, 4]}}{', ' * bool(body)}{body}")
+    more = {"float32"} | (set() if "reduction: " in body and "mean" not in body else {"reduction_mean"})
+    assert capabilities_to_ask(asked, build(asked)) == needed | more
+
+
+def test_an_option_at_its_default_is_left_out_for_those_that_do_not_take_it(case):
+    batch = build(case("logits: {shape: [3, 4]}, ignore_index: -100, reduction: mean, label_smoothing: 0"))
+    assert as_taken(batch, {"ignore_index", "reduction_option", "label_smoothing"}).options == batch.options
+    assert as_taken(batch, {"ignore_index"}).options == {"ignore_index": -100}
+    assert as_taken(batch, {"ignore_minus_100"}).options == {}
+    other = build(case("logits: {shape: [3, 4]}, ignore_index: -1, reduction: sum, label_smoothing: 0.5"))
+    assert as_taken(other, set()).options == other.options
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("mode", ["eager", "compile"])
+def test_a_good_batch_is_one_that_the_loss_takes(case, dtype, mode):
+    asked = case(f"logits: {{shape: [3, 4]}}, dtype: {dtype}, mode: {mode}")
+    good = good_batch(asked, LOGITS_CAPABILITIES)
+    assert (good.input.dtype, good.mode, good.options) == (getattr(torch, dtype), mode, {})
+    only = good_batch(asked, {"float64", "reduction_none"})
+    assert (only.input.dtype, only.mode, only.options) == (torch.float64, "eager", {"reduction": "none"})
+    assert torch.isfinite(F.cross_entropy(only.input, only.target, **only.options)).all()
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,8 @@ class Implementation:
             object.__setattr__(self, "capabilities", FORMS[self.form])
         for name in ("capabilities", "tentative"):
             object.__setattr__(self, name, frozenset(getattr(self, name)))
+        if "ignore_index" in self.capabilities:
+            object.__setattr__(self, "capabilities", self.capabilities | {"ignore_minus_100"})
         self._check_capabilities()
         for name, (question, answers) in CONVENTIONS.items():
             if getattr(self, name) not in (None, *answers):

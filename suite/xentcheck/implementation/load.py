@@ -98,13 +98,14 @@ def from_callable(
         claimed |= {"ignore_index_list"}
     if is_linear:  # under autocast the product may round the logits, as that of a linear layer does
         claimed -= {"autocast"}
+    unclear = _TENTATIVE | (set() if "ignore_index" in claimed else {"ignore_minus_100"})
     doc = inspect.getdoc(function) if inspect.isfunction(function) else None
     return Implementation(
         name=name,
         cross_entropy=None if is_linear else function,
         linear_cross_entropy=function if is_linear else None,
         capabilities=claimed,
-        tentative=_TENTATIVE & claimed,
+        tentative=unclear & claimed,
         built_on="torch",
         description=(doc or "").split("\n")[0],
         version=version_of(signature_of),

@@ -20,6 +20,7 @@ from xentcheck.repro.literals import options_literal, tensor_literal
 from xentcheck.run import modes
 from xentcheck.spec.batch import Batch
 from xentcheck.spec.case import Case
+from xentcheck.spec.needs import as_taken
 
 _COMPARISON = """
 print("expected loss", *expected_loss.reshape(-1).tolist()[:20])
@@ -58,6 +59,7 @@ gradients = {"input": found}
 
 def script(case: Case, implementation: Implementation, batch: Batch) -> str:
     """The script's text. Run, it prints the difference that the suite found."""
+    batch = as_taken(batch, implementation.capabilities)
     parts = ["# --- the case", _data(batch)]
     if case.expects_error:
         parts += [_REFUSED]

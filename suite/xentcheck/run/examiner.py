@@ -16,7 +16,7 @@ from xentcheck.run.status import Status
 from xentcheck.run.verdict import Verdict, is_same
 from xentcheck.spec.batch import Batch, build
 from xentcheck.spec.case import RELATIONS, Aspect, Case, Relation
-from xentcheck.spec.needs import capabilities_needed
+from xentcheck.spec.needs import capabilities_to_ask, good_batch
 
 Answered = tuple[Sequence[Batch], Check, Sequence[Answer | Failure]]
 
@@ -39,6 +39,7 @@ class Examiner:
     ) -> None:
         self._observe, self._observe_all, self._native = observe, observe_all, native
         self._memory: OrderedDict[Any, Any] = OrderedDict()
+        self._refused: dict[tuple[str, ...], str] = {}  # what was given instead of a loss for good input
         self.observations = 0
 
     def batch(self, case: Case) -> Batch:
@@ -49,7 +50,7 @@ class Examiner:
             batch = self.batch(case)
             relevant = frozenset() if case.expects_error else relevant_conventions(batch)
             return Exam(
-                case, batch, capabilities_needed(case, batch), relevant, lambda answers: self.truth(case, answers)
+                case, batch, capabilities_to_ask(case, batch), relevant, lambda answers: self.truth(case, answers)
             )
 
         return self._once(("exam", case.id), make)
@@ -98,7 +99,21 @@ class Examiner:
                 self._once(key, lambda: self._related(case, implementation, names))
             return self._memory[key][name]
 
-        return judge(exam, aspect, implementation, seen, relate)
+        return judge(exam, aspect, implementation, seen, relate, lambda: self._refused_good(case, implementation))
+
+    def _refused_good(self, case: Case, implementation: Implementation) -> str:
+        """What the implementation gives instead of a loss for good input of the case's dtype and mode; empty if it gives one."""
+        good = good_batch(case, implementation.capabilities)
+        key = implementation.name, str(good.input.dtype), good.mode
+        if key not in self._refused:
+            seen = self._observe(implementation, good, False, 1)
+            if isinstance(seen, Failure):
+                self._refused[key] = seen.message
+            elif seen.first.raised is not None:
+                self._refused[key] = str(seen.first.raised)
+            else:
+                self._refused[key] = "" if seen.first.loss is not None else seen.first.loss_type
+        return self._refused[key]
 
     def _related(
         self, case: Case, implementation: Implementation, names: Sequence[Relation]

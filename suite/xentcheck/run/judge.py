@@ -24,6 +24,7 @@ from xentcheck.run.verdict import Fault, Verdict
 from xentcheck.spec.batch import Batch
 from xentcheck.spec.capabilities import CONVENTIONS, OPTIONS
 from xentcheck.spec.case import RELATIONS, Aspect, Case, Relation
+from xentcheck.spec.needs import capabilities_of
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,11 @@ def judge(
     implementation: Implementation,
     seen: Observation | Failure | None,
     relate: Relate | None = None,
+    refuses_anything: Callable[[], str] = str,
 ) -> Verdict:
     """The verdict on one aspect. seen: None where the implementation was not called. relate: gives the batches of a relation, their
-    check, and the answers to them."""
+    check, and the answers to them. refuses_anything: what the implementation gives instead of a loss for good input; empty if it gives
+    one."""
     case = exam.case
     blank = Verdict(
         implementation.name, case.clause.clause, case.id, aspect, Status.UNSUPPORTED, dtype=case.question.dtype
@@ -97,10 +100,15 @@ def judge(
             return replace(blank, reason="there is no answer to compare other answers with")
         assert relate is not None
         asked = relations.Asked(exam.batch, seen.first, _any_truth(exam, implementation), case.question.dtype)
-        broken = relations.broken(aspect, asked, *relate(aspect))
+        batches, check, answers = relate(aspect)
+        if reason := _why_not_related(implementation, batches, answers):
+            return replace(blank, reason=reason)
+        broken = relations.broken(aspect, asked, batches, check, answers)
         finding = Finding([broken] if broken else [])
     else:
         finding = _FINDINGS[aspect](exam, implementation, seen)
+        if aspect == "rejection" and not finding.faults and (instead := refuses_anything()):
+            finding = _wrong("raised", "a refusal of this call alone", f"good input is refused as well: {instead}")
     return _verdict(blank, finding, implementation.deviation_for(case.id, aspect))
 
 
@@ -110,6 +118,18 @@ def _why_not_asked(exam: Exam, aspect: Aspect, implementation: Implementation) -
     if aspect == "rejection" and exam.asks_for_refusal:
         return "" if missing & OPTIONS else "the option is claimed, so there is nothing to refuse"
     return f"not claimed: {', '.join(sorted(missing))}" if missing else ""
+
+
+def _why_not_related(
+    implementation: Implementation, batches: Sequence[Batch], answers: Sequence[Answer | Failure]
+) -> str:
+    """Why a relation is unsupported: as a case of its own, one of its batches would be, which needs what nobody claimed. What is not
+    offered at all is known before (``relations.NEEDS``)."""
+    for batch, answer in zip(batches, answers, strict=True):
+        raised = None if isinstance(answer, Failure) else answer.raised
+        if raised and raised.phase == "call" and capabilities_of(batch) & implementation.tentative:
+            return f"another batch is refused: {raised}"
+    return ""
 
 
 def _is_refusal(exam: Exam, aspect: Aspect, implementation: Implementation, seen: Observation) -> bool:

@@ -7,8 +7,10 @@ and global state) is the same for all modes.
 from __future__ import annotations
 
 import random
+import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +22,7 @@ from xentcheck.implementation import Implementation, with_matrix
 from xentcheck.implementation.purity import GlobalState
 from xentcheck.run.modes import Mode, mode_of, padded
 from xentcheck.spec.batch import Batch
+from xentcheck.spec.needs import as_taken
 
 Array = np.ndarray
 
@@ -74,6 +77,7 @@ class Failure:
     message: str
 
 
+_RECOMPILATIONS = 1_000_000
 Function = Callable[..., Any]
 # Calls an implementation on a batch, in this process (``observe``) or in another one.
 Observe = Callable[[Implementation, Batch, bool, int], Observation | Failure]
@@ -82,10 +86,16 @@ ObserveAll = Callable[[Implementation, Sequence[Batch]], Sequence[Observation | 
 
 
 def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, calls: int = 2) -> Observation:
-    """Calls the implementation on fresh copies of the batch: twice, or once where the second answer is not needed."""
+    """Calls the implementation on fresh copies of the batch: twice, or once where the second answer is not needed.
+
+    One that does not claim an option is called without it where the batch has its default; one that does not claim ``backward``, without
+    a graph.
+    """
+    batch = as_taken(batch, implementation.capabilities)
+    wants_gradient = wants_gradient and "backward" in implementation.capabilities
     changed: dict[str, None] = {}
     answers: list[Answer] = []
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, _any_number_of_recompilations():
         warnings.simplefilter("always")
         before = GlobalState(functions=False)
         _unusual_random_states()  # so that any seed that the implementation sets is a change
@@ -116,6 +126,8 @@ def _prepared(implementation: Implementation, batch: Batch, wants_gradient: bool
         return lambda copy: _from_arrays(arrays, copy)
     in_form = with_matrix if batch.is_linear else _through_identity
     function = implementation.cross_entropy or in_form(implementation.linear_cross_entropy)
+    if "backward" not in implementation.capabilities:
+        function = _without_graph(function)
     mode, nonzero = mode_of(batch), list[tuple[str, int]]()
     if mode.wrap is padded:
         function = padded(function, batch, lambda *found: nonzero.append(found))
@@ -128,6 +140,28 @@ def _prepared(implementation: Implementation, batch: Batch, wants_gradient: bool
         return replace(answer, nonzero_padding=nonzero[0]) if nonzero else answer
 
     return call
+
+
+def _without_graph(function: Function) -> Function:
+    def detached(value: Any) -> Any:
+        return value.detach() if isinstance(value, Tensor) else value
+
+    def call(input: Tensor, target: Tensor, **options: Any) -> Any:
+        return function(input.detach(), target, **{name: detached(value) for name, value in options.items()})
+
+    return call
+
+
+@contextmanager
+def _any_number_of_recompilations() -> Iterator[None]:
+    """A suite calls a compiled loss with more shapes and options than any program, which is not the loss's fault."""
+    dynamo = sys.modules.get("torch._dynamo")  # not imported here: that takes seconds, and few losses need it
+    if dynamo is None:
+        yield
+        return
+    limits = ("recompile_limit", "accumulated_recompile_limit")
+    with dynamo.config.patch({name: _RECOMPILATIONS for name in limits if hasattr(dynamo.config, name)}):
+        yield
 
 
 def _unusual_random_states() -> None:

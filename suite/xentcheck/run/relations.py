@@ -20,12 +20,15 @@ from xentcheck.run.observe import Answer, Failure
 from xentcheck.run.units import compare
 from xentcheck.run.verdict import Fault, describe
 from xentcheck.spec.batch import DTYPES, Batch
-from xentcheck.spec.case import Case, Relation
+from xentcheck.spec.case import RELATIONS, Case, Relation
 
-# What an implementation must offer to be tested for a relation, beyond what the case itself needs.
+# What an implementation must offer to be tested in an aspect, beyond what the case itself needs.
+_MORE = {
+    "poisoning": {"non_finite"},
+    "reductions": {"reduction_option", "reduction_none", "reduction_sum", "reduction_mean"},
+}
 NEEDS: Mapping[str, frozenset[str]] = {
-    "poisoning": frozenset({"non_finite"}),
-    "reductions": frozenset({"reduction_option", "reduction_none", "reduction_sum", "reduction_mean"}),
+    name: frozenset({"backward"} | _MORE.get(name, set())) for name in ("gradient", *RELATIONS)
 }
 _REDUCTIONS = ("none", "sum", "mean")
 
@@ -54,6 +57,12 @@ class Asked:
         """As (positions, classes)."""
         assert self.answer.gradient is not None
         return rows_of(self.answer.gradient, self.batch)
+
+    def excused(self, unit: Array) -> Array:
+        """Units as (positions, classes), NaN for the ignored positions whose gradient is not zero: the aspect gradient says so, and there
+        is nothing that other answers have to be equal to."""
+        wrong = ~self.batch.valid & (self.gradient != 0).any(axis=1)
+        return np.where(wrong[:, None], np.nan, unit)
 
     def another(self, batch: Batch, answer: Answer | Failure) -> Asked:
         """The same for another batch. Raises Broken if there is no answer to it."""
@@ -151,7 +160,8 @@ def _poisoning(batch: Batch) -> Related:
 
     def check(asked: Asked, other: Asked) -> None:
         zero = np.zeros_like(other.gradient)
-        asked.expect("gradient of an ignored position", other.gradient[~valid], zero[~valid], zero[~valid])
+        unit = asked.excused(zero)[~valid]
+        asked.expect("gradient of an ignored position", other.gradient[~valid], zero[~valid], unit)
         asked.expect("loss", other.loss, asked.loss, np.zeros(asked.loss.shape))
         asked.expect("gradient", other.gradient[valid], asked.gradient[valid], zero[valid])
 
@@ -166,7 +176,7 @@ def _permutation(batch: Batch) -> Related:
         if batch.reduction == "none":
             loss, unit = loss.reshape(-1)[order].reshape(loss.shape), unit.reshape(-1)[order].reshape(loss.shape)
         asked.expect("loss", other.loss, loss, unit)
-        asked.expect("gradient", other.gradient, asked.gradient[order], asked.gradient_unit[order])
+        asked.expect("gradient", other.gradient, asked.gradient[order], asked.excused(asked.gradient_unit)[order])
 
     return [_picked(batch, torch.from_numpy(order), batch.positions)], check
 
@@ -190,7 +200,8 @@ def _class_permutation(batch: Batch) -> Related:
 
     def check(asked: Asked, other: Asked) -> None:
         asked.expect("loss", other.loss, asked.loss, asked.truth.loss_unit)
-        asked.expect("gradient", other.gradient, asked.gradient[:, order], asked.gradient_unit[:, order])
+        unit = asked.excused(asked.gradient_unit)[:, order]
+        asked.expect("gradient", other.gradient, asked.gradient[:, order], unit)
 
     logits = batch.input.index_select(batch.class_axis, columns)
     return [replace(batch, input=logits, target=target, options=options)], check
@@ -209,7 +220,8 @@ def _shift(batch: Batch) -> Related:
     def check(asked: Asked, one: Asked, two: Asked) -> None:
         unit = np.maximum(one.truth.loss_unit.astype(np.float64), two.truth.loss_unit.astype(np.float64))
         asked.expect("loss", two.loss, one.loss, unit)
-        asked.expect("gradient", two.gradient, one.gradient, np.maximum(one.gradient_unit, two.gradient_unit))
+        unit = asked.excused(np.maximum(one.gradient_unit, two.gradient_unit))
+        asked.expect("gradient", two.gradient, one.gradient, unit)
 
     return [replace(batch, input=x.movedim(-1, batch.class_axis)) for x in (back, moved)], check
 
@@ -239,7 +251,7 @@ def _splitting(batch: Batch) -> Related:
             gradient.append(other.gradient * share)
         together = np.concatenate(loss) if batch.reduction == "none" else np.asarray(sum(loss))
         asked.expect("loss", together, asked.loss, asked.truth.loss_unit)
-        asked.expect("gradient", np.concatenate(gradient), asked.gradient, asked.gradient_unit)
+        asked.expect("gradient", np.concatenate(gradient), asked.gradient, asked.excused(asked.gradient_unit))
 
     return [part for part, share in parts if share], check  # a mean over no position is a convention
 
@@ -262,7 +274,7 @@ def _linearity(batch: Batch) -> Related:
     def check(asked: Asked, other: Asked) -> None:
         by_row = factor.double().reshape(-1).expand(batch.valid.size).numpy()[:, None]
         expected = np.where(by_row == 0, 0.0, by_row * asked.gradient)
-        asked.expect("gradient", other.gradient, expected, asked.gradient_unit * abs(by_row))
+        asked.expect("gradient", other.gradient, expected, asked.excused(asked.gradient_unit * abs(by_row)))
 
     return [replace(batch, upstream=upstream * factor)], check
 
@@ -285,8 +297,8 @@ def _reductions(batch: Batch) -> Related:
         if np.isfinite(none.loss).all() or not np.isfinite(none.truth.loss.astype(np.float64)).all():
             asked.expect("loss", total.loss, np.asarray(none.loss.sum()), total.truth.loss_unit)
             asked.expect("loss", mean.loss, np.asarray(none.loss.sum() / mass), mean.truth.loss_unit)
-        asked.expect("gradient of the sum", total.gradient, none.gradient, total.gradient_unit)
-        asked.expect("gradient of the mean", mean.gradient, none.gradient / mass, mean.gradient_unit)
+        asked.expect("gradient of the sum", total.gradient, none.gradient, asked.excused(total.gradient_unit))
+        asked.expect("gradient of the mean", mean.gradient, none.gradient / mass, asked.excused(mean.gradient_unit))
 
     return [
         replace(batch, options={**batch.options, "reduction": name}, upstream=ones if name == "none" else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # A capability is something that an implementation need not offer. A case that needs one that is not claimed is `unsupported`.
 CAPABILITIES: dict[str, str] = {
+    "ignore_minus_100": "targets of -100 are ignored; ignore_index includes it",
     "ignore_index": "an ignore value outside the class range",
     "ignore_index_in_range": "an ignore value that is also a class",
     "ignore_index_list": "several ignore values, as a list of ints",

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModeFacts:
-    """has_gradient: whether a gradient is asked for. capability: what an implementation must offer to be asked. takes_linear: whether a
-    fused linear loss can be asked in it. is_timed: whether its cost can be measured."""
+    """has_gradient: whether a gradient is asked for. capability: what an implementation must offer to be asked. differentiates: whether the
+    mode takes the gradient inside the call, so that without it there is no loss either. takes_linear: whether a fused linear loss can be
+    asked in it. is_timed: whether its cost can be measured."""
 
     has_gradient: bool = True
     capability: str | None = None
+    differentiates: bool = False
     takes_linear: bool = False
     is_timed: bool = False
 
@@ -23,9 +25,9 @@ MODES: dict[str, ModeFacts] = {
     "no_grad": ModeFacts(has_gradient=False, takes_linear=True, is_timed=True),
     "inference_mode": ModeFacts(has_gradient=False, takes_linear=True),
     "detached": ModeFacts(has_gradient=False),
-    "func_grad": ModeFacts(capability="func_grad"),
-    "vmap": ModeFacts(capability="vmap"),
-    "double_backward": ModeFacts(capability="double_backward"),
+    "func_grad": ModeFacts(capability="func_grad", differentiates=True),
+    "vmap": ModeFacts(capability="vmap", differentiates=True),
+    "double_backward": ModeFacts(capability="double_backward", differentiates=True),
     "twice": ModeFacts(takes_linear=True),
     "two_losses": ModeFacts(),
     "edited": ModeFacts(),

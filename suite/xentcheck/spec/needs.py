@@ -2,37 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import replace
 
 import torch
 
-from xentcheck.spec.batch import Batch
+from xentcheck.spec.batch import DTYPES, Batch
 from xentcheck.spec.case import Case, Question
 from xentcheck.spec.case_modes import MODES
 
 MANY_CLASSES = 4096
+# Option: its default, and the capability of taking the option at all. A call means the same without an option that is at its default.
+_DEFAULTS = {
+    "ignore_index": (-100, "ignore_index"),
+    "reduction": ("mean", "reduction_option"),
+    "label_smoothing": (0.0, "label_smoothing"),
+}
 
 
 def capabilities_needed(case: Case, batch: Batch) -> frozenset[str]:
-    """What an implementation must offer to be asked this case. batch: the case's."""
-    question = case.question
-    needed = {*question.needs, question.dtype, *_for_ignoring(question, batch)}
-    if case.expects_error:
+    """What an implementation must offer to be called with all options of this case and to give all that it asks for. batch: the case's."""
+    return _needed(case, batch) | ({"backward"} if case.has_gradient else set())
+
+
+def capabilities_to_ask(case: Case, batch: Batch) -> frozenset[str]:
+    """What an implementation must offer to be asked this case: the loss, called by ``as_taken``. Its gradient may need more."""
+    return _needed(case, as_taken(batch, frozenset()))
+
+
+def capabilities_of(batch: Batch) -> frozenset[str]:
+    """What an implementation must offer to be called with this batch, as far as its tensors and options show."""
+    batch = as_taken(batch, frozenset())
+    return frozenset(_for_ignoring(batch) | _for_options(batch) | _for_input(batch))
+
+
+def as_taken(batch: Batch, capabilities: Set[str]) -> Batch:
+    """The batch without the options that are at their default and that an implementation with these capabilities need not take."""
+    left_out = {
+        name
+        for name, (default, capability) in _DEFAULTS.items()
+        if capability not in capabilities and name in batch.options and batch.options[name] == default
+    }
+    if not left_out:
+        return batch
+    return replace(batch, options={name: value for name, value in batch.options.items() if name not in left_out})
+
+
+def good_batch(case: Case, capabilities: Set[str]) -> Batch:
+    """A small batch that any loss with these capabilities takes: logits (7, 5), targets (7,), in the case's dtype and mode if they are
+    claimed."""
+    dtype = next((name for name in (case.question.dtype, *DTYPES) if name in capabilities), "float32")
+    capability = MODES[case.question.mode].capability
+    mode = case.question.mode if capability in capabilities else "eager"
+    reduction = next((name for name in ("mean", "sum", "none") if f"reduction_{name}" in capabilities), "mean")
+    options = {} if reduction == "mean" else {"reduction": reduction}
+    upstream = torch.ones((7,) if reduction == "none" else (), dtype=DTYPES[dtype])
+    logits = torch.linspace(-1, 1, 35).reshape(7, 5).to(DTYPES[dtype])
+    return Batch(logits, torch.tensor([0, 1, 3, 2, 3, 4, 1]), options, upstream, mode)
+
+
+def _needed(case: Case, batch: Batch) -> frozenset[str]:
+    question, error = case.question, case.question.expect.error
+    needed = {*question.needs, question.dtype, *_for_ignoring(batch)}
+    if error is not None:
         # Every implementation must refuse a call that cannot be right, whether or not it offers the rest of the call.
+        needed |= {"backward"} if error.phase == "backward" else set()
         return frozenset(needed - {"ignore_index_in_range"})
     needed |= _for_options(batch) | _for_input(batch)
     if any(layout != "contiguous" for layout in _layouts(question)):
         needed.add("non_contiguous")
-    if case.has_gradient:
+    mode = MODES[question.mode]
+    if mode.differentiates:
         needed.add("backward")
-    return frozenset(needed | ({capability} if (capability := MODES[question.mode].capability) else set()))
+    return frozenset(needed | ({mode.capability} if mode.capability else set()))
 
 
-def _for_ignoring(question: Question, batch: Batch) -> set[str]:
-    if question.ignore_index is None:  # -100 is ignored by default
+def _for_ignoring(batch: Batch) -> set[str]:
+    if "ignore_index" not in batch.options:
         holds_default = not batch.target.is_floating_point() and bool((batch.target.long() == -100).any())
-        return {"ignore_index"} if holds_default else set()
-    needed = {"ignore_index" if isinstance(question.ignore_index, int) else "ignore_index_list"}
+        return {"ignore_minus_100"} if holds_default else set()
+    needed = {"ignore_index" if isinstance(batch.options["ignore_index"], int) else "ignore_index_list"}
     if any(0 <= value < batch.classes for value in batch.ignore_values):
         needed.add("ignore_index_in_range")
     return needed
