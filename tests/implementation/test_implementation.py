@@ -744,3 +744,54 @@ def test_a_loss_without_a_reduction_is_asked_for_its_mean_only(write):
     examiner = Examiner()
     assert examiner.examine(named, "loss", found).status == "unsupported"
     assert examiner.examine(left_out, "loss", found).status == "pass"
+
+
+# --- one that cannot be loaded
+
+
+def test_one_that_cannot_be_imported_does_not_end_the_run_for_the_others(source):
+    path = source("import no_such_library\n", "broken.py")
+    native, broken = find(f"native,{path}:loss")
+    assert (native.name, native.broken) == ("native", "")
+    assert (broken.name, broken.source) == ("loss", f"{path}:loss")
+    assert broken.broken.startswith(f"{path}:1: the file cannot be imported: ModuleNotFoundError")
+    assert [i.name for i in find(f"no_such_package.losses:f,native,{path}:*")] == ["f", "native", "broken"]
+
+
+def test_every_case_of_a_broken_one_is_an_error(source, case):
+    _, broken = find(f"native,{source('1 / 0', 'broken.py')}:loss")
+    asked = case("logits: {shape: [3, 4]}")
+    examiner = Examiner()
+    for aspect in examiner.aspects(asked, broken):
+        verdict = examiner.examine(asked, aspect, broken)
+        assert (verdict.status, verdict.message) == ("error", broken.broken)
+
+
+def test_one_broken_file_of_the_folder_does_not_end_all(tmp_path, source):
+    source("import xentcheck.implementation as x\nimplementation = x.Implementation('a', len)", "a.py")
+    source("import xentcheck.implementation as x\nimplementation = x.Implementation('b', 3)", "b.py")
+    found = find("all", tmp_path)
+    assert [(i.name, bool(i.broken)) for i in found] == [("a", False), ("b", True)]
+
+
+def test_nothing_that_can_be_loaded_is_an_error(source):
+    one, two = source("1 / 0", "one.py"), source("2 / 0", "two.py")
+    assert [line.partition(": ")[0] for line in message(f"{one}:f,{two}:f").splitlines()] == [f"{one}:1", f"{two}:1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isolated", [[], ["--isolate"]], ids=["here", "isolated"])
+def test_a_run_with_a_broken_one_tests_the_others_and_is_red(run, write, source, isolated):
+    cases = write("id: one, logits: {shape: [3, 4]}")
+    broken = source("import no_such_library\n", "broken.py")
+    status, screen = run("--impl", f"native,{broken}:loss", "--cases", cases, "--tb=no", "-rA", *isolated)
+    assert status == 1
+    assert "implementations: native " in screen
+    assert ", loss (broken)" in screen
+    assert {line.split("[")[-1] for line in screen.splitlines() if line.startswith("PASSED")} == {"native:small/one]"}
+    failed = [line for line in screen.splitlines() if line.startswith("FAILED")]
+    assert len(failed) >= 4
+    assert all("[loss:small/one]" in line for line in failed)
+    status, screen = run("--impl", f"{broken}:loss", "--cases", cases, *isolated)
+    assert status == 4
+    assert f"{broken}:1: the file cannot be imported: ModuleNotFoundError" in screen

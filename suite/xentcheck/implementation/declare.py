@@ -22,6 +22,10 @@ class ImplementationError(UsageError):
     """An implementation that cannot be found, loaded or used. The text says what to do."""
 
 
+class BrokenError(ImplementationError):
+    """An implementation that was found but cannot be imported or called. Others of the same run go on without it."""
+
+
 @dataclass(frozen=True)
 class Deviation:
     """Cases that an implementation is known to fail, and how.
@@ -124,6 +128,7 @@ class Implementation:
         description: one line for reports; the first line of the docstring of a shipped file, if left out.
         version: the version of its package, which is looked up if left out.
         unavailable: why it cannot run here; all its cases are then ``unavailable``.
+        broken: why it could not be loaded; all its cases are then ``error``. Set by the loader.
         tentative: capabilities that nobody declared but that a bare callable may have. Refusing a case that needs one is
             ``unsupported`` and not an error; a wrong answer is still a failure.
         source: what ``--impl`` takes to find it again; set by the loader.
@@ -147,6 +152,7 @@ class Implementation:
     description: str = ""
     version: str = ""
     unavailable: str = ""
+    broken: str = ""
     tentative: frozenset[str] = frozenset()
     source: str = ""
 

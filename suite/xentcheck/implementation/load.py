@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from xentcheck.implementation.declare import Implementation, ImplementationError, ModuleCall, version_of
+from xentcheck.implementation.declare import BrokenError, Implementation, ImplementationError, ModuleCall, version_of
 from xentcheck.spec.capabilities import LINEAR_CAPABILITIES, LOGITS_CAPABILITIES
 from xentcheck.spec.patterns import nearest
 from xentcheck.spec.resources import implementations_folder
@@ -143,23 +143,44 @@ def find(
         probe: see ``from_callable``.
 
     Returns:
-        The implementations. Where two have the same name, the later one gets a number.
+        The implementations. Where two have the same name, the later one gets a number. One that cannot be loaded is there with the
+        reason as ``broken``, if another one can be.
 
     Raises:
-        ImplementationError: nothing is named, or something cannot be found or loaded.
+        ImplementationError: nothing is named, something cannot be found, or nothing can be loaded.
     """
     found: list[Implementation] = []
-    for part in (p.strip() for p in specification.split(",")):
-        if part:
+    for part in _parts(specification, folder):
+        try:
             found += find_one(part) if find_one else _find_one(part, folder, probe)
+        except BrokenError as error:
+            found.append(_broken(part, str(error)))
     if not found:
         raise ImplementationError("--impl names no implementation; expected for instance --impl native,maskedce")
+    if all(implementation.broken for implementation in found):
+        raise BrokenError("\n".join(dict.fromkeys(implementation.broken for implementation in found)))
     named: dict[str, Implementation] = {}
     for implementation in found:
         numbered = (f"{implementation.name}-{i}" for i in itertools.count(2))
         name = next(n for n in itertools.chain([implementation.name], numbered) if n not in named)
         named[name] = replace(implementation, name=name)
     return list(named.values())
+
+
+def _parts(specification: str, folder: Path) -> list[str]:
+    parts = [part.strip() for part in specification.split(",")]
+    return [one for part in parts if part for one in (names(folder) if part == "all" else [part])]
+
+
+def _broken(part: str, reason: str) -> Implementation:
+    where, _, attribute = part.rpartition(":")
+    name = re.sub(r"[^\w.-]", "_", Path(where).stem if attribute == "*" else attribute)[:100]
+
+    def function(*arguments: Any, **options: Any) -> Any:
+        raise BrokenError(reason)
+
+    function.__module__ = ""  # of no package, so that no version is taken from it
+    return Implementation(name=name or "broken", cross_entropy=function, broken=reason, source=part)
 
 
 def names(folder: Path = FOLDER) -> list[str]:
@@ -170,8 +191,6 @@ def names(folder: Path = FOLDER) -> list[str]:
 def _find_one(part: str, folder: Path, probe: Probe) -> list[Implementation]:
     where, colon, attribute = part.rpartition(":")
     if not colon:
-        if part == "all":
-            return [_from_folder(name, folder) for name in names(folder)]
         if part.endswith(".py") or "/" in part:
             raise ImplementationError(f"--impl {part}: expected {part}:attribute or {part}:*")
         return [_from_folder(part, folder)]
@@ -191,7 +210,7 @@ def _find_one(part: str, folder: Path, probe: Probe) -> list[Implementation]:
     try:
         module = importlib.import_module(where)
     except Exception as error:
-        raise ImplementationError(
+        raise BrokenError(
             f"--impl {part}: the module {where} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     return [_from_module(module, attribute, part, probe)]
@@ -231,7 +250,7 @@ _count = itertools.count()
 
 
 def load_file(path: Path) -> ModuleType:
-    """Executes a file as a new module; modules beside it can be imported meanwhile. Raises ImplementationError with the failing line."""
+    """Executes a file as a new module; modules beside it can be imported meanwhile. Raises BrokenError with the failing line."""
     path = path.resolve()
     spec = importlib.util.spec_from_file_location(
         f"xentcheck_loaded_{next(_count)}_{re.sub(r'[^0-9a-zA-Z]', '_', path.stem)}", path
@@ -244,14 +263,14 @@ def load_file(path: Path) -> ModuleType:
     before = set(sys.modules)
     try:
         spec.loader.exec_module(module)
-    except (ImplementationError, KeyboardInterrupt):
+    except KeyboardInterrupt:
         raise
+    except ImplementationError as error:
+        raise BrokenError(str(error)) from error
     except BaseException as error:
         lines = [frame.lineno for frame in inspect.trace() if frame.filename == str(path)]
         line = lines[-1] if lines else getattr(error, "lineno", "?")
-        raise ImplementationError(
-            f"{path}:{line}: the file cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        raise BrokenError(f"{path}:{line}: the file cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
         # Modules that the file imports from its own folder belong to this execution alone. They stay in sys.modules under another

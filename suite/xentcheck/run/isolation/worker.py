@@ -36,7 +36,7 @@ from typing import Any
 import torch
 import torch.fx.experimental.symbolic_shapes  # half a second, and the first backward pass with an upstream gradient imports it
 
-from xentcheck.implementation.declare import Implementation, ImplementationError
+from xentcheck.implementation.declare import BrokenError, Implementation, ImplementationError
 from xentcheck.implementation.load import Probe, find, takes_lists
 from xentcheck.run.isolation.protocol import AT_ONCE, frame, reading, rest
 from xentcheck.run.observe import Failure, Observation, observe
@@ -160,9 +160,10 @@ def _work(start: dict[str, Any], requests: int, answers: int) -> None:
     try:
         found = find(start["source"], probe=probe)
     except ImplementationError as error:
-        return send(token, {"refused": str(error)})
+        return send(token, {"refused": str(error), "broken": isinstance(error, BrokenError)})
     except BaseException as error:
-        return send(token, {"refused": f"--impl {start['source']}: {type(error).__name__}: {error}"})
+        text = f"--impl {start['source']}: {type(error).__name__}: {error}"
+        return send(token, {"refused": text, "broken": True})
     send(token, {"found": [_described(i) for i in found]})
     while True:
         filling = reading()
