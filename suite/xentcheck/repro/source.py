@@ -11,6 +11,7 @@ from typing import Any
 
 from xentcheck.implementation import FOLDER, Implementation
 from xentcheck.implementation.declare import ModuleCall
+from xentcheck.implementation.load import is_of_file
 
 # Loads the files that are printed as text below it. Declarations of the suite in them become plain namespaces.
 _LOADER = '''
@@ -93,7 +94,7 @@ def _importable(value: Any) -> tuple[str, str] | None:
     """The module, with as short a name as possible, and the name by which a script can import a function or class."""
     module, name = getattr(value, "__module__", None) or "", getattr(value, "__qualname__", "")
     for place in itertools.accumulate(module.split("."), "{}.{}".format):
-        found: Any = None if place.startswith("xentcheck_loaded_") else sys.modules.get(place)
+        found: Any = None if is_of_file(place) else sys.modules.get(place)
         for step in name.split("."):
             found = getattr(found, step, None)
         if found is value:

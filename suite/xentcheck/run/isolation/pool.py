@@ -154,7 +154,9 @@ class Workers:
             except DiedError:
                 if not asking:
                     raise
-                unasked.append(asking)  # it died of the call that finds out whether it takes lists; so it does not
+                unasked.append(
+                    asking
+                )  # it died of a call that only finds something out; what is not known is not claimed
 
 
 class Elsewhere:
