@@ -7,8 +7,7 @@ from collections import defaultdict
 
 import pytest
 
-from kill_matrix import FOLDER, found_in
-from xentcheck.implementation import find
+from kill_matrix import FOLDER, found_in, loaded
 from xentcheck.run.examiner import Examiner
 from xentcheck.spec.loader import load_all
 
@@ -34,7 +33,7 @@ def test_a_case_kills_the_mutants_it_names(entry):
         pytest.skip(f"more than 2^31 logits: pytest suite/ --huge --cases {entry} --impl {MUTANTS[next(iter(named))]}")
     examiner, survivors = Examiner(), []
     for name, cases in named.items():
-        mutant = find(MUTANTS[name])[0]  # executed anew: what it kept from other cases may not decide
+        mutant = loaded(MUTANTS[name])[0]  # executed anew: what it kept from other cases may not decide
         if not any(faults(case, mutant, examiner) for case in cases):
             survivors.append(name)
     assert survivors == []

@@ -2,11 +2,11 @@
 
 import pytest
 
+from kill_matrix import loaded
 from test_lint import MUTANTS
 from test_mutants import CASES, faults
 from test_mutants import MUTANTS as SOURCES
 from xentcheck import cli
-from xentcheck.implementation import find
 from xentcheck.run.examiner import Examiner
 from xentcheck.spec import bug_reports
 from xentcheck.spec.patterns import matches
@@ -32,7 +32,7 @@ OTHERS = [
 
 @pytest.mark.parametrize(("report", "name"), OTHERS)
 def test_a_mutant_of_a_report_is_killed_by_a_case_of_it(report, name):
-    examiner, mutant = Examiner(), find(SOURCES[name])[0]
+    examiner, mutant = Examiner(), loaded(SOURCES[name])[0]
     assert any(faults(case, mutant, examiner) for case in CAUGHT[report])
 
 

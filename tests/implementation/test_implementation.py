@@ -231,7 +231,7 @@ def test_the_same_name_twice_gets_a_number(source):
 
 
 def test_a_number_does_not_take_a_name_that_is_there(source):
-    path = source("def a(input, target): ...\n")
+    path = source("def a(input, target):\n    return input.sum()\n")
     found = find(f"{path}:a,{path}:a,{path}:a")
     assert len({i.name for i in found}) == 3
 
@@ -382,8 +382,9 @@ OPTIONS = {
 
 
 def of_lists(input, target, ignore_index=-100):
-    values = ignore_index if isinstance(ignore_index, list) else [ignore_index]
-    return LOGITS.sum() * len(values)
+    values = torch.tensor(ignore_index if isinstance(ignore_index, list) else [ignore_index])
+    kept = ~torch.isin(target, values)
+    return torch.nn.functional.cross_entropy(input[kept], target[kept])
 
 
 @pytest.mark.parametrize(
@@ -442,17 +443,34 @@ def test_a_loss_that_answers_a_list_wrongly_offers_none():
     )
 
 
-def test_the_probe_decides_whether_lists_are_taken():
-    probed = []
+def broadcasts(input, target, ignore_index=-100):
+    valid = target != torch.as_tensor(ignore_index)
+    return torch.nn.functional.cross_entropy(input[valid], target[valid])
 
-    def probe(function, is_linear):
-        probed.append((function, is_linear))
+
+def first_only(input, target, ignore_index=-100):
+    valid = target != (ignore_index[0] if isinstance(ignore_index, list) else ignore_index)
+    return torch.nn.functional.cross_entropy(input[valid], target[valid])
+
+
+@pytest.mark.parametrize("function", [broadcasts, first_only])
+def test_who_takes_a_list_of_one_only_does_not_take_lists(function):
+    logits, target = torch.eye(3), torch.tensor([2, 1, 0])
+    assert torch.equal(function(logits, target, [1]), function(logits, target, 1))
+    assert "ignore_index_list" not in from_callable(function, "f").capabilities
+
+
+def test_who_asks_decides_whether_lists_are_taken():
+    asked = []
+
+    def ask(question):
+        asked.append(question)
         return True
 
-    found = from_callable(linear_masked_cross_entropy, "f", probe=probe)
+    found = from_callable(linear_masked_cross_entropy, "f", ask=ask)
     assert "ignore_index_list" in found.capabilities
-    assert "ignore_index_list" not in from_callable(lambda input, target: None, "f", probe=probe).capabilities
-    assert probed == [(linear_masked_cross_entropy, True)], "one without ignore_index is not asked"
+    assert "ignore_index_list" not in from_callable(lambda input, target: None, "f", ask=ask).capabilities
+    assert len(asked) == 1, "one without ignore_index is not asked"
 
 
 def test_a_module_class_is_known_as_one():
@@ -523,24 +541,36 @@ def test_conventions_are_those_stated():
 # --- isolation
 
 
+COUNTING = """
+    state = []
+
+    def first(input, target):
+        state.append(1)
+        return input.sum() * 0 + len(state)
+
+    def second(input, target):
+        state.append(1)
+        return input.sum() * 0 + len(state)
+"""
+
+
+def unasked(specification):
+    """Loaded without a call."""
+    return find(specification, ask=lambda question: None)
+
+
 def test_functions_of_one_file_do_not_share_its_state(source):
-    path = source(
-        """
-        state = []
-
-        def first(input, target):
-            state.append(1)
-            return len(state)
-
-        def second(input, target):
-            state.append(1)
-            return len(state)
-        """
-    )
-    first, second = find(f"{path}:*")
+    first, second = unasked(f"{source(COUNTING)}:*")
     assert [loss(first), loss(first), loss(second)] == [1, 2, 1]
-    again = find(f"{path}:first,{path}:first")
-    assert [loss(again[0]), loss(again[1])] == [1, 1]
+
+
+def test_a_file_that_is_named_several_times_is_executed_once(source):
+    path = source(COUNTING)
+    first, second, again = unasked(
+        f"{path}:first,native,{path.parent}/../{path.parent.name}/{path.name}:second,{path}:first"
+    )[::2] + unasked(f"{path}:first")
+    assert first.cross_entropy.__globals__ is second.cross_entropy.__globals__
+    assert [loss(first), loss(second), loss(again)] == [1, 2, 1], "another search executes it again"
 
 
 HELPED = """
@@ -558,7 +588,7 @@ HELPED = """
 
 def test_a_helper_module_beside_the_file_is_private_to_it(source):
     source("state = []", "xentcheck_test_helper.py")
-    first, second = find(f"{source(HELPED.format(name='xentcheck_test_helper'))}:*")
+    first, second = unasked(f"{source(HELPED.format(name='xentcheck_test_helper'))}:*")
     assert [loss(first), loss(first), loss(second)] == [1, 2, 1]
     assert "xentcheck_test_helper" not in sys.modules
 
@@ -567,14 +597,14 @@ def test_a_helper_is_found_by_the_name_that_it_has_now(source):
     """As torch.compile does with the module of each function that it meets."""
     source("def helped():\n    return 1", "xentcheck_test_helper.py")
     path = source("from xentcheck_test_helper import helped\n\ndef f(input, target):\n    return helped")
-    found = find(f"{path}:f")
+    found = unasked(f"{path}:f")
     helped = loss(found[0])
     assert sys.modules[helped.__globals__["__name__"]].helped is helped
 
 
 def test_a_helper_package_beside_the_file_is_private_to_it(source):
     source("state = []", "xentcheck_test_package/__init__.py")
-    first, second = find(f"{source(HELPED.format(name='xentcheck_test_package'))}:*")
+    first, second = unasked(f"{source(HELPED.format(name='xentcheck_test_package'))}:*")
     assert [loss(first), loss(first), loss(second)] == [1, 2, 1]
     assert "xentcheck_test_package" not in sys.modules
 
@@ -586,7 +616,7 @@ def test_two_files_have_helpers_of_the_same_name(tmp_path, source):
             "import xentcheck_test_helper\n\ndef f(input, target):\n    return xentcheck_test_helper.number\n",
             f"{folder}/losses.py",
         )
-    found = find(f"{tmp_path}/a/losses.py:f,{tmp_path}/b/losses.py:f")
+    found = unasked(f"{tmp_path}/a/losses.py:f,{tmp_path}/b/losses.py:f")
     assert [loss(i) for i in found] == [1, 2]
 
 
@@ -596,10 +626,61 @@ def test_libraries_stay_imported(source):
     assert "colorsys" in sys.modules
 
 
-def test_loading_leaves_the_path_as_it_was(source):
+def test_loading_a_file_adds_its_folder_to_the_end_of_the_path(source):
+    path = source(name="xentcheck_test_losses.py")
     before = list(sys.path)
-    find(f"{source()}:*")
-    assert sys.path == before
+    find(f"{path}:first")
+    assert sys.path == [*before, str(path.parent)]
+    assert sys.modules["xentcheck_test_losses"].__file__ == str(path)
+    load_file(path)
+    assert sys.path == [*before, str(path.parent)]
+
+
+def test_a_file_takes_the_name_of_nothing_else(source):
+    before = list(sys.path)
+    import json
+
+    for name in (
+        "json.py",
+        "tabnanny.py",
+        "a-b.py",
+        "class.py",
+    ):  # imported; could be imported; not importable by an import statement
+        find(f"{source(name=name)}:first")
+    assert sys.modules["json"] is json
+    assert not {"tabnanny", "a-b"} & set(sys.modules)
+    assert set(sys.path) <= {*before, str(source().parent)}
+
+
+def test_functions_of_a_file_reach_a_spawned_process(source, tmp_path):
+    path = source(
+        """
+        import xentcheck_test_helper
+
+        def doubled(number):
+            return xentcheck_test_helper.factor * number
+
+        def loss(input, target):
+            return input.sum()
+        """,
+        "files/xentcheck_test_spawned.py",
+    )
+    source("factor = 2", "files/xentcheck_test_helper.py")
+    script = source(
+        f"""
+        if __name__ == "__main__":
+            import multiprocessing
+
+            from xentcheck.implementation import find
+
+            (found,) = find("{path}:loss")
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                print(pool.apply(found.cross_entropy.__globals__["doubled"], (21,)))
+        """,
+        "spawning.py",
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd="/", timeout=300)
+    assert (done.stdout, done.returncode) == ("42\n", 0), done.stderr
 
 
 # --- known deviations
@@ -744,3 +825,227 @@ def test_a_loss_without_a_reduction_is_asked_for_its_mean_only(write):
     examiner = Examiner()
     assert examiner.examine(named, "loss", found).status == "unsupported"
     assert examiner.examine(left_out, "loss", found).status == "pass"
+
+
+# --- one that cannot be loaded
+
+
+def test_one_that_cannot_be_imported_does_not_end_the_run_for_the_others(source):
+    path = source("import no_such_library\n", "broken.py")
+    native, broken = find(f"native,{path}:loss")
+    assert (native.name, native.broken) == ("native", "")
+    assert (broken.name, broken.source) == ("loss", f"{path}:loss")
+    assert broken.broken.startswith(f"{path}:1: the file cannot be imported: ModuleNotFoundError")
+    assert [i.name for i in find(f"no_such_package.losses:f,native,{path}:*")] == ["f", "native", "broken"]
+
+
+def test_every_case_of_a_broken_one_is_an_error(source, case):
+    _, broken = find(f"native,{source('1 / 0', 'broken.py')}:loss")
+    asked = case("logits: {shape: [3, 4]}")
+    examiner = Examiner()
+    for aspect in examiner.aspects(asked, broken):
+        verdict = examiner.examine(asked, aspect, broken)
+        assert (verdict.status, verdict.message) == ("error", broken.broken)
+
+
+def test_one_broken_file_of_the_folder_does_not_end_all(tmp_path, source):
+    source("import xentcheck.implementation as x\nimplementation = x.Implementation('a', len)", "a.py")
+    source("import xentcheck.implementation as x\nimplementation = x.Implementation('b', 3)", "b.py")
+    found = find("all", tmp_path)
+    assert [(i.name, bool(i.broken)) for i in found] == [("a", False), ("b", True)]
+
+
+def test_nothing_that_can_be_loaded_is_an_error(source):
+    one, two = source("1 / 0", "one.py"), source("2 / 0", "two.py")
+    assert [line.partition(": ")[0] for line in message(f"{one}:f,{two}:f").splitlines()] == [f"{one}:1", f"{two}:1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isolated", [[], ["--isolate"]], ids=["here", "isolated"])
+def test_a_run_with_a_broken_one_tests_the_others_and_is_red(run, write, source, isolated):
+    cases = write("id: one, logits: {shape: [3, 4]}")
+    broken = source("import no_such_library\n", "broken.py")
+    status, screen = run("--impl", f"native,{broken}:loss", "--cases", cases, "--tb=no", "-rA", *isolated)
+    assert status == 1
+    assert "implementations: native " in screen
+    assert ", loss (broken)" in screen
+    assert {line.split("[")[-1] for line in screen.splitlines() if line.startswith("PASSED")} == {"native:small/one]"}
+    failed = [line for line in screen.splitlines() if line.startswith("FAILED")]
+    assert len(failed) >= 4
+    assert all("[loss:small/one]" in line for line in failed)
+    status, screen = run("--impl", f"{broken}:loss", "--cases", cases, *isolated)
+    assert status == 4
+    assert f"{broken}:1: the file cannot be imported: ModuleNotFoundError" in screen
+
+
+# --- how a callable is called
+
+SHAPES = """
+    import torch
+    import torch.nn.functional as F
+
+    def masked(input, target, mask):
+        return (F.cross_entropy(input, target, reduction="none") * mask).sum()
+
+    def one_argument(batch):
+        return batch[0].sum()
+
+    class Weighted(torch.nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+
+        def forward(self, input, target):
+            return F.cross_entropy(input, target)
+
+    class Masked(torch.nn.Module):
+        def forward(self, input, target, mask):
+            return F.cross_entropy(input, target)
+
+    made = Masked()
+
+    def labels_first(labels, logits):
+        return F.cross_entropy(logits, labels)
+
+    def pair(input, target):
+        return None, F.cross_entropy(input, target)
+
+    def listed(input, target):
+        return [F.cross_entropy(input, target)]
+
+    def mapping(input, target):
+        return {"rows": input, "loss": F.cross_entropy(input, target)}
+
+    def none(input, target):
+        F.cross_entropy(input, target)
+
+    def number(input, target):
+        return F.cross_entropy(input, target).item()
+
+    def array(input, target):
+        return F.cross_entropy(input, target).detach().numpy()
+
+    def last_of_three(input, target):
+        batch, length, classes = input.shape
+        return F.cross_entropy(input.reshape(-1, classes), target.reshape(-1))
+
+    def fused(hidden, linear_weight, target):
+        return F.cross_entropy(hidden @ linear_weight.T, target), hidden
+"""
+EXPECTED = "expected {0}(input, target, ...) that returns a tensor; found "
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("masked", "masked(input, target, mask): missing a required argument: 'mask'; wrap it: lambda x, t, **o: masked(x, t, mask=..., **o)"),
+        ("one_argument", "one_argument(batch): too many positional arguments; wrap it in a function of (input, target, **options)"),
+        ("Weighted", "Weighted(classes): missing a required argument: 'classes'; wrap it: lambda x, t, **o: Weighted(classes=..., **o)(x, t)"),
+        ("Masked", "Masked(self, input, target, mask): missing a required argument: 'mask'; wrap it: lambda x, t, **o: Masked(**o)(x, t, mask=...)"),
+        ("made", "made(input, target, mask): missing a required argument: 'mask'; wrap it: lambda x, t, **o: made(x, t, mask=..., **o)"),
+        ("labels_first", "one that takes the labels first; wrap it: lambda x, t, **o: labels_first(t, x, **o)"),
+        ("pair", "one that returns a tuple; wrap it: lambda x, t, **o: pair(x, t, **o)[1]"),
+        ("listed", "one that returns a list; wrap it: lambda x, t, **o: listed(x, t, **o)[0]"),
+        ("mapping", "one that returns a dict; wrap it: lambda x, t, **o: mapping(x, t, **o)['loss']"),
+        ("none", "one that returns None"),
+        ("number", "one that returns a float"),
+        ("array", None),  # it detaches, and NumPy's name depends on its version
+        ("last_of_three", None),
+    ],
+)  # fmt: skip
+def test_a_wrong_call_is_one_message_that_says_what_to_write(source, name, found):
+    path = source(SHAPES)
+    said = message(f"{path}:{name}")
+    if found is not None:
+        assert said == f"--impl {path}:{name}: {EXPECTED.format(name)}{found}"
+    elif name == "array":
+        assert "; found one that returns a" in said
+    else:
+        assert said == (
+            f"--impl {path}:{name}: expected {name}(input, target, ...) with the classes in dimension 1 of input; "
+            f"found one that takes them last; wrap it: lambda x, t, **o: {name}(x.movedim(1, -1), t, **o)"
+        )
+
+
+def test_a_wrong_call_of_a_fused_loss(source):
+    path = source(SHAPES)
+    assert message(f"{path}:fused") == (
+        f"--impl {path}:fused: expected fused(hidden, linear_weight, target, ...) that returns a tensor; "
+        "found one that returns a tuple; wrap it: lambda h, w, t, **o: fused(h, w, t, **o)[0]"
+    )
+
+
+def test_what_is_wrong_does_not_keep_the_others_of_a_file(source):
+    found = {i.name: i.broken for i in find(f"{source(SHAPES + PLAIN)}:*")}
+    assert found["plain"] == ""
+    assert all(found[name] for name in ("masked", "pair", "none"))
+
+
+PLAIN = """
+    def plain(input, target, **options):
+        return F.cross_entropy(input, target, **options)
+"""
+WORKING = """
+    import functools
+    import pytest
+    import torch
+    import torch.nn.functional as F
+
+    def needs_another_device(input, target):
+        if not input.is_cuda:
+            raise RuntimeError("expected a CUDA tensor")
+
+    def needs_many_classes(input, target):
+        if input.shape[1] < 1000:
+            raise TypeError("unsupported number of classes")
+
+    def skips(input, target):
+        pytest.skip("not here")
+
+    def fails_inside(input, target):
+        return F.cross_entropy(input)
+
+    def gives_the_mask(function):
+        @functools.wraps(function)
+        def wrapped(input, target):
+            return function(input, target, 1.0)
+
+        return wrapped
+
+    @gives_the_mask
+    def decorated(input, target, mask):
+        return mask * F.cross_entropy(input, target)
+
+    def images_only(input, target):
+        batch, classes, length = input.shape
+        return F.cross_entropy(input, target)
+
+    def each(input, target):
+        return F.cross_entropy(input, target, reduction="none")
+"""
+
+
+def test_what_works_or_cannot_be_told_is_not_accused(source):
+    names = re.findall(r"^    def (\w+)\(input", WORKING, re.MULTILINE)
+    assert len(names) == 7
+    path = source(WORKING)
+    for name in names:
+        (found,) = find(f"{path}:{name}")
+        assert not found.broken
+        assert "k_dim" in found.capabilities
+
+
+def test_who_takes_the_classes_last_is_not_asked_for_images(source):
+    path = source(
+        """
+        import torch.nn.functional as F
+
+        def flat(input, target):
+            return F.cross_entropy(input.reshape(-1, input.shape[-1]), target.reshape(-1))
+        """
+    )
+    with pytest.warns(
+        UserWarning, match=r"flat: takes the classes in the last dimension.*flat\(x.movedim\(1, -1\), t, \*\*o\)"
+    ):
+        (found,) = find(f"{path}:flat")
+    assert not {"k_dim"} & (found.capabilities | found.tentative)
+    assert torch.equal(loss(found), RIGHT)

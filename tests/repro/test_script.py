@@ -97,6 +97,29 @@ OWN = '''
 '''
 HELPED = "from own_helper import factor\nimport torch.nn.functional as F\n\n\ndef helped(input, target):\n    return factor * F.cross_entropy(input, target)\n"
 
+# Positional arguments, an import over several lines with another name, and a helper that imports the file.
+POSITIONAL = """import torch
+from positional_helper import twice
+from xentcheck.implementation import (
+    ARRAY_CAPABILITIES,
+    LOGITS_CAPABILITIES as OFFERED,
+    Implementation,
+)
+
+
+def wrong(input, target):
+    return twice(torch.nn.functional.cross_entropy(input, target))
+
+
+def both(input, target, upstream):
+    return 2.0, 0 * input
+
+
+positional = Implementation("positional", wrong, capabilities=OFFERED - {"vmap"})
+arrays = Implementation("arrays", None, both, capabilities=ARRAY_CAPABILITIES - {"weight"})
+"""
+POSITIONAL_HELPER = "def twice(loss):\n    import positional\n\n    return loss * 2\n"
+
 SOFTMAX = """from torch.nn.functional import cross_entropy, nll_loss, softmax
 
 
@@ -220,6 +243,9 @@ SCRIPTS = {
     "a module that is made already": ("{folder}/own.py:criterion", PLAIN),
     "a lambda of a statement": ("{folder}/own.py:unnamed", PLAIN),
     "a helper beside the file": ("{folder}/helped.py:helped", PLAIN),
+    "positional arguments": ("{folder}/positional.py:positional", PLAIN),
+    "positional arguments, in arrays": ("{folder}/positional.py:arrays", PLAIN),
+    "a file whose name is no identifier": ("{folder}/hel-ped.py:helped", PLAIN),
     **{
         f"the shipped {name}": (name, f"{PLAIN}, target: {{ignore: first}}")
         for name in ("native_module", "nll", "remapped", "masked_mean", "filtered", "nan_guard")
@@ -260,6 +286,9 @@ def made(tmp_path_factory):
     (folder / "own.py").write_text(textwrap.dedent(OWN))
     (folder / "own_helper.py").write_text("factor = 2.5\n")
     (folder / "helped.py").write_text(HELPED)
+    (folder / "positional.py").write_text(POSITIONAL)
+    (folder / "hel-ped.py").write_text(HELPED)
+    (folder / "positional_helper.py").write_text(POSITIONAL_HELPER)
     (folder / "forms.py").write_text(FORMS)
     (folder / "own_softmax.py").write_text(SOFTMAX)
     (folder / "small.yaml").write_text(

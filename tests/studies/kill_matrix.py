@@ -50,6 +50,11 @@ def found_in(folder: Path) -> dict[str, str]:
     return {i.name: i.source for file in files for i in find(f"{file}:*")}
 
 
+def loaded(source: str) -> list[Implementation]:
+    """The mutants that a source names, those included that the loader refuses for what they return: here the cases are tested."""
+    return find(source, ask=lambda question: question() is True)
+
+
 def matrix_digest(cases: Iterable[Case], folder: Path = FOLDER) -> str:
     """Names what the published page was made from: the cases, what they say they kill, and the mutants."""
     cases = list(cases)
@@ -70,7 +75,7 @@ class Asking:
     def __init__(self, sources: Iterable[str]) -> None:
         torch.set_num_threads(1)
         self._examiner = Examiner()
-        self._mutants = [mutant for source in sources for mutant in find(source)]
+        self._mutants = [mutant for source in sources for mutant in loaded(source)]
 
     def kills(self, case: Case) -> dict[str, str]:
         """The mutants that fail the case, each with the aspect that shows it first: the case's own, then relations."""
@@ -83,7 +88,7 @@ class Asking:
         if not exam.concerns(mutant):
             return ""
         if keeps_state(mutant):  # what it kept from other cases may not decide
-            mutant = find(mutant.source)[0]
+            mutant = loaded(mutant.source)[0]
         seen = observe(mutant, exam.batch, _wants_gradient(case))
         again = () if seen.again is None else _fingerprint(seen.again)
         claims = (mutant.capabilities, mutant.tentative, *sorted(mutant.conventions.items()))

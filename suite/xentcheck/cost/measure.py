@@ -197,6 +197,8 @@ class Costs:
     def _checked_now(self, case: Case, implementation: Implementation) -> tuple[Status, str]:
         if implementation.unavailable:
             return Status.UNAVAILABLE, implementation.unavailable
+        if implementation.broken:
+            return Status.ERROR, implementation.broken
         if not speed_cases.is_for(self.device, case):
             return Status.UNAVAILABLE, "measured on a CUDA device only, by --device cuda"
         try:

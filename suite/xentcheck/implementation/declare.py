@@ -22,6 +22,10 @@ class ImplementationError(UsageError):
     """An implementation that cannot be found, loaded or used. The text says what to do."""
 
 
+class BrokenError(ImplementationError):
+    """An implementation that was found but cannot be imported or called. Others of the same run go on without it."""
+
+
 @dataclass(frozen=True)
 class Deviation:
     """Cases that an implementation is known to fail, and how.
@@ -126,6 +130,7 @@ class Implementation:
         unavailable: why it cannot run here; all its cases are then ``unavailable``.
         built_on: ``"torch"`` for what hands the work to torch's own loss. Where it fails exactly as ``native`` is known to, it deviates
             as ``native`` does; a bare callable is taken to be built on torch.
+        broken: why it could not be loaded; all its cases are then ``error``. Set by the loader.
         tentative: capabilities that nobody declared but that a bare callable may have. Refusing a case that needs one is
             ``unsupported`` and not an error; a wrong answer is still a failure.
         source: what ``--impl`` takes to find it again; set by the loader.
@@ -150,6 +155,7 @@ class Implementation:
     version: str = ""
     unavailable: str = ""
     built_on: str = ""
+    broken: str = ""
     tentative: frozenset[str] = frozenset()
     source: str = ""
 

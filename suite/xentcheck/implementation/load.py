@@ -9,13 +9,15 @@ import itertools
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from xentcheck.implementation.declare import Implementation, ImplementationError, ModuleCall, version_of
+from xentcheck.implementation.declare import BrokenError, Implementation, ImplementationError, ModuleCall, version_of
+from xentcheck.implementation.trial import takes_classes_last, takes_lists, wrong_call
 from xentcheck.spec.capabilities import LINEAR_CAPABILITIES, LOGITS_CAPABILITIES
 from xentcheck.spec.patterns import nearest
 from xentcheck.spec.resources import implementations_folder
@@ -37,37 +39,16 @@ _SHOWN_BY = {
     "linear_bias": {"linear_bias"},
 }
 
-# Whether a bare callable takes a list of ignore values. The second argument says whether it is a fused linear loss.
-Probe = Callable[[Callable[..., Any], bool], bool]
+# Answers a question that calls an implementation; None where that cannot be asked.
+Ask = Callable[[Callable[[], Any]], Any]
 
 
-def takes_lists(function: Callable[..., Any], is_linear: bool) -> bool:
-    """Whether a list of one ignore value gives the same loss as the value itself. Calls the loss twice."""
-    import torch
-
-    from xentcheck.implementation.purity import GlobalState
-
-    logits, target = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0], [1.0, 5.0, 0.0]]), torch.tensor([2, 1, 0])
-
-    def call(ignore_index: int | list[int]) -> Any:
-        matrix = [torch.eye(3)] if is_linear else []
-        return function(logits.clone(), *matrix, target.clone(), ignore_index=ignore_index)
-
-    state = GlobalState()
-    try:
-        with torch.no_grad():
-            return bool(torch.equal(call(1), call([1])))
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # such as pytest.skip
-        return False
-    finally:
-        state.restore()
+def asked_here(question: Callable[[], Any]) -> Any:
+    """Asks in this process."""
+    return question()
 
 
-def from_callable(
-    function: Callable[..., Any], name: str, source: str = "", probe: Probe = takes_lists
-) -> Implementation:
+def from_callable(function: Callable[..., Any], name: str, source: str = "", ask: Ask = asked_here) -> Implementation:
     """A bare callable as an implementation: it claims the options of its signature and declares no convention.
 
     Args:
@@ -75,7 +56,7 @@ def from_callable(
             as ``cls(**options)(input, target)``. If its attribute ``implementation`` is an Implementation, that is used instead.
         name: how reports call it.
         source: what ``--impl`` takes to find it again.
-        probe: decides whether it takes a list of ignore values, which no signature shows.
+        ask: asks whether it takes a list of ignore values, which no signature shows.
 
     Raises:
         ImplementationError: ``function`` is a class but not an ``nn.Module``.
@@ -94,7 +75,7 @@ def from_callable(
     for option, shown in _SHOWN_BY.items():
         if not (takes_any or option in parameters):
             claimed -= shown
-    if "ignore_index" in claimed and probe(function, is_linear):
+    if "ignore_index" in claimed and ask(lambda: takes_lists(function, is_linear)):
         claimed |= {"ignore_index_list"}
     if is_linear:  # under autocast the product may round the logits, as that of a linear layer does
         claimed -= {"autocast"}
@@ -133,7 +114,7 @@ def find(
     specification: str,
     folder: Path = FOLDER,
     find_one: Callable[[str], list[Implementation]] | None = None,
-    probe: Probe = takes_lists,
+    ask: Ask = asked_here,
 ) -> list[Implementation]:
     """The implementations that ``--impl`` names, in its order.
 
@@ -142,20 +123,26 @@ def find(
             ``path/to/file.py:*``, separated by commas.
         folder: where the shipped implementations are.
         find_one: finds the implementations of one part of the specification, for instance in another process.
-        probe: see ``from_callable``.
+        ask: asks what only calls can tell; another one is for workers, which may die of it.
 
     Returns:
-        The implementations. Where two have the same name, the later one gets a number.
+        The implementations. Where two have the same name, the later one gets a number. One that cannot be loaded is there with the
+        reason as ``broken``, if another one can be.
 
     Raises:
-        ImplementationError: nothing is named, or something cannot be found or loaded.
+        ImplementationError: nothing is named, something cannot be found, or nothing can be loaded.
     """
     found: list[Implementation] = []
-    for part in (p.strip() for p in specification.split(",")):
-        if part:
-            found += find_one(part) if find_one else _find_one(part, folder, probe)
+    files: dict[Path, ModuleType] = {}
+    for part in _parts(specification, folder):
+        try:
+            found += find_one(part) if find_one else _find_one(part, folder, ask, files)
+        except BrokenError as error:
+            found.append(_broken(part, str(error)))
     if not found:
         raise ImplementationError("--impl names no implementation; expected for instance --impl native,maskedce")
+    if all(implementation.broken for implementation in found):
+        raise BrokenError("\n".join(dict.fromkeys(implementation.broken for implementation in found)))
     named: dict[str, Implementation] = {}
     for implementation in found:
         numbered = (f"{implementation.name}-{i}" for i in itertools.count(2))
@@ -164,16 +151,31 @@ def find(
     return list(named.values())
 
 
+def _parts(specification: str, folder: Path) -> list[str]:
+    parts = [part.strip() for part in specification.split(",")]
+    return [one for part in parts if part for one in (names(folder) if part == "all" else [part])]
+
+
+def _broken(part: str, reason: str) -> Implementation:
+    where, _, attribute = part.rpartition(":")
+    name = re.sub(r"[^\w.-]", "_", Path(where).stem if attribute == "*" else attribute)[:100]
+
+    def function(*arguments: Any, **options: Any) -> Any:
+        raise BrokenError(reason)
+
+    function.__module__ = ""  # of no package, so that no version is taken from it
+    return Implementation(name=name or "broken", cross_entropy=function, broken=reason, source=part)
+
+
 def names(folder: Path = FOLDER) -> list[str]:
     """The implementations that ship with the suite."""
     return sorted(p.stem for p in folder.glob("*.py") if not p.name.startswith("_"))
 
 
-def _find_one(part: str, folder: Path, probe: Probe) -> list[Implementation]:
+def _find_one(part: str, folder: Path, ask: Ask, files: dict[Path, ModuleType]) -> list[Implementation]:
+    """files: what was executed already, by path."""
     where, colon, attribute = part.rpartition(":")
     if not colon:
-        if part == "all":
-            return [_from_folder(name, folder) for name in names(folder)]
         if part.endswith(".py") or "/" in part:
             raise ImplementationError(f"--impl {part}: expected {part}:attribute or {part}:*")
         return [_from_folder(part, folder)]
@@ -181,22 +183,37 @@ def _find_one(part: str, folder: Path, probe: Probe) -> list[Implementation]:
         path = Path(where).expanduser()
         if not path.is_file():
             raise ImplementationError(f"--impl {part}: there is no file {path}")
-        if attribute != "*":
-            return [_from_module(load_file(path), attribute, part, probe)]
-        functions = [name for name, value in vars(load_file(path)).items() if _is_public_function_of(path, name, value)]
-        if not functions:
-            raise ImplementationError(f"--impl {part}: {path} defines no public function")
-        # The file is executed once more for each function, so that none sees what another does to the module.
-        return [_from_module(load_file(path), name, f"{where}:{name}", probe) for name in functions]
+        path = path.resolve()
+        if attribute == "*":
+            return _all_of_file(part, path, where, ask)
+        if path not in files:
+            files[path] = load_file(path, importable=True)
+        return [_from_module(files[path], attribute, part, ask)]
     if os.getcwd() not in sys.path:  # ``python -m`` adds it; the commands ``pytest`` and ``xentcheck`` do not
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(where)
     except Exception as error:
-        raise ImplementationError(
+        raise BrokenError(
             f"--impl {part}: the module {where} cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    return [_from_module(module, attribute, part, probe)]
+    return [_from_module(module, attribute, part, ask)]
+
+
+def _all_of_file(part: str, path: Path, where: str, ask: Ask) -> list[Implementation]:
+    """Every public function. The file is executed once for each, so that none sees what another does to the module."""
+    module = load_file(path, importable=True)
+    functions = [name for name, value in vars(module).items() if _is_public_function_of(path, name, value)]
+    if not functions:
+        raise ImplementationError(f"--impl {part}: {path} defines no public function")
+    found = []
+    for name in functions:
+        source = f"{where}:{name}"
+        try:
+            found.append(_from_module(module if name == functions[0] else load_file(path), name, source, ask))
+        except BrokenError as error:
+            found.append(_broken(source, str(error)))
+    return found
 
 
 def _from_folder(name: str, folder: Path) -> Implementation:
@@ -215,7 +232,7 @@ def _from_folder(name: str, folder: Path) -> Implementation:
     return replace(implementation, source=name, description=description)
 
 
-def _from_module(module: ModuleType, attribute: str, source: str, probe: Probe) -> Implementation:
+def _from_module(module: ModuleType, attribute: str, source: str, ask: Ask) -> Implementation:
     value: Any = module
     for step in attribute.split("."):
         if not hasattr(value, step):
@@ -226,34 +243,62 @@ def _from_module(module: ModuleType, attribute: str, source: str, probe: Probe) 
         return replace(value, source=source)
     if not callable(value):
         raise ImplementationError(f"--impl {source}: expected a callable; found {type(value).__name__} {value!r:.80}")
-    return from_callable(value, attribute.rpartition(".")[2], source, probe)
+    name = attribute.rpartition(".")[2]
+    found = from_callable(value, name, source, ask)
+    if isinstance(getattr(value, "implementation", None), Implementation):
+        return found
+    if wrong := ask(lambda: wrong_call(found.function, name, found.form == "linear_cross_entropy")):
+        raise BrokenError(f"--impl {source}: {wrong}")
+    if "k_dim" in found.capabilities and ask(lambda: takes_classes_last(found.function)):
+        advice = f"to have it asked, wrap it: lambda x, t, **o: {name}(x.movedim(1, -1), t, **o)"
+        text = f"--impl {source}: takes the classes in the last dimension, so k_dim, classes in dimension 1, is not asked; {advice}"
+        warnings.warn(text, stacklevel=2)
+        return replace(found, capabilities=found.capabilities - {"k_dim"}, tentative=found.tentative - {"k_dim"})
+    return found
 
 
 _count = itertools.count()
+_importable: set[str] = set()  # the names under which files were loaded and can be imported
 
 
-def load_file(path: Path) -> ModuleType:
-    """Executes a file as a new module; modules beside it can be imported meanwhile. Raises ImplementationError with the failing line."""
+def is_of_file(module: str) -> bool:
+    """Whether a module, or its package, was loaded from a file by its path."""
+    return module.startswith("xentcheck_loaded_") or module.partition(".")[0] in _importable
+
+
+def load_file(path: Path, importable: bool = False) -> ModuleType:
+    """Executes a file as a new module. Modules beside it can be imported meanwhile.
+
+    Args:
+        path: the file.
+        importable: whether other processes shall be able to import it by its name, as ``pickle`` does under multiprocessing's spawn.
+            If nothing else has that name, it is kept, and the file's folder becomes the last one of ``sys.path``.
+
+    Raises:
+        BrokenError: it cannot be executed; names the failing line.
+    """
     path = path.resolve()
-    spec = importlib.util.spec_from_file_location(
-        f"xentcheck_loaded_{next(_count)}_{re.sub(r'[^0-9a-zA-Z]', '_', path.stem)}", path
-    )
+    private = f"xentcheck_loaded_{next(_count)}_{re.sub(r'[^0-9a-zA-Z]', '_', path.stem)}"
+    importable = importable and _is_free(path)
+    spec = importlib.util.spec_from_file_location(path.stem if importable else private, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     sys.path.insert(0, str(path.parent))
     before = set(sys.modules)
+    done = False
     try:
         spec.loader.exec_module(module)
-    except (ImplementationError, KeyboardInterrupt):
+        done = True
+    except KeyboardInterrupt:
         raise
+    except ImplementationError as error:
+        raise BrokenError(str(error)) from error
     except BaseException as error:
         lines = [frame.lineno for frame in inspect.trace() if frame.filename == str(path)]
         line = lines[-1] if lines else getattr(error, "lineno", "?")
-        raise ImplementationError(
-            f"{path}:{line}: the file cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        raise BrokenError(f"{path}:{line}: the file cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
         # Modules that the file imports from its own folder belong to this execution alone. They stay in sys.modules under another
@@ -261,9 +306,26 @@ def load_file(path: Path) -> ModuleType:
         new = sys.modules.keys() - before
         for name in [n for n in new if _lies_in(path.parent, sys.modules.get(n.partition(".")[0]))]:
             own = sys.modules.pop(name)
-            own.__name__ = f"{spec.name}_{name}"
+            own.__name__ = f"{private}_{name}"
             sys.modules[own.__name__] = own
+        if importable and not done:
+            sys.modules.pop(spec.name, None)
+    if importable:
+        _importable.add(spec.name)
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))
     return module
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nothing else can be imported by the name that a file has without its suffix."""
+    if not path.stem.isidentifier() or path.stem in sys.modules:
+        return False
+    try:
+        spec = importlib.util.find_spec(path.stem)
+    except (ImportError, ValueError):
+        return False
+    return spec is None or (spec.origin is not None and Path(spec.origin).resolve() == path)
 
 
 def _lies_in(folder: Path, module: ModuleType | None) -> bool:

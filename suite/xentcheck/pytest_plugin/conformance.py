@@ -82,7 +82,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         return []
     session = config.stash[SESSION]
     names = [
-        f"{i.name} {i.version}".rstrip() + (f" (unavailable: {i.unavailable})" if i.unavailable else "")
+        f"{i.name} {i.version}".rstrip()
+        + (f" (unavailable: {i.unavailable})" if i.unavailable else " (broken)" if i.broken else "")
         for i in session.implementations
     ]
     run = [f"torch {torch.__version__}", count(torch.get_num_threads(), "thread"), count(len(session.cases), "case")]

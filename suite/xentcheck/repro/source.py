@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,21 +12,24 @@ from typing import Any
 
 from xentcheck.implementation import FOLDER, Implementation
 from xentcheck.implementation.declare import ModuleCall
+from xentcheck.implementation.load import is_of_file
 
 # Loads the files that are printed as text below it. Declarations of the suite in them become plain namespaces.
 _LOADER = '''
 import types
 
 
-def declared(*_, **claims):
+def declared(*given, **claims):
     """Stands for Implementation and Deviation of the suite."""
-    return types.SimpleNamespace(**claims)
+    names = ("name", "cross_entropy", "loss_and_gradient", "linear_cross_entropy")
+    return types.SimpleNamespace(**dict(zip(names, given)), **claims)
 
 
 def load(name, text):
     sys.modules[name] = module = types.ModuleType(name)
     module.__dict__.update(__file__=sys.argv[0], Implementation=declared, Deviation=declared)
-    module.__dict__.update(LOGITS_CAPABILITIES=frozenset(), LINEAR_CAPABILITIES=frozenset())
+    for capabilities in ("CAPABILITIES", "LOGITS_CAPABILITIES", "LINEAR_CAPABILITIES", "ARRAY_CAPABILITIES"):
+        setattr(module, capabilities, frozenset())
     exec(compile(text, name, "exec"), module.__dict__)
     return module
 '''
@@ -93,7 +97,7 @@ def _importable(value: Any) -> tuple[str, str] | None:
     """The module, with as short a name as possible, and the name by which a script can import a function or class."""
     module, name = getattr(value, "__module__", None) or "", getattr(value, "__qualname__", "")
     for place in itertools.accumulate(module.split("."), "{}.{}".format):
-        found: Any = None if place.startswith("xentcheck_loaded_") else sys.modules.get(place)
+        found: Any = None if is_of_file(place) else sys.modules.get(place)
         for step in name.split("."):
             found = getattr(found, step, None)
         if found is value:
@@ -104,19 +108,33 @@ def _importable(value: Any) -> tuple[str, str] | None:
 def _as_modules(path: Path, attribute: str, form: str) -> str:
     """For files whose names the script uses as well, or that import files beside them: every file as a module of its own."""
     texts: dict[str, str] = {}
+    seen: set[str] = set()
 
     def gather(file: Path) -> None:
-        lines = file.read_text().splitlines()
-        text = "\n".join(line for line in lines if not line.startswith("from xentcheck.implementation import"))
+        seen.add(file.stem)
+        text = _without_the_import(file.read_text())
         for sibling in _siblings(file, text):
-            if sibling.stem not in texts:
+            if sibling.stem not in seen:
                 gather(sibling)
         texts[file.stem] = text
 
     gather(path)
-    modules = "\n".join(f"{name}_file = load({name!r}, {_quoted(text)})" for name, text in texts.items())
-    found = f"getattr({path.stem}_file.{attribute}, {form!r}, {path.stem}_file.{attribute})"
-    return f"{_LOADER.strip()}\n\n\n{modules}\nloss_function = {found}"
+    variable = {stem: re.sub(r"\W", "_", stem) + "_file" for stem in texts}
+    modules = "\n".join(f"{variable[stem]} = load({stem!r}, {_quoted(text)})" for stem, text in texts.items())
+    value = f"{variable[path.stem]}.{attribute}"
+    return f"{_LOADER.strip()}\n\n\n{modules}\nloss_function = getattr({value}, {form!r}, {value})"
+
+
+def _without_the_import(text: str) -> str:
+    """A file's source without the import of the suite, whose names the loader defines."""
+    lines = text.splitlines()
+    nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom)]
+    for node in sorted(nodes, key=lambda node: -node.lineno):
+        if _module(node) == "xentcheck.implementation":
+            renamed = [f"{alias.asname} = {alias.name}" for alias in node.names if alias.asname]
+            rest = " " * node.col_offset + ("; ".join(renamed) or "pass")
+            lines[node.lineno - 1 : node.end_lineno] = [rest] if renamed or node.col_offset else []
+    return "\n".join(lines)
 
 
 def _quoted(text: str) -> str:

@@ -52,7 +52,9 @@ class Exam:
 
     def concerns(self, implementation: Implementation) -> bool:
         """Whether the implementation has to be called."""
-        return not implementation.unavailable and (self.asks_for_refusal or self.needed <= implementation.capabilities)
+        if implementation.unavailable or implementation.broken:
+            return False
+        return self.asks_for_refusal or self.needed <= implementation.capabilities
 
 
 # Autograd's message where saved logits were edited before the backward pass.
@@ -88,6 +90,8 @@ def judge(
     )
     if implementation.unavailable:
         return replace(blank, status=Status.UNAVAILABLE, reason=implementation.unavailable)
+    if implementation.broken:
+        return replace(blank, status=Status.ERROR, reason=implementation.broken)
     if reason := _why_not_asked(exam, aspect, implementation):
         return replace(blank, reason=reason)
     assert seen is not None

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from xentcheck.implementation import Implementation, ImplementationError, find
+from xentcheck.implementation import BrokenError, Implementation, ImplementationError, find
 from xentcheck.run.isolation.process import DiedError, Server, Worker, story
 from xentcheck.run.observe import Failure, Observation
 from xentcheck.spec.batch import Batch
@@ -120,13 +120,13 @@ class Workers:
         try:
             worker, reply = self._start(part)
         except DiedError as death:
-            raise ImplementationError(
+            raise BrokenError(
                 f"--impl {part}: cannot be loaded: the worker that imported it {death.failure.message}"
             ) from death
         sys.stdout.write(worker.printed())
         if "refused" in reply:
             worker.end()
-            raise ImplementationError(reply["refused"])
+            raise (BrokenError if reply.get("broken") else ImplementationError)(reply["refused"])
         found = [Implementation(**{d["form"]: Elsewhere(), **d["told"]}) for d in reply["found"]]
         if len(found) == 1 and found[0].source not in self._loaded:
             self._loaded[found[0].source] = worker
@@ -154,7 +154,9 @@ class Workers:
             except DiedError:
                 if not asking:
                     raise
-                unasked.append(asking)  # it died of the call that finds out whether it takes lists; so it does not
+                unasked.append(
+                    asking
+                )  # it died of a call that only finds something out; what is not known is not claimed
 
 
 class Elsewhere:

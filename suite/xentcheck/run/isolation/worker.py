@@ -36,8 +36,8 @@ from typing import Any
 import torch
 import torch.fx.experimental.symbolic_shapes  # half a second, and the first backward pass with an upstream gradient imports it
 
-from xentcheck.implementation.declare import Implementation, ImplementationError
-from xentcheck.implementation.load import Probe, find, takes_lists
+from xentcheck.implementation.declare import BrokenError, Implementation, ImplementationError
+from xentcheck.implementation.load import Ask, find
 from xentcheck.run.isolation.protocol import AT_ONCE, frame, reading, rest
 from xentcheck.run.observe import Failure, Observation, observe
 from xentcheck.spec.batch import Batch
@@ -153,16 +153,17 @@ def _work(start: dict[str, Any], requests: int, answers: int) -> None:
             parts = rest(parts, os.writev(answers, parts[:AT_ONCE]))
 
     token = bytes.fromhex(start["token"])
-    probe = _announced_probe(lambda number: send(token, {"asking": number}), frozenset(start["unasked"]))
+    ask = _announced(lambda number: send(token, {"asking": number}), frozenset(start["unasked"]))
     if start["memory"] and start["memory"] < (held := _data_held()):
         text = f"--worker-memory {start['memory'] / 2**30:g}: expected more than the {held / 2**30:.2g} GiB that torch alone holds"
         return send(token, {"refused": text})
     try:
-        found = find(start["source"], probe=probe)
+        found = find(start["source"], ask=ask)
     except ImplementationError as error:
-        return send(token, {"refused": str(error)})
+        return send(token, {"refused": str(error), "broken": isinstance(error, BrokenError)})
     except BaseException as error:
-        return send(token, {"refused": f"--impl {start['source']}: {type(error).__name__}: {error}"})
+        text = f"--impl {start['source']}: {type(error).__name__}: {error}"
+        return send(token, {"refused": text, "broken": True})
     send(token, {"found": [_described(i) for i in found]})
     while True:
         filling = reading()
@@ -186,23 +187,23 @@ def _data_held() -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmData"))
 
 
-def _announced_probe(announce: Callable[[int], None], unasked: frozenset[int]) -> Probe:
-    """Loading a bare callable calls it once; should it die of that, it is to be loaded again without."""
+def _announced(announce: Callable[[int], None], unasked: frozenset[int]) -> Ask:
+    """Loading a bare callable calls it; should it die of that, it is to be loaded again without that question."""
     count = 0
 
-    def announced(function: Callable[..., Any], is_linear: bool) -> bool:
+    def ask(question: Callable[[], Any]) -> Any:
         nonlocal count
         count += 1
         if count in unasked:
-            return False
+            return None
         announce(count)
-        takes = False
+        answer = None
         with suppress(BaseException):  # such as SystemExit
-            takes = takes_lists(function, is_linear)
+            answer = question()
         announce(0)
-        return takes
+        return answer
 
-    return announced
+    return ask
 
 
 def _described(implementation: Implementation) -> dict[str, Any]:
