@@ -26,8 +26,10 @@ from xentcheck.implementation import (
     names,
 )
 from xentcheck.run.examiner import Examiner
+from xentcheck.run.verdict import Verdict, from_json, to_json
+from xentcheck.spec import loader
 from xentcheck.spec.capabilities import CAPABILITIES, FAULT_KINDS
-from xentcheck.spec.loader import load
+from xentcheck.spec.loader import load, load_all
 
 SUITE = Path(xentcheck.__file__).resolve().parents[1]
 LOGITS, TARGET = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0]]), torch.tensor([2, 0])
@@ -1015,6 +1017,9 @@ WORKING = """
     def decorated(input, target, mask):
         return mask * F.cross_entropy(input, target)
 
+    def needs_an_option(input, target, *, normalizer):
+        return F.cross_entropy(input, target, reduction="sum") / normalizer
+
     def images_only(input, target):
         batch, classes, length = input.shape
         return F.cross_entropy(input, target)
@@ -1026,7 +1031,7 @@ WORKING = """
 
 def test_what_works_or_cannot_be_told_is_not_accused(source):
     names = re.findall(r"^    def (\w+)\(input", WORKING, re.MULTILINE)
-    assert len(names) == 7
+    assert len(names) == 8
     path = source(WORKING)
     for name in names:
         (found,) = find(f"{path}:{name}")
@@ -1049,3 +1054,135 @@ def test_who_takes_the_classes_last_is_not_asked_for_images(source):
         (found,) = find(f"{path}:flat")
     assert not {"k_dim"} & (found.capabilities | found.tentative)
     assert torch.equal(loss(found), RIGHT)
+
+
+# --- texts
+
+
+BAD_TEXTS = {
+    "a" * 5000: "characters; found 5000",
+    "two\nlines": "expected one line without control characters; found 'two\\\\nlines'",
+    "\x1b[31mred": "expected one line without control characters; found '\\\\x1b[31mred'",
+    "nul\0": "expected one line without control characters; found 'nul\\\\x00'",
+    "\u202eright to left": "expected one line without control characters; found '\\\\u202eright to left'",
+    "\ud800": "expected one line without control characters; found '\\\\ud800'",
+    b"bytes": "expected text; found b'bytes'",
+}
+
+
+@pytest.mark.parametrize("text", BAD_TEXTS)
+@pytest.mark.parametrize("field", ["name", "version", "description"])
+def test_a_text_that_would_spoil_a_table_is_refused(field, text):
+    with pytest.raises(ImplementationError) as error:
+        Implementation(**{"name": "mine", "cross_entropy": len, field: text})
+    assert f": {field}: " in str(error.value)
+    assert str(error.value).endswith(BAD_TEXTS[text])
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("text", BAD_TEXTS)
+@pytest.mark.parametrize("field", ["observed", "reason", "link", "cases", "torch"])
+def test_a_text_of_a_deviation_that_would_spoil_a_table_is_refused(field, text):
+    given = {"cases": "a", "aspect": "loss", "observed": "NaN", "fault": "nan", "link": "https://example.org"}
+    with pytest.raises(ImplementationError) as error:
+        Deviation(**given | {field: (text,) if field == "cases" else text})
+    assert f": {field}: " in str(error.value)
+    assert str(error.value).endswith(BAD_TEXTS[text])
+    assert len(str(error.value)) < 400
+
+
+def test_a_name_is_needed():
+    for name in ("", "  ", None):
+        with pytest.raises(ImplementationError, match="name: expected"):
+            Implementation(name=name, cross_entropy=len)
+
+
+def test_docstrings_and_reasons_that_nobody_declared_are_cleaned():
+    def function(input, target):
+        return input.sum()
+
+    function.__doc__ = "red \x1b[31m" + "a" * 5000
+    described = from_callable(function, "f").description
+    assert described.startswith("red \\x1b[31maaa")
+    assert len(described) == 300
+    found = Implementation(name="n", cross_entropy=len, unavailable="no\n\x1b[31mlibrary" + "a" * 5000)
+    assert found.unavailable.startswith("no\\n\\x1b[31mlibrary")
+    assert len(found.unavailable) <= 1010
+
+
+def test_the_message_of_an_exception_is_cut(case, verdicts):
+    def raises(input, target, **options):
+        raise ValueError("\x1b[31m" + "a" * 10_000_000)
+
+    for verdict in verdicts(case("logits: {shape: [3, 4]}"), raises).values():
+        assert len(verdict.message) < 2200
+        assert "\x1b" not in verdict.message
+        assert from_json(to_json(verdict)) == verdict
+    path_like = Verdict("i", "c", "c/a", "loss", "error", reason="first\n" + "\0" * 1_000_000)
+    assert path_like.message.startswith("first\n\\x00\\x00")
+    assert len(path_like.message) <= 2000
+    assert from_json(to_json(path_like)) == path_like
+
+
+# --- what a deviation may excuse
+
+
+def test_a_deviation_needs_a_link_or_a_reason():
+    given = {"cases": "a", "aspect": "loss", "observed": "NaN", "fault": "nan"}
+    with pytest.raises(ImplementationError, match="expected a link to where it is reported, or a reason"):
+        Deviation(**given, link=" ")
+    assert Deviation(**given, reason="run it in float16").link == ""
+    with pytest.raises(
+        ImplementationError, match="link: expected one that begins with https:// or http://; found 'javascript:"
+    ):
+        Deviation(**given, link="javascript:alert(1)")
+
+
+@pytest.mark.parametrize("field", ["observed", "fault"])
+def test_what_is_observed_cannot_be_empty(field):
+    with pytest.raises(ImplementationError, match=rf"{field}: expected"):
+        Deviation(**{"cases": "a", "aspect": "loss", "observed": "NaN", "fault": "nan", "link": "y", field: ""})
+
+
+@pytest.mark.parametrize("cases", ["*", "**", "*/*", "?*", ("a", "*")])
+def test_everything_is_excused_of_relations_and_purity_only(cases):
+    with pytest.raises(
+        ImplementationError, match=r"cases: expected the cases whose gradient fails.*; found '.*', which is every case"
+    ):
+        deviation(cases, aspect="gradient")
+    for aspect in ("purity", "poisoning", "deletion"):
+        deviation(cases, aspect=aspect, certain=False).check_extent([f"a/{n}" for n in range(1000)])
+
+
+def test_a_deviation_has_bounds():
+    ids = [f"{clause}/{n}" for clause in "abcd" for n in range(30)]
+    deviation("a", certain=False).check_extent(ids)
+    deviation(("a", "b")).check_extent(ids)
+    with pytest.raises(ImplementationError, match=r"expected at most 40 cases with certain=False.*; found 60; "):
+        deviation(("a", "b"), certain=False).check_extent(ids)
+    with pytest.raises(ImplementationError, match="expected at most half of the 120 cases; found 90; "):
+        deviation(("a", "b", "c")).check_extent(ids)
+
+
+def test_the_shipped_deviations_are_within_bounds():
+    ids = [case.id for case in load_all()]
+    for known in {d for i in find("all") for d in i.deviations}:
+        known.check_extent(ids)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_deviation_beyond_its_bounds_is_not_begun(run, write, source, monkeypatch):
+    cases = write(*(f"id: c{n}, logits: {{shape: [3, 4]}}" for n in range(50)))
+    monkeypatch.setattr(loader, "load_all", lambda *folders: load(cases))
+    path = source(
+        """
+        from xentcheck.implementation import Deviation, Implementation
+
+        known = Deviation("small", aspect="loss", observed="x", fault="nan", link="https://example.org", certain=False)
+        i = Implementation("mine", len, deviations=(known,))
+        """
+    )
+    status, screen = run("--impl", f"{path}:i", "--collect-only", "-q")
+    assert status == 4
+    assert "losses.py:4: Deviation('small'): expected at most 40 cases with certain=False" in screen

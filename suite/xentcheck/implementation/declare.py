@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
-from collections.abc import Callable, Iterable
+import unicodedata
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -13,9 +15,11 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 
 from xentcheck.spec.capabilities import CAPABILITIES, CONVENTIONS, FAULT_KINDS, FORMS
-from xentcheck.spec.case import ASPECTS
-from xentcheck.spec.mistakes import UsageError
+from xentcheck.spec.case import ASPECTS, RELATIONS
+from xentcheck.spec.mistakes import UsageError, kind, one_line
 from xentcheck.spec.patterns import matches, nearest
+
+MOST_UNCERTAIN = 40  # cases of one deviation that may fail or pass; the shipped implementations need up to 27
 
 
 class ImplementationError(UsageError):
@@ -50,20 +54,21 @@ class Deviation:
         observed: what the implementation does instead, in words.
         fault: the kind of fault that is expected, one of ``spec.capabilities.FAULT_KINDS``, such as ``value``, ``nan`` or ``raised``.
         link: where it is reported or can be seen.
-        reason: why it happens.
+        reason: why it happens, or how to reproduce it. Without a link, this is needed.
         torch: the versions of torch that have it, such as ``<2.14``; all of them if left out.
         max_units: the largest error seen, in error units; a larger one is a failure. None: any size.
         certain: False if it depends on the last bits, which differ between CPUs; a pass is then accepted as well.
 
     Raises:
-        ImplementationError: ``aspect`` or ``fault`` is unknown.
+        ImplementationError: ``aspect`` or ``fault`` is unknown; there is neither link nor reason; a text is empty, too long or has control
+            characters; or it covers every case, which only purity and relations may.
     """
 
     cases: str | tuple[str, ...]
     aspect: str
     observed: str
     fault: str
-    link: str
+    link: str = ""
     reason: str = ""
     torch: str = ""
     max_units: float | None = None
@@ -74,10 +79,55 @@ class Deviation:
         for name, known in (("aspect", ASPECTS), ("fault", FAULT_KINDS)):
             value = getattr(self, name)
             if value not in known:
-                raise ImplementationError(
-                    f"{self.where}: Deviation({self.cases!r}): {name}: expected one of {', '.join(known)}; "
-                    f"found {value!r}{nearest(str(value).lower(), known, 1)}"
+                expected = f"{name}: expected one of {', '.join(known)}"
+                raise self._error(f"{expected}; found {value!r:.80}{nearest(str(value).lower()[:80], known, 1)}")
+        for name, at_most in (("observed", 1000), ("reason", 2000), ("link", 1000), ("torch", 100)):
+            if wrong := _wrong_text(getattr(self, name), at_most, is_needed=name == "observed"):
+                raise self._error(f"{name}: {wrong}")
+        if not (self.link.strip() or self.reason.strip()):
+            raise self._error(
+                "expected a link to where it is reported, or a reason that says how to reproduce it; found neither"
+            )
+        if re.match(r"(?!https?:)[a-z][a-z0-9+.-]*:", self.link, re.IGNORECASE):
+            raise self._error(f"link: expected one that begins with https:// or http://; found {self.link!r:.80}")
+        for pattern in self.patterns:
+            if wrong := _wrong_text(pattern, 300):
+                raise self._error(f"cases: {wrong}")
+            if pattern and not pattern.strip("*?/") and not self._may_be_everywhere:
+                raise self._error(
+                    f"cases: expected the cases whose {self.aspect} fails, by their ids or clauses; found {pattern!r}, which is every case; "
+                    "only purity and relations between batches may fail everywhere"
                 )
+
+    def _error(self, text: str) -> ImplementationError:
+        return ImplementationError(f"{self.where}: Deviation({self.cases!r:.80}): {text}")
+
+    @property
+    def _may_be_everywhere(self) -> bool:
+        return self.aspect == "purity" or self.aspect in RELATIONS
+
+    def check_extent(self, case_ids: Collection[str]) -> None:
+        """Compares what it covers with the specification.
+
+        Args:
+            case_ids: the ids of all cases of the specification.
+
+        Raises:
+            ImplementationError: it covers more cases than an uncertain one may, or more than half of all; purity and relations aside.
+        """
+        if self._may_be_everywhere:
+            return
+        covered = sum(any(matches(pattern, case_id) for pattern in self.patterns) for case_id in case_ids)
+        if not self.certain and covered > MOST_UNCERTAIN:
+            raise self._error(
+                f"expected at most {MOST_UNCERTAIN} cases with certain=False, which excuses a failure and accepts a pass; "
+                f"found {covered}; name the cases that depend on the last bits, and leave certain out for the others"
+            )
+        if covered > max(MOST_UNCERTAIN, len(case_ids) // 2):
+            raise self._error(
+                f"expected at most half of the {len(case_ids)} cases; found {covered}; name the cases that fail, "
+                "or take a capability back that is not offered"
+            )
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -137,7 +187,7 @@ class Implementation:
 
     Raises:
         ImplementationError: the declaration contradicts itself, for instance a loss of logits that claims ``linear``, or it names
-            an unknown capability or convention.
+            an unknown capability or convention, or a name, version or description that is empty, too long or has control characters.
     """
 
     name: str
@@ -160,6 +210,10 @@ class Implementation:
     source: str = ""
 
     def __post_init__(self) -> None:
+        for name, at_most in (("name", 100), ("version", 100), ("description", 1000)):
+            if wrong := _wrong_text(getattr(self, name), at_most, is_needed=name == "name"):
+                raise ImplementationError(f"Implementation(name={self.name!r:.80}): {name}: {wrong}")
+        object.__setattr__(self, "unavailable", one_line(self.unavailable, 1000))
         given = [form for form in FORMS if getattr(self, form) is not None]
         if len(given) != 1 or not callable(getattr(self, given[0])):
             raise self._error(
@@ -219,6 +273,20 @@ class Implementation:
         """Known deviations that have a pattern which matches no case."""
         ids = list(case_ids)
         return [d for d in self.deviations if not all(any(matches(p, i) for i in ids) for p in d.patterns)]
+
+
+def _wrong_text(value: Any, at_most: int, is_needed: bool = False) -> str:
+    """What is wrong with a text that tables and terminals show; empty if nothing is."""
+    if not isinstance(value, str):
+        return f"expected text; found {kind(value)}"
+    if is_needed and not value.strip():
+        return f"expected 1 to {at_most} characters; found {value!r:.80}"
+    if len(value) > at_most:
+        return f"expected at most {at_most} characters; found {len(value)}"
+    # control and format characters, lone surrogates, and separators of lines
+    if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in value):
+        return f"expected one line without control characters; found {one_line(value, 80)!r}"
+    return ""
 
 
 @dataclass(frozen=True)

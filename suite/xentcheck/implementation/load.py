@@ -19,6 +19,7 @@ from typing import Any
 from xentcheck.implementation.declare import BrokenError, Implementation, ImplementationError, ModuleCall, version_of
 from xentcheck.implementation.trial import takes_classes_last, takes_lists, wrong_call
 from xentcheck.spec.capabilities import LINEAR_CAPABILITIES, LOGITS_CAPABILITIES
+from xentcheck.spec.mistakes import one_line
 from xentcheck.spec.patterns import nearest
 from xentcheck.spec.resources import implementations_folder
 
@@ -88,7 +89,7 @@ def from_callable(function: Callable[..., Any], name: str, source: str = "", ask
         capabilities=claimed,
         tentative=unclear & claimed,
         built_on="torch",
-        description=(doc or "").split("\n")[0],
+        description=one_line((doc or "").split("\n")[0], 300)[:300],
         version=version_of(signature_of),
         source=source,
     )
@@ -195,7 +196,7 @@ def _find_one(part: str, folder: Path, ask: Ask, files: dict[Path, ModuleType]) 
         module = importlib.import_module(where)
     except Exception as error:
         raise BrokenError(
-            f"--impl {part}: the module {where} cannot be imported: {type(error).__name__}: {error}"
+            f"--impl {part}: the module {where} cannot be imported: {type(error).__name__}: {_text(error)}"
         ) from error
     return [_from_module(module, attribute, part, ask)]
 
@@ -228,7 +229,7 @@ def _from_folder(name: str, folder: Path) -> Implementation:
     implementation = getattr(module, "implementation", None)
     if not isinstance(implementation, Implementation):
         raise ImplementationError(f"{path}: expected `implementation = Implementation(...)`; found {implementation!r}")
-    description = implementation.description or (module.__doc__ or "").strip().split("\n")[0]
+    description = implementation.description or one_line((module.__doc__ or "").strip().split("\n")[0], 300)[:300]
     return replace(implementation, source=name, description=description)
 
 
@@ -298,7 +299,9 @@ def load_file(path: Path, importable: bool = False) -> ModuleType:
     except BaseException as error:
         lines = [frame.lineno for frame in inspect.trace() if frame.filename == str(path)]
         line = lines[-1] if lines else getattr(error, "lineno", "?")
-        raise BrokenError(f"{path}:{line}: the file cannot be imported: {type(error).__name__}: {error}") from error
+        raise BrokenError(
+            f"{path}:{line}: the file cannot be imported: {type(error).__name__}: {_text(error)}"
+        ) from error
     finally:
         sys.path.remove(str(path.parent))
         # Modules that the file imports from its own folder belong to this execution alone. They stay in sys.modules under another
@@ -326,6 +329,10 @@ def _is_free(path: Path) -> bool:
     except (ImportError, ValueError):
         return False
     return spec is None or (spec.origin is not None and Path(spec.origin).resolve() == path)
+
+
+def _text(error: BaseException) -> str:
+    return str(error)[:2000]
 
 
 def _lies_in(folder: Path, module: ModuleType | None) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from xentcheck.implementation.declare import ModuleCall
 
 Function = Callable[..., Any]
+_OPTIONS = {"weight", "ignore_index", "reduction", "label_smoothing", "normalizer", "linear_bias"}
 
 
 def takes_lists(function: Function, is_linear: bool) -> bool:
@@ -143,8 +144,11 @@ def _not_bound(function: Function, name: str, given: tuple[Any, ...], short: str
             needed = [
                 p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
             ]
-            missing = ", ".join(f"{one}=..." for one in needed[len(arguments) :])
-            advice = f"wrap it: lambda {short}, **o: {right.format(missing)}"
+            missing = needed[len(arguments) :]
+            if missing and set(missing) <= _OPTIONS:  # there are cases that set them
+                continue
+            values = ", ".join(f"{one}=..." for one in missing)
+            advice = f"wrap it: lambda {short}, **o: {right.format(values)}"
             shown = signature.replace(parameters=parameters, return_annotation=signature.empty)
             return f"{name}{shown}: {error}; {advice if missing else 'wrap it in a function of (input, target, **options)'}"
     return ""

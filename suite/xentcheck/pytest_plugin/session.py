@@ -41,6 +41,9 @@ class Session:
             self.implementations = (self.workers.find if self.workers else find)(named)
             folders = [loader.CASES, own.cases] if own.cases else []
             self.specification = loader.telling_first(loader.load_all(*folders))
+            ids_of_all = [case.id for case in self.specification]
+            for deviation in {d for i in self.implementations for d in i.deviations}:
+                deviation.check_extent(ids_of_all)
             self.cases = self._selected(config.getoption("cases"))
             workers = self.workers
             native = self._native

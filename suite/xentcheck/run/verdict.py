@@ -8,8 +8,10 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from xentcheck.run.status import Status
+from xentcheck.spec.mistakes import one_line
 
 Value = float | str | tuple[Any, ...]
+MAX_TEXT = 2000  # characters of a text that an implementation may have written, such as the message of an exception
 
 
 class Key(NamedTuple):
@@ -44,6 +46,10 @@ class Fault:
     total: int | None = None
     context: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("expected", "found", "context"):
+            object.__setattr__(self, name, _harmless(getattr(self, name)))
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -69,6 +75,7 @@ class Verdict:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status(self.status))
+        object.__setattr__(self, "reason", _harmless(self.reason))
 
     @property
     def key(self) -> Key:
@@ -101,6 +108,17 @@ def _is_near(one: Value, other: Value) -> bool:
     if isinstance(one, float) and isinstance(other, float):
         return one == other or (one != one and other != other) or math.isclose(one, other, rel_tol=1e-3)
     return one == other
+
+
+def _harmless(value: Any) -> Any:
+    """A text cut to ``MAX_TEXT`` characters, with escapes in place of control characters other than line breaks."""
+    if isinstance(value, tuple):
+        return tuple(_harmless(one) for one in value)
+    if not isinstance(value, str):
+        return value
+    cut = value if len(value) <= MAX_TEXT else value[: MAX_TEXT - 3] + "..."
+    lines = "\n".join(one_line(line, MAX_TEXT) for line in cut.split("\n"))
+    return lines if len(lines) <= MAX_TEXT else lines[: MAX_TEXT - 3] + "..."
 
 
 def describe(fault: Fault, known_units: float | None = None) -> str:
