@@ -431,9 +431,19 @@ def test_a_parameter_linear_weight_makes_a_fused_linear_loss():
 
 def test_what_no_signature_tells_is_asked_without_blame():
     found = from_callable(lambda input, target: None, "f")
-    assert found.tentative == {"k_dim", "unbatched", "uint8_target", "autocast", "class_probabilities"}
+    unclear = {"k_dim", "unbatched", "uint8_target", "autocast", "class_probabilities"}
+    assert found.tentative == unclear | {"ignore_minus_100"}
     assert found.tentative <= found.capabilities
-    assert "ignore_index_in_range" in from_callable(torch.nn.functional.cross_entropy, "f").tentative
+    native = from_callable(torch.nn.functional.cross_entropy, "f")
+    assert native.tentative == unclear | {"ignore_index_in_range"}
+    assert "ignore_minus_100" in native.capabilities
+
+
+def test_an_ignore_index_takes_minus_100_as_well():
+    assert Implementation(name="n", cross_entropy=len, capabilities={"ignore_index"}).capabilities == {
+        "ignore_index",
+        "ignore_minus_100",
+    }
 
 
 def test_a_loss_that_answers_a_list_wrongly_offers_none():
@@ -817,16 +827,16 @@ def test_a_deviation_knows_its_file_and_lines(source):
 
 
 def test_a_loss_without_a_reduction_is_asked_for_its_mean_only(write):
-    """It is not called with an option that it does not have, not even with the default's name."""
+    """It is not called with an option that it does not have: one at its default is left out."""
     found = from_callable(lambda input, target: torch.nn.functional.cross_entropy(input, target), "f")
     assert "reduction_mean" in found.capabilities
     assert not found.capabilities & {"reduction_option", "reduction_sum", "reduction_none"}
-    named, left_out = load(
-        write("id: named, logits: {shape: [3, 4]}, reduction: mean", "id: left-out, logits: {shape: [3, 4]}")
+    plain = "logits: {shape: [3, 4]}"
+    some = load(
+        write(f"id: left-out, {plain}", f"id: mean, {plain}, reduction: mean", f"id: sum, {plain}, reduction: sum")
     )
     examiner = Examiner()
-    assert examiner.examine(named, "loss", found).status == "unsupported"
-    assert examiner.examine(left_out, "loss", found).status == "pass"
+    assert [examiner.examine(one, "loss", found).status for one in some] == ["pass", "pass", "unsupported"]
 
 
 # --- one that cannot be loaded

@@ -104,10 +104,6 @@ def judge(
             return replace(blank, reason="there is no answer to compare other answers with")
         assert relate is not None
         asked = relations.Asked(exam.batch, seen.first, _any_truth(exam, implementation), case.question.dtype)
-        if aspect == "poisoning" and asked.wrong_ignored.any():
-            return replace(
-                blank, reason="the gradient of ignored positions is wrong already, as the aspect gradient says"
-            )
         batches, check, answers = relate(aspect)
         if reason := _why_not_related(implementation, batches, answers):
             return replace(blank, reason=reason)

@@ -61,12 +61,8 @@ class Asked:
     def excused(self, unit: Array) -> Array:
         """Units as (positions, classes), NaN for the ignored positions whose gradient is not zero: the aspect gradient says so, and there
         is nothing that other answers have to be equal to."""
-        return np.where(self.wrong_ignored[:, None], np.nan, unit)
-
-    @property
-    def wrong_ignored(self) -> Array:
-        """Which positions are ignored and have a gradient that is not zero, (positions,)."""
-        return ~self.batch.valid & (self.gradient != 0).any(axis=1)
+        wrong = ~self.batch.valid & (self.gradient != 0).any(axis=1)
+        return np.where(wrong[:, None], np.nan, unit)
 
     def another(self, batch: Batch, answer: Answer | Failure) -> Asked:
         """The same for another batch. Raises Broken if there is no answer to it."""
