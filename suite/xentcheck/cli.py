@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xentcheck.results.markdown import visible
 from xentcheck.spec import loader, speed_cases
 from xentcheck.spec.mistakes import CaseFileError, UsageError
 from xentcheck.spec.patterns import nearest
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except UsageError as error:
-        print(f"xentcheck: {error}", file=sys.stderr)
+        print(f"xentcheck: {visible(error)}", file=sys.stderr)
         return 2
 
 
@@ -109,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
         code = _wait_for([*command, "--results", str(folder), *arguments])
         problem = _why_red(folder, before, code)
     if problem:
-        print(f"xentcheck: {problem}", file=sys.stderr)
+        print(f"xentcheck: {visible(problem)}", file=sys.stderr)
     return 1 if problem else 0
 
 
@@ -185,23 +186,24 @@ def _report(options: argparse.Namespace) -> int:
     if not results.complete:
         problems.append("these results are of a run that did not finish; continue it with --resume")
     for problem in problems:
-        print(f"xentcheck: {problem}", file=sys.stderr)
+        print(f"xentcheck: {visible(problem)}", file=sys.stderr)
     return 1 if problems else 0
 
 
 def _script(cases: Sequence[Case], results: Results) -> Script:
-    from xentcheck.implementation import ImplementationError, find
+    from xentcheck.implementation import FOLDER, ImplementationError, find, names
     from xentcheck.repro.literals import WRITTEN_OUT
     from xentcheck.repro.script import script
     from xentcheck.spec.batch import build
 
     by_id = {case.id: case for case in cases}
+    shipped = frozenset(names(FOLDER))  # nothing else is loaded: a record must not name code that is run
     implementations: dict[str, Implementation] = {}
 
     @cache
     def short_script(name: str, case_id: str) -> str:
         """Empty where the batch is large, or the case or implementation is the user's own, since results contain neither."""
-        if case_id not in by_id:
+        if case_id not in by_id or name not in shipped:
             return ""
         try:
             if name not in implementations:
