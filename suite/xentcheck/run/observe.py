@@ -85,9 +85,9 @@ def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, 
     """Calls the implementation on fresh copies of the batch: twice, or once where the second answer is not needed."""
     changed: dict[str, None] = {}
     answers: list[Answer] = []
+    before = GlobalState(functions=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        before = GlobalState(functions=False)
         _unusual_random_states()  # so that any seed that the implementation sets is a change
         state = GlobalState()
         call = _prepared(implementation, batch, wants_gradient)
