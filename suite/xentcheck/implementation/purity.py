@@ -10,7 +10,7 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,14 +173,16 @@ class GlobalState:
 
     def __init__(self, functions: bool = True) -> None:
         self._settings = {name: read() for name, (read, _) in _SETTINGS.items()}
-        self._functions = [(n, vars(n).copy()) for n in _PATCHABLE] if functions else []
+        copies = [vars(namespace).copy() for namespace in _PATCHABLE] if functions else []
+        # Thousands of entries are compared in microseconds as a list, not as a dictionary.
+        self._functions = [(n, copy, list(copy.values())) for n, copy in zip(_PATCHABLE, copies, strict=False)]
         self._modules = len(sys.modules)
 
     def changed(self) -> tuple[str, ...]:
         """The names of the functions that have been replaced since; nothing is put back."""
         return tuple(
             f"{namespace.__name__}.{name}"
-            for namespace, functions in self._functions
+            for namespace, functions, _ in self._functions
             for name, function in functions.items()
             if callable(function) and not _is_torchs_own(now := vars(namespace).get(name)) and now is not function
         )
@@ -197,8 +199,8 @@ class GlobalState:
                 continue
             changed.append(name)
             write(self._settings[name])
-        for namespace, functions in self._functions:
-            if _is_same(vars(namespace), functions):
+        for namespace, functions, values in self._functions:
+            if _are_same(list(vars(namespace).values()), values):
                 continue
             now = vars(namespace).copy()
             for name, function in functions.items():
@@ -213,10 +215,9 @@ class GlobalState:
         return tuple(changed)
 
 
-def _is_same(now: Mapping[str, Any], then: Mapping[str, Any]) -> bool:
-    """Whether both hold the same objects. Of lists, unlike dictionaries, thousands of entries are compared in microseconds."""
+def _are_same(now: list[Any], then: list[Any]) -> bool:
     try:
-        return list(now.values()) == list(then.values())
+        return now == then
     except Exception:  # what stands there now cannot be compared, such as an array
         return False
 
