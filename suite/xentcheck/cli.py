@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xentcheck.results.markdown import visible
 from xentcheck.spec import loader, speed_cases
 from xentcheck.spec.mistakes import CaseFileError, UsageError
 from xentcheck.spec.patterns import nearest
@@ -39,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.set_defaults(run=run)
         return parsed.add_argument
 
-    add = command(_run, "run the suite: the same as pytest --pyargs xentcheck.suite --impl NAMES")
+    add = command(_run, "run the suite in another process, with --isolate, and decide by its record; exit 0 or 1")
     add("implementations", help="what --impl takes: package.module:attribute, path/to/file.py:attribute, names")
-    add("arguments", nargs=argparse.REMAINDER, help="further arguments for pytest, such as --cases 'ignored-*'")
+    further = "further arguments for pytest, such as --cases 'ignored-*'; --in-process does without --isolate"
+    add("arguments", nargs=argparse.REMAINDER, help=further)
     add = command(_report, "write the reports from results")
     add("results", type=Path, nargs="+", help="folders that --results wrote; several are merged")
     add("--to", type=Path, default=Path("reports"), help="where to write (default: reports)")
@@ -86,13 +91,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except UsageError as error:
-        print(f"xentcheck: {error}", file=sys.stderr)
+        print(f"xentcheck: {visible(error)}", file=sys.stderr)
         return 2
 
 
 def _run(options: argparse.Namespace) -> int:
+    """Green only by the record, read in this process, which loads no implementation. An implementation can end its own process with any
+    exit code."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--in-process", action="store_true")
+    parser.add_argument("--results", type=Path)
+    own, arguments = parser.parse_known_args(options.arguments)
     command = [sys.executable, "-m", "pytest", "--pyargs", "xentcheck.suite", "--impl", options.implementations]
-    return subprocess.call([*command, *options.arguments])
+    command += [] if own.in_process else ["--isolate"]
+    with tempfile.TemporaryDirectory(prefix="xentcheck-") as temporary:
+        folder = own.results or Path(temporary)
+        before = _identity(folder)
+        code = _wait_for([*command, "--results", str(folder), *arguments])
+        problem = _why_red(folder, before, code)
+    if problem:
+        print(f"xentcheck: {visible(problem)}", file=sys.stderr)
+    return 1 if problem else 0
+
+
+def _wait_for(command: Sequence[str]) -> int:
+    """The exit code of a command. Ctrl-C reaches it as well, and it ends by itself; SIGTERM is passed on."""
+    child = subprocess.Popen(command)
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        while True:
+            with suppress(KeyboardInterrupt):
+                return child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """Tells the record of one run from that of an earlier one in the same folder."""
+    try:
+        found = (folder / "results.jsonl").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _why_red(folder: Path, before: tuple[int, ...] | None, code: int) -> str:
+    """Why a run is not green; empty where it is. before: the ``_identity`` of the folder when the run began."""
+    from xentcheck.results import record
+    from xentcheck.results.outcome import why_red
+
+    if _identity(folder) == before:
+        disbelieved = "of the child is not believed" if code == 0 else "of the child"
+        return f"the run wrote no record: exit code {code} {disbelieved}"
+    try:
+        return why_red(record.load(folder), code)
+    except UsageError as error:
+        return f"the record of the run cannot be read: {error}"
 
 
 def _results(paths: Sequence[Path]) -> Results:
@@ -132,23 +186,24 @@ def _report(options: argparse.Namespace) -> int:
     if not results.complete:
         problems.append("these results are of a run that did not finish; continue it with --resume")
     for problem in problems:
-        print(f"xentcheck: {problem}", file=sys.stderr)
+        print(f"xentcheck: {visible(problem)}", file=sys.stderr)
     return 1 if problems else 0
 
 
 def _script(cases: Sequence[Case], results: Results) -> Script:
-    from xentcheck.implementation import ImplementationError, find
+    from xentcheck.implementation import FOLDER, ImplementationError, find, names
     from xentcheck.repro.literals import WRITTEN_OUT
     from xentcheck.repro.script import script
     from xentcheck.spec.batch import build
 
     by_id = {case.id: case for case in cases}
+    shipped = frozenset(names(FOLDER))  # nothing else is loaded: a record must not name code that is run
     implementations: dict[str, Implementation] = {}
 
     @cache
     def short_script(name: str, case_id: str) -> str:
         """Empty where the batch is large, or the case or implementation is the user's own, since results contain neither."""
-        if case_id not in by_id:
+        if case_id not in by_id or name not in shipped:
             return ""
         try:
             if name not in implementations:

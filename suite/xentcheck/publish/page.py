@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xentcheck.results.markdown import listed
+from xentcheck.results.markdown import cell, listed
 from xentcheck.results.record import Results
 from xentcheck.results.score import Score, scores
 from xentcheck.run.status import Status
@@ -100,7 +100,7 @@ class Material:
 
     def note_on_twins(self) -> str:
         pairs = [f"{listed(f'`{o}`' for o in others)} with `{name}`" for name, others in self.twins.items() if others]
-        return f"Those with the same outcome in every case are shown as one: {'; '.join(pairs)}." if pairs else ""
+        return cell(f"Those with the same outcome in every case are shown as one: {'; '.join(pairs)}.") if pairs else ""
 
 
 SYMBOLS = tuple(dict.fromkeys(status.symbol for status in (Status.PASS, *Status)))

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from xentcheck.publish.page import Material, Script
-from xentcheck.results.markdown import anchor, count, table
+from xentcheck.results.markdown import anchor, cell, count, table
 from xentcheck.run.verdict import counted
 from xentcheck.spec.patterns import matches
 
@@ -48,7 +48,7 @@ def pages(material: Material, script: Script) -> dict[str, str]:
         return f"[script]({path})"
 
     sections = [
-        f"## {titles[cause]}\n\n{cause[0]} ([evidence elsewhere]({cause[1]}))\n\n{table(_row(o, linked) for o in shown)}"
+        f"## {titles[cause]}\n\n{cell(f'{cause[0]} ([evidence elsewhere]({cause[1]}))')}\n\n{table(_row(o, linked) for o in shown)}"
         for cause, shown in causes.items()
     ]
     text = material.page(
@@ -103,7 +103,7 @@ def _titles(causes: Mapping[tuple[str, str], list[_Observed]]) -> dict[tuple[str
     titles: dict[tuple[str, str], str] = {}
     for cause, shown in causes.items():
         by_hits = sorted(shown, key=lambda observed: -len(observed.hits))
-        texts = [_capital(observed.text) for observed in by_hits]
+        texts = [cell(_capital(observed.text)) for observed in by_hits]
         free = [text for text in texts if text not in titles.values()]
         titles[cause] = free[0] if free else f"{texts[0]} ({len(titles) + 1})"
     return titles

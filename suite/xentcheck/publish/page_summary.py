@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from xentcheck.publish.page import Material
-from xentcheck.results.markdown import count, table
+from xentcheck.results.markdown import cell, count, table
 from xentcheck.results.record import RecordError
 from xentcheck.results.score import left_out
 from xentcheck.run import status
@@ -112,4 +112,4 @@ def _environment(material: Material) -> str:
     facts = [f"{name} {value}" for name, value in run["environment"].items() if value not in (None, {}, "")]
     versions = [f"{name} {claims['version']}".rstrip() for name, claims in sorted(material.claims.items())]
     started = f"Started {run['started']}; edition {run['edition']}; cases `{run['cases']}`."
-    return f"{started}\n{', '.join(facts)}.\nVersions: {', '.join(versions)}."
+    return "\n".join(map(cell, (started, f"{', '.join(facts)}.", f"Versions: {', '.join(versions)}.")))

@@ -9,9 +9,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from xentcheck.cost.measurement import Measurement
 from xentcheck.pytest_plugin import terminal
 from xentcheck.pytest_plugin.session import KEY, NOTHING_TO_TEST, SESSION, VERDICT, Session, asked_of, finished
-from xentcheck.results.markdown import count
+from xentcheck.results.markdown import count, visible
+from xentcheck.results.outcome import unasked
 from xentcheck.run.status import Status
 from xentcheck.run.verdict import Key, Verdict, from_json, to_json
 from xentcheck.spec.case import ASPECTS, Aspect
@@ -88,7 +90,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     ]
     run = [f"torch {torch.__version__}", count(torch.get_num_threads(), "thread"), count(len(session.cases), "case")]
     run += ["isolated"] if session.workers else []
-    return [f"xentcheck: {', '.join(run)}", f"implementations: {', '.join(names)}"]
+    return [f"xentcheck: {', '.join(run)}", visible(f"implementations: {', '.join(names)}")]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -151,9 +153,9 @@ def examine(request: pytest.FixtureRequest) -> Any:
         verdict = request.config.stash[SESSION].examiner.examine(case, aspect, implementation)
         request.node.stash[VERDICT] = verdict
         if verdict.status == "deviates":
-            pytest.xfail(verdict.message)
+            pytest.xfail(visible(verdict.message))
         if verdict.status in ("unsupported", "unavailable"):
-            pytest.skip(f"{verdict.status}: {verdict.message}")
+            pytest.skip(visible(f"{verdict.status}: {verdict.message}"))
         if not verdict.status.is_good:
             pytest.fail(terminal.failure(case, verdict, implementation), pytrace=False)
 
@@ -214,11 +216,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
         return (yield)
     if run.writer is not None and not run.write_error:
         run.writer.close(complete=finished(session, exitstatus) and bool(run.verdicts or run.costs))
-    failing = any(not v.status.is_good for v in run.verdicts.values())
+    red = bool(run.stale or unasked(_found(run)) or any(not v.status.is_good for v in run.verdicts.values()))
     result = yield  # other plugins may change the status first
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and run.resumed:
         session.exitstatus = exitstatus = pytest.ExitCode.OK  # nothing was left to do
-    if exitstatus == pytest.ExitCode.OK and (run.stale or failing):
+    if exitstatus == pytest.ExitCode.OK and red:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     return result
 
@@ -230,17 +232,24 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Any
     session = config.stash.get(SESSION, None)
     if session is None or not session.verdicts:
         return result
-    console = Console(file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 160), highlight=False)
+    width = max(terminalreporter._tw.fullwidth, 160)
+    console = Console(file=terminalreporter._tw._file, width=width, highlight=False, markup=False)
     terminalreporter.section("xentcheck")
     versions = {i.name: i.version for i in session.implementations}
     terminal.summary(list(session.verdicts.values()), session.cases, versions, console)
     for implementation, deviation in session.stale:
         text = f"the known deviation {', '.join(deviation.patterns)} matches no case; delete {deviation.where}"
-        terminalreporter.write_line(f"{implementation.name}: {text}", red=True)
+        terminalreporter.write_line(visible(f"{implementation.name}: {text}"), red=True)
+    for text in unasked(_found(session)):
+        terminalreporter.write_line(visible(text), red=True)
     if session.writer is not None:
         path = session.writer.path
         terminalreporter.write_line(f"results: {path}   reports: xentcheck report {path.parent}")
     return result
+
+
+def _found(session: Session) -> list[Verdict | Measurement]:
+    return [*session.verdicts.values(), *session.costs.values()]
 
 
 def _is_worker(config: pytest.Config) -> bool:

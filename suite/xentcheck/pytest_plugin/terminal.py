@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xentcheck.implementation import Implementation
-from xentcheck.results.markdown import count
+from xentcheck.results.markdown import count, visible
 from xentcheck.results.score import left_out, scores
 from xentcheck.run.status import GROUPS
 from xentcheck.run.verdict import Verdict, counted
@@ -28,7 +28,7 @@ def failure(case: Case, verdict: Verdict, implementation: Implementation) -> str
         f"  {verdict.status!s:<10} " + verdict.message.replace("\n", "\n" + " " * 13),
         f"  reproduce  {repro_command(case, implementation)}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def repro_command(case: Case, implementation: Implementation) -> str:
@@ -45,7 +45,7 @@ def summary(verdicts: Sequence[Verdict], cases: Iterable[Case], versions: Mappin
         table.add_column(name, justify="right", no_wrap=True)
     for name, score in achieved.items():
         worst = "" if score.worst_units is None else counted(float(f"{score.worst_units:.2g}"), "unit")
-        table.add_row(name, versions.get(name, ""), *map(str, score.groups.values()), worst)
+        table.add_row(visible(name), visible(versions.get(name, "")), *map(str, score.groups.values()), worst)
     console.print(table)
     if missing := left_out(verdicts, cases):
         left = ", ".join(f"{aspect} of {count(n, 'case')}" for aspect, n in missing.items())
@@ -53,7 +53,7 @@ def summary(verdicts: Sequence[Verdict], cases: Iterable[Case], versions: Mappin
     if as_native := [f"{s.implementation} in {count(s.as_native, 'case')}" for s in achieved.values() if s.as_native]:
         console.print(f"deviates exactly as torch does: {', '.join(as_native)}")
     asked = [s for s in achieved.values() if s.relations_asked]
-    held = [f"{s.implementation} {s.relations_held} of {s.relations_asked}" for s in asked]
+    held = [f"{visible(s.implementation)} {s.relations_held} of {s.relations_asked}" for s in asked]
     if held:
         console.print(f"relations that hold: {', '.join(held)}")
 

@@ -95,9 +95,9 @@ def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, 
     wants_gradient = wants_gradient and "backward" in implementation.capabilities
     changed: dict[str, None] = {}
     answers: list[Answer] = []
+    before = GlobalState(functions=False)
     with warnings.catch_warnings(record=True) as caught, _any_number_of_recompilations():
         warnings.simplefilter("always")
-        before = GlobalState(functions=False)
         _unusual_random_states()  # so that any seed that the implementation sets is a change
         state = GlobalState()
         call = _prepared(implementation, batch, wants_gradient)
