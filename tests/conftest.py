@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,9 @@ def pytest_collection_finish():
     """What was collected stays to the end, so no later search for garbage, of which timing does many, has to walk over it."""
     gc.collect()
     gc.freeze()
+    if guards := sys.modules.get("torch._dynamo.guards"):
+        # For its log, dynamo times the guards of each program with an empty cache, which takes longer than many of our programs.
+        guards.profile_guard_manager = lambda *arguments: 0.0
 
 
 def pytest_unconfigure():

@@ -87,26 +87,25 @@ class _ByPosition(torch.autograd.Function):
     def forward(ctx, hidden, matrix, bias, target, keep):
         wide = _wide(hidden.dtype)
         h, v = hidden.to(wide), matrix.to(wide)
-        losses = torch.zeros(len(target), dtype=wide)
+        losses, slopes = torch.zeros(len(target), dtype=wide), torch.zeros(len(target), len(v), dtype=wide)
         for n in keep.nonzero().flatten().tolist():
-            x = v @ h[n] if bias is None else v @ h[n] + bias.to(wide)
-            losses[n] = torch.logsumexp(x, 0) - x[target[n]]
-        ctx.save_for_backward(h, v, bias, target, keep)
+            x = v.mv(h[n]) if bias is None else v.mv(h[n]) + bias.to(wide)
+            losses[n] = -x.log_softmax(0)[target[n]]
+            slopes[n] = x.softmax(0)
+        slopes[keep, target[keep]] -= 1
+        ctx.save_for_backward(h, v, bias, keep, slopes)
         ctx.dtype = hidden.dtype
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
-        h, v, bias, target, keep = ctx.saved_tensors
+        h, v, bias, keep, slopes = ctx.saved_tensors
         of_hidden, of_matrix, of_bias = torch.zeros_like(h), torch.zeros_like(v), torch.zeros_like(v[:, 0])
         for n in keep.nonzero().flatten().tolist():
-            x = v @ h[n] if bias is None else v @ h[n] + bias.to(v.dtype)
-            d = torch.softmax(x, 0)
-            d[target[n]] -= 1
-            d *= upstream[n]
+            d = slopes[n] * upstream[n]
             of_hidden[n] = d @ v
-            of_matrix += torch.outer(d, h[n])
+            of_matrix.addr_(d, h[n])
             of_bias += d
         of_bias = None if bias is None else of_bias.to(ctx.dtype)
         return of_hidden.to(ctx.dtype), of_matrix.to(ctx.dtype), of_bias, None, None
