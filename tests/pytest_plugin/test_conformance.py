@@ -329,7 +329,8 @@ def test_case_by_case_and_each_is_run_twice_however_many_aspects_there_are(run, 
     monkeypatch.setenv("XENTCHECK_CALLS", str(tmp_path / "calls"))
     status, _ = run("--impl", impl("counted", "right"), "--cases", two, "--results", tmp_path)
     assert status == 0
-    probe = ["(3, 3)"] * 2  # asking whether it takes lists, once when it is loaded
+    # asked once, when it is loaded: whether it takes lists, how it is called, and where it takes the classes
+    probe = ["(5, 3)", "(5, 3)", "(2, 3)", "(2, 3, 4)"]
     calls = (tmp_path / "calls").read_text().splitlines()
     for case in ("one", "two"):  # and once for each batch that a relation makes of it
         related = {
@@ -494,7 +495,7 @@ def test_from_the_command_line_with_the_whole_specification(start, specification
 
 
 def test_workers_finish_a_run_with_the_same_verdicts(start, run, write, tmp_path, monkeypatch):
-    path = write(*TWO, *(f"id: more-{n}, logits: {{shape: [2, 3]}}" for n in range(4)))
+    path = write(*TWO, *(f"id: more-{n}, logits: {{shape: [2, 5]}}" for n in range(4)))
     names, folder, calls = ("off_by_a_thousandth", "counted"), tmp_path / "spread", tmp_path / "calls"
     monkeypatch.setenv("XENTCHECK_CALLS", str(calls))
     run("--impl", impl(*names), "--cases", path, "--results", folder, "-x")
@@ -505,7 +506,7 @@ def test_workers_finish_a_run_with_the_same_verdicts(start, run, write, tmp_path
     run("--impl", impl(*names), "--cases", path, "--results", tmp_path / "alone")
     assert process.returncode == 1, screen
     assert outcome(folder) == outcome(tmp_path / "alone")
-    assert (made["(3, 4)"], made["(5, 4)"], made["(2, 3)"]) == (10, 10, 40), (
+    assert (made["(3, 4)"], made["(5, 4)"], made["(2, 5)"]) == (10, 10, 40), (
         "each case twice and once for each batch of a relation, however many workers there are"
     )
     assert load(folder).complete

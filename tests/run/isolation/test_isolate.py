@@ -276,7 +276,7 @@ def test_a_loss_that_can_be_imported_only_once_is_a_crash_from_then_on(workers, 
     assert "FileExistsError" in verdict.message
 
 
-SOURCES = ["native,maskedce", "native,native", "masked_mean", "torch.nn.functional:cross_entropy", f"{FAKES}:arrays",
+SOURCES = ["native,maskedce", "native,native", "masked_mean", "torch.nn.functional:cross_entropy", f"native,{FAKES}:arrays",
            f"{HERE / 'mutants' / 'state.py'}:*", f"{FAULTS}:looked_at"]  # fmt: skip
 
 
