@@ -36,6 +36,11 @@ def _matmul_precision() -> str:
         return ""
 
 
+def _set_matmul_precision(precision: str) -> None:
+    if precision:
+        torch.set_float32_matmul_precision(precision)
+
+
 def _tf32_of_cudnn() -> bool | None:
     try:
         return torch._C._get_cudnn_allow_tf32()
@@ -44,7 +49,7 @@ def _tf32_of_cudnn() -> bool | None:
 
 
 # torch's compiler sets variables of its own.
-_TORCHS = tuple(os.environ.encodekey(prefix) for prefix in ("TORCH", "PYTORCH", "TRITON"))  # type: ignore[attr-defined]
+_TORCHS = tuple(os.environ.encodekey(prefix) for prefix in ("TORCH", "PYTORCH", "TRITON"))
 
 
 _last_environment: tuple[dict[Any, Any], dict[Any, Any]] = {}, {}  # all of it, and what is not torch's
@@ -60,9 +65,9 @@ def _environment() -> dict[Any, Any]:
 
 
 def _set_environment(values: dict[Any, Any]) -> None:
-    decoded = {os.environ.decodekey(k): os.environ.decodevalue(v) for k, v in values.items()}  # type: ignore[attr-defined]
+    decoded = {os.environ.decodekey(k): os.environ.decodevalue(v) for k, v in values.items()}
     for added in _environment().keys() - values.keys():
-        del os.environ[os.environ.decodekey(added)]  # type: ignore[attr-defined]
+        del os.environ[os.environ.decodekey(added)]
     os.environ.update(decoded)
 
 
@@ -71,6 +76,11 @@ def _directory() -> str:
         return os.getcwd()
     except OSError:  # it was deleted
         return ""
+
+
+def _set_directory(path: str) -> None:
+    if path:
+        os.chdir(path)
 
 
 def _umask() -> int:
@@ -96,7 +106,7 @@ def _set_collector(state: tuple[bool, tuple[int, int, int]]) -> None:
 
 def _numpy_state() -> Any:
     """The bytes of NumPy's generator: reading them as numbers takes a hundred times as long."""
-    generator = np.random.mtrand._rand._bit_generator  # type: ignore[attr-defined]
+    generator = np.random.mtrand._rand._bit_generator
     if type(generator).__name__ != "MT19937":  # by np.random.set_bit_generator
         return _hashable(np.random.get_state())
     return ctypes.string_at(generator.ctypes.state_address, 4 * 624 + 4)
@@ -120,7 +130,7 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     "autocast": (lambda: torch.is_autocast_enabled("cpu"), lambda v: torch.set_autocast_enabled("cpu", v)),
     "autocast dtype": (lambda: torch.get_autocast_dtype("cpu"), lambda v: torch.set_autocast_dtype("cpu", v)),
-    "float32 matmul precision": (_matmul_precision, lambda v: v and torch.set_float32_matmul_precision(v)),
+    "float32 matmul precision": (_matmul_precision, _set_matmul_precision),
     "random state of torch": (
         lambda: torch.get_rng_state().numpy().tobytes(),
         lambda v: torch.set_rng_state(torch.frombuffer(bytearray(v), dtype=torch.uint8)),
@@ -130,7 +140,7 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "flushing of denormal numbers": (_flushes_denormals, torch.set_flush_denormal),
     "TF32 in cuDNN": (_tf32_of_cudnn, lambda v: None if v is None else torch._C._set_cudnn_allow_tf32(v)),
     "oneDNN": (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
-    "working directory": (_directory, lambda v: v and os.chdir(v)),
+    "working directory": (_directory, _set_directory),
     "umask": (_umask, os.umask),
     "trace function": (sys.gettrace, sys.settrace),
     "profile function": (sys.getprofile, sys.setprofile),
@@ -150,7 +160,7 @@ except (AttributeError, OSError, TypeError):  # not on Windows
 _BY_IMPORTS = {"recursion limit", "environment variables", "filters of warnings"}
 _TORCH = Path(torch.__file__).parent
 # Namespaces whose existing functions nobody may replace.
-_PATCHABLE = (
+_PATCHABLE: tuple[Any, ...] = (
     torch,
     torch.nn.functional,
     torch.Tensor,
