@@ -153,12 +153,10 @@ def _store(find: Find, implementation: Implementation, folder: Path) -> Find:
     aspect, fault = kind(find.verdict)
     name_and_version = f"{implementation.name} {implementation.version}".strip()
     why = one_line(f"{name_and_version}, {aspect}, {fault}: {find.verdict.message}", MAX_TEXT)
-    entry = {"id": name, "why": why, **find.entry}
+    entry = as_yaml({"id": name, "why": why, **find.entry})
     folder.mkdir(parents=True, exist_ok=True)
     path, temporary = folder / f"{name}.yaml", folder / f"{name}.tmp"
-    temporary.write_text(
-        f"{yaml.safe_dump(HEADER, sort_keys=False, width=120)}cases:\n{as_yaml(entry)}", encoding="utf-8"
-    )
+    temporary.write_text(f"{yaml.safe_dump(HEADER, sort_keys=False, width=120)}cases:\n{entry}", encoding="utf-8")
     temporary.replace(path)
     return replace(find, case=loader.load(path)[0])
 
@@ -196,13 +194,10 @@ class _Search:
             before = self.result.examples
             try:
                 self._round(min(AT_ONCE, examples - before), number)
-            except BaseException:
-                self._keep(self.smallest)
-                raise
+                if self.smallest is not None:
+                    entry = minimised(self.smallest.entry, self._batch_if_it_fails)
+                    self.smallest = self._failure(entry) or self.smallest
             finally:
-                self.result.seconds = time.monotonic() - started
-            if self.smallest is not None:
-                self._minimise(self.smallest)
                 self._keep(self.smallest)
                 self.result.seconds = time.monotonic() - started
             if not before < self.result.examples < examples:  # nothing new was drawn, or enough
@@ -250,9 +245,8 @@ class _Search:
             self.asked.add(clear[0].id)
             return
         if self.first is None or self.smallest is None:
-            self.first = self.smallest = _store(
-                replace(found, after=self.result.examples), self.implementation, self.folder
-            )
+            found = replace(found, after=self.result.examples)
+            self.first = self.smallest = _store(found, self.implementation, self.folder)
         elif kind(found.verdict) != kind(self.first.verdict):
             return
         elif len(as_yaml(found.entry)) < len(as_yaml(self.smallest.entry)):
@@ -281,16 +275,15 @@ class _Search:
             self.result.known[explained] += 1
         return None
 
-    def _batch_if_it_fails(self, entry: Entry) -> Batch | None:
+    def _failure(self, entry: Entry) -> Find | None:
         clear = self._clear(entry)
-        found = self._first_new(entry, *clear) if clear else None
-        same = found and self.first and kind(found.verdict) == kind(self.first.verdict)
-        return clear[1] if clear and same else None
+        return self._first_new(entry, *clear) if clear else None
 
-    def _minimise(self, find: Find) -> None:
-        entry = minimised(find.entry, self._batch_if_it_fails)
-        clear = self._clear(entry)
-        self.smallest = (self._first_new(entry, *clear) if clear else None) or find
+    def _batch_if_it_fails(self, entry: Entry) -> Batch | None:
+        """The batch of a document that fails as the round's find does."""
+        found = self._failure(entry)
+        same = found and self.first and kind(found.verdict) == kind(self.first.verdict)
+        return self.examiner.batch(found.case) if found and same else None
 
     def _keep(self, find: Find | None) -> None:
         """Stores the round's find in its last form, in place of its first."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from xentcheck.publish.page import Material, Script
@@ -20,12 +21,18 @@ FOLDER = "scripts"
 
 @dataclass
 class _Observed:
-    """One way in which a cause shows. hits: the verdicts. absent: implementations that declare it but have no hit in this run, with the
-    versions of torch for which they declare it."""
+    """One way in which a cause shows. hits: the verdicts. declared: implementations that declare it, and for which versions of torch."""
 
     text: str
     hits: pd.DataFrame
-    absent: list[str] = field(default_factory=list)
+    declared: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def absent(self) -> str:
+        """Implementations that declare it but do not show it in this run; empty if there are none."""
+        names = sorted(self.declared.keys() - set(self.hits["implementation"]))
+        texts = [f"`{name}`" + (f" (torch {self.declared[name]})" if self.declared[name] else "") for name in names]
+        return f"not in this run: {', '.join(texts)}" if texts else ""
 
 
 def pages(material: Material, script: Script) -> dict[str, str]:
@@ -67,35 +74,25 @@ def pages(material: Material, script: Script) -> dict[str, str]:
 def _causes(material: Material) -> dict[tuple[str, str], list[_Observed]]:
     """By reason and link. A verdict that deviates belongs to the first declaration that covers it."""
     deviating = material.frame[material.frame["status"] == "deviates"]
-    found: dict[tuple[str, str], dict[str, list[tuple[str, Mapping[str, Any], pd.DataFrame]]]] = {}
+    found: dict[tuple[str, str], dict[str, _Observed]] = {}
     for name in material.names:
         left = deviating[deviating["implementation"] == name]
         for deviation in material.claims[name]["deviations"]:
             covered = left[_covers(left, deviation)]
             left = left.drop(covered.index)
-            cause = found.setdefault((deviation["reason"], deviation["link"]), {})
-            cause.setdefault(deviation["observed"], []).append((name, deviation, covered))
-    causes = {cause: [_observed(text, all_of) for text, all_of in shown.items()] for cause, shown in found.items()}
+            shown, text = found.setdefault((deviation["reason"], deviation["link"]), {}), deviation["observed"]
+            observed = shown.setdefault(text, _Observed(text, deviating[:0]))
+            observed.hits = pd.concat([observed.hits, covered]).sort_index()
+            observed.declared[name] = deviation["torch"]
+    causes = {cause: list(shown.values()) for cause, shown in found.items()}
     # Causes that no verdict of this run shows come last.
     return dict(sorted(causes.items(), key=lambda item: all(observed.hits.empty for observed in item[1])))
 
 
 def _covers(verdicts: pd.DataFrame, deviation: Mapping[str, Any]) -> pd.Series:
     fits = (verdicts["aspect"] == deviation["aspect"]) & (verdicts["kind"] == deviation["fault"])
-    return fits & verdicts["case"].map(
-        lambda case: any(matches(pattern, case) for pattern in deviation["cases"])
-    ).astype(bool)
-
-
-def _observed(text: str, declared: list[tuple[str, Mapping[str, Any], pd.DataFrame]]) -> _Observed:
-    hits = pd.concat([covered for _, _, covered in declared]).sort_index()
-    seen = set(hits["implementation"])
-    absent = {
-        f"`{name}`" + (f" (torch {deviation['torch']})" if deviation["torch"] else "")
-        for name, deviation, _ in declared
-        if name not in seen
-    }
-    return _Observed(text, hits, sorted(absent))
+    named = [any(matches(pattern, case) for pattern in deviation["cases"]) for case in verdicts["case"]]
+    return fits & np.array(named, dtype=bool)
 
 
 def _titles(causes: Mapping[tuple[str, str], list[_Observed]]) -> dict[tuple[str, str], str]:
@@ -117,10 +114,11 @@ def _capital(text: str) -> str:
 
 def _overview(title: str, shown: list[_Observed]) -> dict[str, Any]:
     hits = pd.concat([observed.hits for observed in shown])
+    names = [f"`{name}`" for name in hits["implementation"].unique()]
+    absent = "; ".join(dict.fromkeys(observed.absent for observed in shown))
     return {
         "what is wrong": f"[{title}]({anchor(title)})",
-        "implementations": ", ".join(f"`{name}`" for name in hits["implementation"].unique())
-        or f"not in this run: {', '.join(dict.fromkeys(name for observed in shown for name in observed.absent))}",
+        "implementations": ", ".join(names) or absent,
         "cases": hits["case"].nunique(),
     }
 
@@ -128,17 +126,17 @@ def _overview(title: str, shown: list[_Observed]) -> dict[str, Any]:
 def _row(observed: _Observed, linked: Callable[[pd.DataFrame], str]) -> dict[str, str]:
     hits = observed.hits
     if hits.empty:
-        return {"seen": observed.text, "implementations, with cases": f"not in this run: {', '.join(observed.absent)}"}
+        return {"seen": observed.text, "implementations, with cases": observed.absent}
     aspects = hits[["aspect", "kind"]].drop_duplicates().sort_values(["aspect", "kind"])
     cases = hits.drop_duplicates(["implementation", "case"])["implementation"].value_counts(sort=False)
     clauses = hits.drop_duplicates("case")["clause"].value_counts()
     units = hits["units"].max()
     first = hits.sort_values(["relation", "implementation", "case"]).iloc[0]
-    also = f"; not in this run: {', '.join(observed.absent)}" if observed.absent else ""
+    implementations = ", ".join(f"`{name}` {n}" for name, n in cases.items() if n)
     return {
         "seen": observed.text,
         "aspect": ", ".join(f"{aspect}: {kind}" for aspect, kind in aspects.itertuples(index=False)),
-        "implementations, with cases": ", ".join(f"`{name}` {n}" for name, n in cases.items() if n) + also,
+        "implementations, with cases": "; ".join(filter(None, (implementations, observed.absent))),
         "clauses, with cases": _clauses(clauses),
         "up to": "" if math.isnan(units) else counted(units, "unit"),
         "for instance": f"`{first['implementation']}`, `{first['case']}`: {first['verdict'].message}",

@@ -186,12 +186,8 @@ def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Find
     answer, stated, convention = seen.first, implementation.conventions, exam.case.question.expect.convention
     if answer.nonzero_padding and answer.nonzero_padding[0] == "loss":
         return _nonzero_padding(answer.nonzero_padding)
-    if answer.raised and answer.raised.phase == "call":
-        if convention and exam.may_be_refused_by(implementation):
-            return Finding(conventions={convention: "refused"})
-        return _wrong("raised", "a loss", str(answer.raised))
     if answer.loss is None:
-        return _wrong("missing", "a tensor", answer.loss_type)
+        return _no_loss(exam, implementation, answer)
     if convention and stated.get(convention) == "refused":
         return _wrong("accepted", f"a refusal of {CONVENTIONS[convention][0]}, as is stated", "a loss")
     # Only the stated answer is right; where none is stated, each one is.
@@ -210,6 +206,16 @@ def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Find
         faults.append(fault)
     alternatives = tuple(dict.fromkeys(fault.expected for fault in faults))
     return Finding([replace(faults[0], expected=alternatives) if len(alternatives) > 1 else faults[0]])
+
+
+def _no_loss(exam: Exam, implementation: Implementation, answer: Answer) -> Finding:
+    """The finding where a call returned no loss: a refusal that a convention allows, or a fault."""
+    convention = exam.case.question.expect.convention
+    if answer.raised is None:
+        return _wrong("missing", "a tensor", answer.loss_type)
+    if convention and exam.may_be_refused_by(implementation):
+        return Finding(conventions={convention: "refused"})
+    return _wrong("raised", "a loss", str(answer.raised))
 
 
 def _nonzero_padding(found: tuple[str, int]) -> Finding:
@@ -254,11 +260,8 @@ def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> 
 
 def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:
     answer, dtype, mode = seen.first, exam.case.question.dtype, exam.case.question.mode
-    if answer.raised and answer.raised.phase == "call":
-        refused = exam.may_be_refused_by(implementation)
-        return Finding() if refused else _wrong("raised", "a loss", str(answer.raised))
     if answer.loss is None:
-        return _wrong("missing", "a tensor", answer.loss_type)
+        return replace(_no_loss(exam, implementation, answer), conventions=None)  # stated with the loss
     shape = exam.batch.positions if exam.batch.reduction == "none" else ()
     if answer.loss.shape != shape:
         return _wrong("shape", shape, answer.loss.shape, quantity="loss")
