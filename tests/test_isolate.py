@@ -499,6 +499,14 @@ def test_a_run_that_was_cut_off_leaves_no_process_behind_and_can_be_finished(
         assert sum(line["kind"] == "verdict" for line in lines) == 5 * 4
 
 
+def test_costs_are_not_measured_and_the_header_says_why(start, path):
+    process = start("--impl", f"{FAKES}:right", "--cases", path, "--profile", "quick")
+    screen = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, screen
+    assert "cost: not measured (in a worker process of --isolate its time and memory would be hidden" in screen
+    assert "20 passed" in screen
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

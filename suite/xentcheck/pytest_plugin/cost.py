@@ -127,6 +127,8 @@ def why_not(config: pytest.Config) -> str:
         return "--benchmark-skip"
     if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
         return "processes side by side disturb each other; run without -n"
+    if config.getoption("isolate"):
+        return "in a worker process of --isolate its time and memory would be hidden; run without --isolate"
     if config.getoption("cases") and not config.getoption("profile"):
         return "--cases selects others; add --profile to measure as well"
     return ""
