@@ -16,6 +16,7 @@ import torch
 
 import fakes
 import faults
+import unreadable
 import xentcheck
 from xentcheck.implementation import Implementation, ImplementationError, find
 from xentcheck.results import record
@@ -339,6 +340,26 @@ def test_verdicts_are_the_same_either_way(workers, source):
                 two = examiner.examine(case, aspect, there)
                 # the same to the last bit, and NaN equals NaN
                 assert repr(replace(one, implementation=there.name)) == repr(two)
+
+
+@pytest.mark.parametrize(
+    ("name", "aspects", "found"),
+    [(name, ("loss", "shape"), found) for name, found in unreadable.LOSSES.items()]
+    + [(name, ("gradient",), found) for name, found in unreadable.GRADIENTS.items()]
+    + [("wordless", ("loss", "gradient"), "Wordless in the call: (no text: its __str__ raises RuntimeError)")],
+    ids=lambda v: v if isinstance(v, str) and v.isidentifier() else "",
+)
+def test_an_answer_that_cannot_be_read_is_a_fault_either_way(workers, put, case, name, aspects, found):
+    source = f"{HERE / 'unreadable.py'}:{name}"
+    linear = ", linear: {features: 4}" if name.endswith("matrix") else ""
+    asked = case(f"logits: {{shape: [3, 4]}}{linear}")
+    (here,), (there,) = find(source), workers.find(source)
+    examiner = Examiner()
+    one, two = {a: examiner.examine(asked, a, here) for a in asked.aspects}, put(asked, there)
+    assert list(map(repr, one.values())) == list(map(repr, two.values()))
+    kind = "raised" if name == "wordless" else "missing"
+    for aspect in aspects:
+        assert (one[aspect].kind, one[aspect].fault.found) == (kind, found)
 
 
 def test_the_compilers_threads_are_not_the_implementations(monkeypatch, tmp_path, cases):

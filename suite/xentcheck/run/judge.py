@@ -208,14 +208,16 @@ def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> 
             return Finding()
         return _wrong("raised", "a gradient", str(answer.raised))
     if answer.gradient is None:
-        return _wrong("missing", "a gradient of the input", "none (input.grad is None)")
+        found = answer.unreadable.get("gradient", "none (input.grad is None)")
+        return _wrong("missing", "a gradient of the input", found)
     truth = _any_truth(exam, implementation)
     word = exam.case.question.expect.gradient
     wanted, unit = _expected(word, truth.gradient), _exact(word, truth.gradient_unit)
     compared = [compare("gradient", answer.gradient, wanted, unit, dtype, answer.gradient_type, truth.ignored)]
     for name, (value, unit) in truth.others.items():
         if name not in answer.others:
-            compared.append((Fault("missing", expected=f"a gradient of {name}", found="none"), None))
+            found = answer.unreadable.get(f"gradient of {name}", "none")
+            compared.append((Fault("missing", expected=f"a gradient of {name}", found=found), None))
             continue
         found, found_type = answer.others[name]
         of_others = word if isinstance(word, str) else "reference"
@@ -231,7 +233,7 @@ def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> 
 def _second(truth: Truth, answer: Answer, dtype: str) -> tuple[Fault | None, float | None]:
     name = "gradient of the gradient"
     if answer.second is None or truth.second is None:
-        return Fault("missing", expected=f"a {name}", found="none"), None
+        return Fault("missing", expected=f"a {name}", found=answer.unreadable.get(name, "none")), None
     return compare(name, answer.second, truth.second, truth.second_unit, dtype, answer.gradient_type, truth.ignored)
 
 

@@ -6,6 +6,7 @@ global state) is the same for all modes.
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,7 @@ class Answer:
     """What one call returned. Values as float64, which holds every dtype exactly; None for what was not there."""
 
     loss: Array | None = None
-    loss_type: str = ""  # a dtype of torch, or the type of what was returned instead of a tensor
+    loss_type: str = ""  # a dtype of torch, or what was returned instead of a tensor that can be read
     requires_grad: bool = False  # of the loss
     gradient: Array | None = None
     gradient_type: str = ""
@@ -50,6 +51,8 @@ class Answer:
         default_factory=dict
     )  # further gradients, by argument, with their dtypes
     raised: Raised | None = None
+    # What is there instead of a gradient that can be read: by quantity, such as gradient or gradient of linear_weight.
+    unreadable: Mapping[str, str] = field(default_factory=dict)
     # Where the batch was padded with ignored samples: of which quantity (loss or gradient) the entries of which are not zero.
     nonzero_padding: tuple[str, int] | None = None
     # the loss itself, whose memory is the caller's; it means nothing in another process
@@ -153,7 +156,10 @@ def _answer(mode: Mode, function: Function, batch: Batch, wants_gradient: bool) 
         return Answer(raised=_raised("call", error))
     if not isinstance(loss, Tensor):
         return Answer(loss_type=type(loss).__name__)
-    answer = Answer(_array(loss), _dtype(loss), loss.requires_grad, tensor=loss.detach())
+    read, unreadable = _readings({"loss": loss}, batch)
+    if unreadable:
+        return Answer(loss_type=unreadable["loss"])
+    answer = Answer(*read["loss"], loss.requires_grad, tensor=loss.detach())
     if not wants_gradient:
         return answer
     try:
@@ -162,13 +168,17 @@ def _answer(mode: Mode, function: Function, batch: Batch, wants_gradient: bool) 
         return replace(answer, raised=_raised("backward", error), tensor=None)
     if gradient is None:
         return answer
-    further = {n: t.grad for n, t in batch.differentiated.items() if n != "input" and t.grad is not None}
+    found = {"gradient": gradient, **dict(zip(["gradient of the gradient"], derivatives, strict=False))}
+    others = {n: t.grad for n, t in batch.differentiated.items() if n != "input" and t.grad is not None}
+    read, unreadable = _readings(found | {f"gradient of {name}": one for name, one in others.items()}, batch)
+    values, gradient_type = read.get("gradient", (None, ""))
     return replace(
         answer,
-        gradient=_array(gradient),
-        gradient_type=_dtype(gradient),
-        second=_array(derivatives[0]) if derivatives else None,
-        others={name: (_array(one), _dtype(one)) for name, one in further.items()},
+        gradient=values,
+        gradient_type=gradient_type,
+        second=read.get("gradient of the gradient", (None, ""))[0],
+        others={name: read[f"gradient of {name}"] for name in others if f"gradient of {name}" in read},
+        unreadable=unreadable,
     )
 
 
@@ -177,17 +187,70 @@ def _from_arrays(function: Function, batch: Batch) -> Answer:
         loss, gradient = function(batch.input, batch.target, batch.upstream, **batch.options)
     except BaseException as error:
         return Answer(raised=_raised("call", error))
-    loss_values, gradient_values = _numbers(loss), _numbers(gradient)
-    gradient_type = "" if gradient_values is None else _dtype(gradient)
-    return Answer(loss_values, _dtype(loss), gradient=gradient_values, gradient_type=gradient_type)
+    found = {"loss": loss} if gradient is None else {"loss": loss, "gradient": gradient}
+    read, unreadable = _readings(found, batch)
+    loss_values, loss_type = read.get("loss") or (None, unreadable["loss"])
+    gradient_values, gradient_type = read.get("gradient", (None, ""))
+    return Answer(loss_values, loss_type, gradient=gradient_values, gradient_type=gradient_type, unreadable=unreadable)
 
 
-def _numbers(value: Any) -> Array | None:
-    """None for what holds no numbers."""
+class UnreadableError(Exception):
+    """An answer that holds no plain numbers. The text says what it is instead."""
+
+
+def _readings(found: Mapping[str, Any], batch: Batch) -> tuple[dict[str, tuple[Array, str]], dict[str, str]]:
+    """By quantity: what could be read, with its dtype, and what the rest is. No other function looks into an answer."""
+    most = max(_MOST, batch.input.numel(), *(tensor.numel() for tensor in batch.differentiated.values()))
+    read, unreadable = {}, {}
+    for quantity, value in found.items():
+        try:
+            read[quantity] = _read(value, most)
+        except UnreadableError as error:
+            unreadable[quantity] = str(error)
+    return read, unreadable
+
+
+_MOST = 1 << 24  # values that are read of an answer that is larger than all arguments
+
+
+def _read(value: Any, most: int) -> tuple[Array, str]:
+    """The values as float64, and their dtype. Raises UnreadableError, also for what raises when it is looked at."""
     try:
-        return None if value is None else _array(value)
-    except (TypeError, ValueError):
-        return None
+        if value is None:
+            raise UnreadableError("NoneType")
+        dtype = _dtype(value)
+        values = value if isinstance(value, Tensor) else np.asarray(value)
+        if reason := _why_not_plain(values, most):
+            raise UnreadableError(reason)
+        if isinstance(values, Tensor):
+            values = values.detach().to("cpu", torch.float64).contiguous().numpy()
+        return np.array(values, dtype=np.float64), dtype
+    except (UnreadableError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise UnreadableError(f"{type(value).__name__} that cannot be read ({_one_line(error)})") from error
+
+
+def _why_not_plain(values: Tensor | Array, most: int) -> str:
+    """What it is where it holds no plain numbers; nothing where it does."""
+    if isinstance(values, Tensor):
+        if values.is_nested:
+            return "a nested tensor"
+        if values.layout != torch.strided:
+            return f"a tensor of layout {str(values.layout).removeprefix('torch.')}"
+        if values.is_quantized:
+            return f"a quantized tensor of dtype {_dtype(values)}"
+        if values.is_meta:
+            return "a tensor on the device meta, where there are no values"
+    if str(values.dtype).removeprefix("torch.").startswith("complex"):
+        return f"a tensor of dtype {_dtype(values)}"
+    if math.prod(values.shape) > most:
+        return f"a tensor of shape {tuple(values.shape)}, far larger than the arguments"
+    return ""
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_text(error)}".splitlines()[0][:300]
 
 
 def _through_identity(function: Function | None) -> Function:
@@ -223,12 +286,6 @@ def _bits(tensor: Tensor) -> bytes:
     return whole.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
-def _array(value: Any) -> Array:
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", torch.float64).contiguous().numpy().copy()
-    return np.asarray(value, dtype=np.float64)
-
-
 def _dtype(value: Any) -> str:
     return str(value.dtype).removeprefix("torch.") if hasattr(value, "dtype") else type(value).__name__
 
@@ -237,4 +294,11 @@ def _raised(phase: str, error: BaseException) -> Raised:
     """Also what is no Exception, such as sys.exit and pytest.skip: a case must not be lost by it. Ctrl-C is the user's."""
     if isinstance(error, KeyboardInterrupt):
         raise error
-    return Raised(phase, type(error).__name__, str(error))
+    return Raised(phase, type(error).__name__, _text(error))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(no text: its __str__ raises {type(another).__name__})"
