@@ -174,7 +174,7 @@ CRASHES = {
 }
 TIMEOUTS = (hang, hang_in_c, stop, flood)
 HARMLESS = (
-    print_a_line, write_to_stdout, print_in_c, close_stdout, lose_stdout, die_at_exit, leave_a_child, return_twice, finish_a_thread_late
+    print_a_line, write_to_stdout, print_in_c, close_stdout, lose_stdout, die_at_exit, leave_a_child, finish_a_thread_late
 )  # fmt: skip
 
 
@@ -207,7 +207,7 @@ def _in_backward(fault):
     return loss
 
 
-for _fault in (*CRASHES, *TIMEOUTS, *HARMLESS):
+for _fault in (*CRASHES, *TIMEOUTS, *HARMLESS, return_twice):
     globals()[f"{_fault.__name__}_in_forward"] = _in_forward(_fault)
     globals()[f"{_fault.__name__}_in_backward"] = _in_backward(_fault)
 

@@ -106,6 +106,17 @@ def test_what_does_no_harm_to_others_is_no_fault(workers, put, five, capfd, faul
     assert capfd.readouterr().out == 6 * f"{printed}\n" * bool(printed)  # three cases, two calls
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_a_child_that_comes_back_from_the_call_is_a_crash_as_in_process(workers, put, five, place):
+    source = f"{FAULTS}:return_twice_in_{place}"
+    (here,), (there,) = find(source), workers.find(source)
+    examiner = Examiner()
+    for case in five[:2]:
+        verdicts = put(case, there)
+        assert statuses(verdicts) == {"pass" if case is five[1] else "crash"}
+        assert repr(verdicts) == repr({a: examiner.examine(case, a, here) for a in case.aspects})
+
+
 def test_a_crash_tells_what_was_printed_and_where_it_was(workers, put, five):
     implementation = workers.find(f"{FAULTS}:print_and_leave_in_forward")[0]
     message = put(five[0], implementation)["loss"].message

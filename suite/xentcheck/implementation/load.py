@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from xentcheck.implementation.declare import Implementation, ImplementationError, ModuleCall, version_of
+from xentcheck.implementation.forks import ForkWatch
 from xentcheck.spec.capabilities import LINEAR_CAPABILITIES, LOGITS_CAPABILITIES
 from xentcheck.spec.patterns import nearest
 from xentcheck.spec.resources import implementations_folder
@@ -152,7 +153,10 @@ def find(
     found: list[Implementation] = []
     for part in (p.strip() for p in specification.split(",")):
         if part:
-            found += find_one(part) if find_one else _find_one(part, folder, probe)
+            with ForkWatch() as forks:
+                found += find_one(part) if find_one else _find_one(part, folder, probe)
+            if forks.child_came_back:
+                raise ImplementationError(f"--impl {part}: loading it forked, and the child process came back as well")
     if not found:
         raise ImplementationError("--impl names no implementation; expected for instance --impl native,maskedce")
     taken: set[str] = set()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from xentcheck.implementation.forks import end_in_a_child
 from xentcheck.pytest_plugin import terminal
 from xentcheck.pytest_plugin.session import KEY, NOTHING_TO_TEST, SESSION, VERDICT, Session, asked_of
 from xentcheck.run.status import Status
@@ -188,6 +189,8 @@ def examine(request: pytest.FixtureRequest) -> Any:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    if SESSION in item.config.stash:
+        end_in_a_child(item.config.stash[SESSION].process)
     report = yield
     if KEY in item.stash:
         report.xentcheck_key = list(item.stash[KEY])

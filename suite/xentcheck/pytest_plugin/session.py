@@ -26,7 +26,7 @@ class Session:
     """What one run is about. Kept on the config, in the controlling process and in each xdist worker."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.config = config
+        self.config, self.process = config, os.getpid()
         self.workers: Workers | None = None
         try:
             own = read_settings(config.rootpath)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from xentcheck.implementation import Implementation
+from xentcheck.implementation.forks import end_in_a_child
 from xentcheck.results.environment import edition, environment, now
 from xentcheck.run import verdict as verdicts_of
 from xentcheck.run.verdict import Key, Verdict
@@ -71,7 +73,7 @@ class Writer:
     """Appends to ``DIR/results.jsonl``. Open one per run; ``close`` writes the ``end`` line."""
 
     def __init__(self, folder: Path, header: dict[str, Any], resume: bool = False) -> None:
-        self.path = folder / NAME
+        self.path, self._process = folder / NAME, os.getpid()
         self.already: dict[Key, Verdict] = {}
         self.costs_already: dict[Key, dict[str, Any]] = {}
         try:
@@ -101,6 +103,7 @@ class Writer:
         self._file.close()
 
     def _append(self, line: dict[str, Any]) -> None:
+        end_in_a_child(self._process)  # which would write every verdict a second time
         data = _encoded(line)
         try:
             while data:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from xentcheck.implementation import Implementation, with_matrix
+from xentcheck.implementation.forks import ForkWatch
 from xentcheck.implementation.purity import GlobalState
 from xentcheck.run.modes import Mode, mode_of, padded
 from xentcheck.spec.batch import Batch
@@ -71,7 +72,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Failure:
-    """No observation, since the process that was to make it did not live to tell. status: ``crash`` or ``timeout``."""
+    """No observation, because of what the implementation did to its process. status: ``crash`` or ``timeout``."""
 
     status: str
     message: str
@@ -85,8 +86,11 @@ ObserveAll = Callable[
 ]  # of one call with its gradient each
 
 
-def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, calls: int = 2) -> Observation:
-    """Calls the implementation on fresh copies of the batch: twice, or once where nobody asks what a second call gives."""
+def observe(
+    implementation: Implementation, batch: Batch, wants_gradient: bool, calls: int = 2
+) -> Observation | Failure:
+    """Calls the implementation on fresh copies of the batch: twice, or once where nobody asks what a second call gives. A Failure where
+    a process that it forked comes back from the call, too."""
     changed: dict[str, None] = {}
     answers: list[Answer] = []
     with warnings.catch_warnings(record=True) as caught:
@@ -97,10 +101,16 @@ def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, 
         ask = _asking(implementation, batch, wants_gradient)
         for _ in range(calls):
             copy = batch.fresh()
-            try:
-                answer = ask(copy)
-            finally:
-                changed |= dict.fromkeys(state.restore())
+            with ForkWatch() as forks:
+                try:
+                    answer = ask(copy)
+                finally:
+                    changed |= dict.fromkeys(state.restore())
+            if forks.child_came_back:
+                before.restore()
+                return Failure(
+                    "crash", "the call forked, and the child process came back from it as well; it was ended"
+                )
             changed |= dict.fromkeys(_touched(batch, copy))
             answers.append(answer)
             if answer.raised:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from xentcheck.implementation import Implementation, ImplementationError, find
-from xentcheck.run.isolation.process import DiedError, Server, Worker, story
+from xentcheck.run.isolation.process import DiedError, Server, Worker
 from xentcheck.run.observe import Failure, Observation
 from xentcheck.spec.batch import Batch
 
@@ -89,10 +89,9 @@ class Workers:
             answer = worker.ask(request, self.limit)
         except DiedError as death:
             return Failure(death.failure.status, f"the worker process {death.failure.message}")
+        sys.stdout.write(worker.printed())  # where it would be without a worker; pytest shows it if the case fails
         if isinstance(answer, Failure):
             worker.end()
-            return Failure(answer.status, f"the worker process {answer.message}{story(worker.printed())}")
-        sys.stdout.write(worker.printed())  # where it would be without a worker; pytest shows it if the case fails
         return answer
 
     def close(self) -> None:

@@ -37,6 +37,7 @@ import torch
 import torch.fx.experimental.symbolic_shapes  # half a second, and the first backward pass with an upstream gradient imports it
 
 from xentcheck.implementation.declare import Implementation, ImplementationError
+from xentcheck.implementation.forks import end_in_a_child
 from xentcheck.implementation.load import Probe, find, takes_lists
 from xentcheck.run.isolation.protocol import AT_ONCE, frame, reading, rest
 from xentcheck.run.observe import Failure, Observation, observe
@@ -142,8 +143,7 @@ def _work(start: dict[str, Any], requests: int, answers: int) -> None:
     me = os.getpid()
 
     def send(token: bytes, value: Any) -> None:
-        if os.getpid() != me:  # the implementation forked, and its child came back here
-            os._exit(0)
+        end_in_a_child(me)
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):
                 stream.flush()
@@ -245,21 +245,32 @@ def _observed(
     left = _left_behind(before)
     if left:
         names = ", ".join(thread.name for thread in left)
-        return Failure("crash", f"left {len(left)} thread{'s' * (len(left) > 1)} running after the call: {names}")
-    return _of_memory(seen, memory) if memory else seen
+        return Failure(
+            "crash",
+            f"the worker process left {len(left)} thread{'s' * (len(left) > 1)} running after the call: {names}",
+        )
+    return _of_memory(seen, memory) if memory and isinstance(seen, Observation) else seen
 
 
 def _of_memory(seen: Observation, memory: int) -> Observation | Failure:
     """What an allocation that failed raises is no answer of the implementation's."""
     for answer in (seen.first, seen.again):
-        raised = answer and answer.raised
-        if raised and _OUT_OF_MEMORY.search(f"{raised.type}: {raised.text}"):
-            return _exhausted(memory, str(raised))
+        if answer is None:
+            continue
+        raised = answer.raised
+        for text in ([f"{raised.type}: {raised.text}"] if raised else []) + [
+            answer.loss_type,
+            *answer.unreadable.values(),
+        ]:
+            if _OUT_OF_MEMORY.search(text):
+                return _exhausted(memory, str(raised or text))
     return seen
 
 
 def _exhausted(memory: int, text: str) -> Failure:
-    return Failure("crash", f"exhausted the memory limit of {memory / 2**30:g} GiB (--worker-memory): {text}")
+    return Failure(
+        "crash", f"the worker process exhausted the memory limit of {memory / 2**30:g} GiB (--worker-memory): {text}"
+    )
 
 
 _torchs_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
