@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from xentcheck.implementation.forks import end_in_a_child
 from xentcheck.pytest_plugin import terminal
 from xentcheck.pytest_plugin.session import KEY, NOTHING_TO_TEST, SESSION, VERDICT, Session, asked_of
+from xentcheck.run.isolation.guard import die_with_the_parent
 from xentcheck.run.status import Status
 from xentcheck.run.verdict import Key, Verdict, from_json, to_json
 from xentcheck.spec.case import ASPECTS, Aspect
@@ -67,6 +69,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     session = config.stash[SESSION] = Session(config)
     if _is_worker(config):
+        if sys.platform == "linux":  # otherwise it goes on for as long as the case that it is at
+            die_with_the_parent()
         keys = config.workerinput["xentcheck_resumed"]  # type: ignore[attr-defined]
         session.resumed = {tuple(k) for k in keys}
         return
@@ -225,6 +229,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def _not_judged(key: Key, status: Status, reason: str) -> Verdict:
     """Of a test whose harness failed or skipped, or whose process died."""
     return Verdict(key.implementation, key.case.split("/")[0], key.case, key.aspect, status, reason=reason)
+
+
+def pytest_keyboard_interrupt() -> None:
+    """pytest-xdist would give its workers ten seconds to finish what they are doing."""
+    session = _REPORTING.get("session")
+    distribution = session and session.config.pluginmanager.get_plugin("dsession")
+    if distribution:
+        distribution.nodemanager.EXIT_TIMEOUT = 0.1
 
 
 # pytest_runtest_logreport gets no config.

@@ -72,7 +72,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Failure:
-    """No observation, because of what the implementation did to its process. status: ``crash`` or ``timeout``."""
+    """No observation, because of what the implementation did to its process. status: ``crash``, ``timeout`` or ``error``."""
 
     status: str
     message: str
