@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from xentcheck.implementation.declare import ModuleCall
+from xentcheck.implementation.forks import ForkWatch
 
 Function = Callable[..., Any]
 _OPTIONS = {"weight", "ignore_index", "reduction", "label_smoothing", "normalizer", "linear_bias"}
@@ -85,12 +86,12 @@ def _gives_a_loss(function: Function, *given: Any) -> bool:
 
 
 def _quietly(call: Callable[[], Any], raised: list[Exception] | None = None) -> Any:
-    """What the call returns, None if it raises; nothing stays changed. raised: gets the exception."""
+    """What the call returns, None if it raises; nothing stays changed, and no process that it forks goes on. raised: gets the exception."""
     from xentcheck.implementation.purity import GlobalState
 
     state = GlobalState()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ForkWatch():
             warnings.simplefilter("ignore")
             return call()
     except KeyboardInterrupt:
