@@ -13,6 +13,7 @@ from xentcheck.implementation import ImplementationError, find, forks
 from xentcheck.implementation.forks import ForkWatch
 from xentcheck.results import record
 from xentcheck.run.examiner import Examiner
+from xentcheck.run.isolation.pool import Workers
 from xentcheck.run.status import Status
 from xentcheck.run.verdict import Verdict
 
@@ -121,9 +122,26 @@ def test_a_case_whose_loss_comes_back_twice_is_a_crash(case):
 
 def test_a_file_that_is_loaded_twice_by_one_import(tmp_path):
     path = tmp_path / "forks.py"
-    path.write_text("import os\nos.fork()\ndef loss(input, target):\n    pass\n")
+    path.write_text("import os\nos.fork()\ndef loss(input, target):\n    return input.sum()\n")
     with pytest.raises(ImplementationError, match="loss: loading it forked, and the child process came back as well"):
         find(f"{path}:loss")
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_loss_that_forks_whenever_it_is_called_is_loaded(tmp_path, isolated):
+    """Loading calls it; that it forks is a fault of its cases."""
+    path = tmp_path / "forks.py"
+    path.write_text(
+        "import os\nfrom torch.nn.functional import cross_entropy\n"
+        "def loss(input, target, **options):\n    os.fork()\n    return cross_entropy(input, target, **options)\n"
+    )
+    workers = Workers() if isolated else None
+    try:
+        found = workers.find(f"{path}:loss") if workers else find(f"{path}:loss")
+    finally:
+        if workers:
+            workers.close()
+    assert [(one.name, one.broken) for one in found] == [("loss", "")]
 
 
 def test_a_child_writes_nothing_into_the_record(tmp_path, capfd):

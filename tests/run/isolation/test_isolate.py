@@ -261,6 +261,17 @@ def test_a_loss_that_cannot_be_imported_is_a_message_at_the_start(workers, tmp_p
     assert workers.find("native")[0].name == "native", "it goes on"
 
 
+def test_those_that_cannot_be_loaded_leave_the_others_their_workers(workers, put, tmp_path, five):
+    dies, raises = tmp_path / "dies.py", tmp_path / "raises.py"
+    dies.write_text("import os\nos._exit(3)\n")
+    raises.write_text("raise ValueError('no')\n")
+    found = workers.find(f"{dies}:loss,native,{raises}:loss,{FAKES}:right")
+    assert ["status 3" in found[0].broken, "ValueError: no" in found[2].broken] == [True, True]
+    assert [one.name for one in found if not one.broken] == ["native", "right"]
+    for one in (found[1], found[3]):
+        assert statuses(put(five[0], one)) == {"pass"}
+
+
 @pytest.mark.parametrize(
     ("code", "says"),
     [
@@ -622,7 +633,7 @@ def test_costs_are_not_measured_and_the_header_says_why(start, path):
     process = start("--impl", f"{FAKES}:right", "--cases", path, "--profile", "quick")
     screen = process.communicate(timeout=300)[0]
     assert process.returncode == 0, screen
-    assert "cost: not measured (in a worker process of --isolate its time and memory would be hidden" in screen
+    assert "cost: not measured (--isolate calls implementations elsewhere" in screen
     assert "20 passed" in screen
 
 

@@ -56,7 +56,8 @@ def serve(channel: socket.socket) -> None:
     found: list[Implementation] = []
     answer: Any = _load(found, exchange, **start)
     while True:
-        answer = _answer(found[0], start["memory"], torchs_threads, **exchange(answer))
+        request = exchange(answer)  # comes only if something was found
+        answer = _answer(found[0], start["memory"], torchs_threads, **request)
 
 
 def _load(
