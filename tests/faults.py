@@ -6,6 +6,7 @@ import ctypes
 import faulthandler
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -36,6 +37,11 @@ def leave_as_if_all_were_well():
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_the_guard():
+    os.kill(os.getppid(), signal.SIGKILL)
+    hang()
 
 
 def hang():
@@ -107,13 +113,13 @@ def leave_a_child_and_die():
 
 
 def leave_while_answering():
-    """Half of an answer is written."""
+    """A part of the answer is written."""
 
-    def half(descriptor, parts):
-        os.write(descriptor, bytes(parts[0])[:30])
+    def a_part(channel, data):
+        os.write(channel.fileno(), bytes(data)[:10])
         os._exit(6)
 
-    os.writev = half
+    socket.socket.sendall = a_part
 
 
 def print_a_line():
@@ -142,6 +148,18 @@ def leave_a_child():
         os._exit(7)
 
 
+def start_a_daemon():
+    """A process without a parent, in a session of its own, that sleeps; its number."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.write(writing, str(os.getpid()).encode())
+            time.sleep(1000)
+        os._exit(0)
+    return int(os.read(reading, 20))
+
+
 def return_twice():
     """The child comes back from the call as well."""
     os.fork()
@@ -157,20 +175,21 @@ CRASHES = {
     leave: "exited with status 3 before it answered",
     leave_as_if_all_were_well: "exited with status 0 before it answered",
     kill: "was killed by signal 9 (SIGKILL), perhaps by the system for want of memory",
+    kill_the_guard: "died with the process that guards it",
     hog: "exhausted the memory limit of 4 GiB (--worker-memory): RuntimeError in the",
     hog_in_python: "exhausted the memory limit of 4 GiB (--worker-memory): MemoryError in the",
     hog_in_numpy: "exhausted the memory limit of 4 GiB (--worker-memory): MemoryError in the",
     print_and_leave: "exited with status 4 before it answered; it wrote last:",
     leave_a_thread: "left 2 threads running after the call: the one that stays, the one that stays",
     leave_a_daemon: "left 2 threads running after the call: Thread-",
-    garble: "wrote to the pipe that answers go through",
+    garble: "wrote to the socket that answers go through",
     close_everything: "exited with status 1 before it answered",
     leave_a_child_and_die: "exited with status 5 before it answered",
     leave_while_answering: "exited with status 6 before it answered",
 }
 TIMEOUTS = (hang, hang_in_c, stop, flood)
 HARMLESS = (
-    print_a_line, write_to_stdout, print_in_c, close_stdout, die_at_exit, leave_a_child, return_twice, finish_a_thread_late
+    print_a_line, write_to_stdout, print_in_c, close_stdout, die_at_exit, leave_a_child, finish_a_thread_late
 )  # fmt: skip
 
 
@@ -203,7 +222,7 @@ def _in_backward(fault):
     return loss
 
 
-for _fault in (*CRASHES, *TIMEOUTS, *HARMLESS):
+for _fault in (*CRASHES, *TIMEOUTS, *HARMLESS, return_twice):
     globals()[f"{_fault.__name__}_in_forward"] = _in_forward(_fault)
     globals()[f"{_fault.__name__}_in_backward"] = _in_backward(_fault)
 
@@ -236,13 +255,24 @@ def dies_when_it_is_looked_at(input, target, upstream, **options):
     return DiesAsAnArray(), DiesAsAnArray()
 
 
-def hangs_once(input, target, **options):
-    """Until there is a file $XENTCHECK_CALLS, in which it writes who hangs: worker and server."""
-    place = Path(os.environ["XENTCHECK_CALLS"])
-    if input.shape[-1] == 5 and not place.exists():
-        place.write_text(f"{os.getpid()} {os.getppid()}")
-        hang()
+def says_its_process(input, target, **options):
+    print(os.getpid())
     return right(input, target, **options)
+
+
+def _with_a_daemon(then):
+    def loss(input, target, **options):
+        """Where there are five classes and no file $XENTCHECK_CALLS yet; there it writes who runs: worker, guard and daemon."""
+        place = Path(os.environ["XENTCHECK_CALLS"])
+        if input.shape[-1] == 5 and not place.exists():
+            place.write_text(f"{os.getpid()} {os.getppid()} {start_a_daemon()}")
+            then()
+        return right(input, target, **options)
+
+    return loss
+
+
+answers_once, hangs_once, leaves_once = map(_with_a_daemon, (lambda: None, hang, leave))
 
 
 def exits(input, target, **options):

@@ -433,6 +433,7 @@ def test_resuming_another_run_is_a_usage_error(run, two, tmp_path):
     status, screen = run("--impl", impl("right", "raises"), "--cases", two, "--results", tmp_path, "--resume")
     assert status == 4
     assert "cannot be resumed: implementation raises was None, is " in screen
+    assert "run without --resume into another folder" in screen
 
 
 @pytest.mark.parametrize(("function", "status"), [("right", 0), ("off_by_a_thousandth", 1)])

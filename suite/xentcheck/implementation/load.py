@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from xentcheck.implementation.declare import BrokenError, Implementation, ImplementationError, ModuleCall, version_of
+from xentcheck.implementation.forks import ForkWatch
 from xentcheck.implementation.trial import takes_classes_last, takes_lists, wrong_call
 from xentcheck.spec.capabilities import LINEAR_CAPABILITIES, LOGITS_CAPABILITIES
 from xentcheck.spec.mistakes import one_line
@@ -137,7 +138,11 @@ def find(
     files: dict[Path, ModuleType] = {}
     for part in _parts(specification, folder):
         try:
-            found += find_one(part) if find_one else _find_one(part, folder, ask, files)
+            with ForkWatch() as forks:
+                of_part = find_one(part) if find_one else _find_one(part, folder, ask, files)
+            if forks.child_came_back:
+                raise BrokenError(f"--impl {part}: loading it forked, and the child process came back as well")
+            found += of_part
         except BrokenError as error:
             found.append(_broken(part, str(error)))
     if not found:

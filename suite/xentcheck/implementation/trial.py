@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from xentcheck.implementation.declare import ModuleCall
+from xentcheck.implementation.forks import ForkWatch
 
 Function = Callable[..., Any]
 _OPTIONS = {"weight", "ignore_index", "reduction", "label_smoothing", "normalizer", "linear_bias"}
@@ -27,9 +28,12 @@ def takes_lists(function: Function, is_linear: bool) -> bool:
         matrix = [torch.eye(3)] if is_linear else []
         return function(logits.clone(), *matrix, target.clone(), ignore_index=ignore_index)
 
+    def are_equal() -> bool:
+        one, both = call(of_one, 0), call(of_two, [0, 1])
+        return one.numel() == 1 and torch.equal(one, both)  # more would not be a mean, and might be very many
+
     with torch.no_grad():
-        one, both = _quietly(lambda: (call(of_one, 0), call(of_two, [0, 1]))) or (None, None)
-    return isinstance(one, torch.Tensor) and isinstance(both, torch.Tensor) and torch.equal(one, both)
+        return bool(_quietly(are_equal))
 
 
 def wrong_call(function: Function, name: str, is_linear: bool) -> str:
@@ -80,17 +84,20 @@ def _batch(positions: int, classes: int, *more: int) -> tuple[Any, Any]:
 def _gives_a_loss(function: Function, *given: Any) -> bool:
     import torch
 
-    (value,) = _quietly(lambda: (function(*given),)) or (None,)
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+    def gives() -> bool:
+        value = function(*given)
+        return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+    return bool(_quietly(gives))
 
 
 def _quietly(call: Callable[[], Any], raised: list[Exception] | None = None) -> Any:
-    """What the call returns, None if it raises; nothing stays changed. raised: gets the exception."""
+    """What the call returns, None if it raises; nothing stays changed, and no process that it forks goes on. raised: gets the exception."""
     from xentcheck.implementation.purity import GlobalState
 
     state = GlobalState()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ForkWatch():
             warnings.simplefilter("ignore")
             return call()
     except KeyboardInterrupt:

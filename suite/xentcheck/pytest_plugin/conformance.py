@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from rich.console import Console
 
 from xentcheck.cost.measurement import Measurement
+from xentcheck.implementation.forks import end_in_a_child
 from xentcheck.pytest_plugin import terminal
 from xentcheck.pytest_plugin.session import KEY, NOTHING_TO_TEST, SESSION, VERDICT, Session, asked_of, finished
 from xentcheck.results.markdown import count, visible
 from xentcheck.results.outcome import unasked
+from xentcheck.run.isolation.guard import die_with_the_parent
 from xentcheck.run.status import Status
 from xentcheck.run.verdict import Key, Verdict, from_json, to_json
 from xentcheck.spec.case import ASPECTS, Aspect
@@ -47,6 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
     session = config.stash[SESSION] = Session(config)
     config.add_cleanup(session.close)
     if _is_worker(config):
+        if sys.platform == "linux":  # otherwise it goes on for as long as the case that it is at
+            die_with_the_parent()
         keys = config.workerinput["xentcheck_resumed"]  # type: ignore[attr-defined]
         session.resumed = {Key(*k) for k in keys}
         return
@@ -164,6 +169,8 @@ def examine(request: pytest.FixtureRequest) -> Any:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    if SESSION in item.config.stash:
+        end_in_a_child(item.config.stash[SESSION].process)
     report = yield
     if KEY in item.stash:
         report.xentcheck_key = [*item.stash[KEY]]
@@ -198,6 +205,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def _not_judged(key: Key, status: Status, reason: str) -> Verdict:
     """The verdict where the harness itself failed or skipped the test, or its process died."""
     return Verdict(key.implementation, key.case.split("/")[0], key.case, key.aspect, status, reason=reason)
+
+
+def pytest_keyboard_interrupt() -> None:
+    """pytest-xdist would give its workers ten seconds to finish what they are doing."""
+    session = _REPORTING.get("session")
+    distribution = session and session.config.pluginmanager.get_plugin("dsession")
+    if distribution:
+        distribution.nodemanager.EXIT_TIMEOUT = 0.1
 
 
 # pytest_runtest_logreport gets no config.

@@ -30,7 +30,7 @@ class Session:
     """What one run tests, and what it has found. On the config of the controlling process, and of each worker of pytest-xdist."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.config = config
+        self.config, self.process = config, os.getpid()
         self.workers: Workers | None = None
         try:
             own = read_settings(config.rootpath)

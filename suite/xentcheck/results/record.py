@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ except ImportError:  # not on Windows, where two runs into one folder go unnotic
     fcntl = None  # type: ignore[assignment]
 
 from xentcheck.cost.measurement import Measurement, as_of_one
+from xentcheck.implementation.forks import end_in_a_child
 from xentcheck.results.run_line import FORMAT, RunLine, changes
 from xentcheck.run import verdict as verdicts_of
 from xentcheck.run.verdict import Key, Verdict
@@ -58,7 +60,7 @@ class Writer:
     """Appends to ``DIR/results.jsonl``. Open one per run; ``close`` writes the ``end`` line."""
 
     def __init__(self, folder: Path, header: dict[str, Any], resume: bool = False) -> None:
-        self.path = folder / NAME
+        self.path, self._process = folder / NAME, os.getpid()
         self.already: dict[Key, Verdict] = {}
         self.costs_already: dict[Key, Measurement] = {}
         try:
@@ -103,6 +105,7 @@ class Writer:
         self._file.close()
 
     def _append(self, line: dict[str, Any]) -> None:
+        end_in_a_child(self._process)  # which would write every verdict a second time
         data = _encoded(line)
         try:
             while data:

@@ -235,27 +235,33 @@ def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> 
             return Finding()
         return _wrong("raised", "a gradient", str(answer.raised))
     if answer.gradient is None:
-        return _wrong("missing", "a gradient of the input", "none (input.grad is None)")
+        instead = answer.unreadable.get("gradient", "none (input.grad is None)")
+        return _wrong("missing", "a gradient of the input", instead)
     truth = _any_truth(exam, implementation)
     word = exam.case.question.expect.gradient
     wanted, unit = _expected(word, truth.gradient), _exact(word, truth.gradient_unit)
     compared = [compare("gradient", answer.gradient, wanted, unit, dtype, answer.gradient_type, truth.ignored)]
     for name, (value, unit) in truth.others.items():
         if name not in answer.others:
-            compared.append((Fault("missing", expected=f"a gradient of {name}", found="none"), None))
+            instead = answer.unreadable.get(f"gradient of {name}", "none")
+            compared.append((Fault("missing", expected=f"a gradient of {name}", found=instead), None))
             continue
         found, found_type = answer.others[name]
         of_others = word if isinstance(word, str) else "reference"
         wanted, exact = _expected(of_others, value), _exact(of_others, unit)
         none_ignored = np.zeros(value.shape, dtype=bool)
         compared.append(compare(f"gradient of {name}", found, wanted, exact, dtype, found_type, none_ignored))
-    if truth.second is not None and answer.second is None:
-        compared.append((Fault("missing", expected="a gradient of the gradient", found="none"), None))
-    elif truth.second is not None and answer.second is not None:
-        second = answer.second, truth.second, truth.second_unit
-        compared.append(compare("gradient of the gradient", *second, dtype, answer.gradient_type, truth.ignored))
+    if truth.second is not None:
+        compared.append(_second(truth, answer, dtype))
     faults = [fault for fault, _ in compared if fault]
     return Finding(faults, max((units for _, units in compared if units is not None), default=None))
+
+
+def _second(truth: Truth, answer: Answer, dtype: str) -> tuple[Fault | None, float | None]:
+    name = "gradient of the gradient"
+    if answer.second is None or truth.second is None:
+        return Fault("missing", expected=f"a {name}", found=answer.unreadable.get(name, "none")), None
+    return compare(name, answer.second, truth.second, truth.second_unit, dtype, answer.gradient_type, truth.ignored)
 
 
 def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Finding:

@@ -6,6 +6,7 @@ and global state) is the same for all modes.
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import warnings
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from xentcheck.implementation import Implementation, with_matrix
+from xentcheck.implementation.forks import ForkWatch
 from xentcheck.implementation.purity import GlobalState
 from xentcheck.run.modes import Mode, mode_of, padded
 from xentcheck.spec.batch import Batch
@@ -45,7 +47,7 @@ class Answer:
     """What one call returned. Values as float64, which holds every dtype exactly; None for what was missing."""
 
     loss: Array | None = None
-    loss_type: str = ""  # a dtype of torch, or the type of what was returned instead of a tensor
+    loss_type: str = ""  # a dtype of torch, or what was returned instead of a tensor that can be read
     requires_grad: bool = False  # of the loss
     gradient: Array | None = None
     gradient_type: str = ""
@@ -53,6 +55,8 @@ class Answer:
     # Further gradients, by argument, with their dtypes.
     others: Mapping[str, tuple[Array, str]] = field(default_factory=dict)
     raised: Raised | None = None
+    # What is there instead of a gradient that can be read: by quantity, such as gradient or gradient of linear_weight.
+    unreadable: Mapping[str, str] = field(default_factory=dict)
     # Where the batch was padded with ignored samples: a quantity (loss or gradient) that is not zero there, and at which sample.
     nonzero_padding: tuple[str, int] | None = None
     # The loss itself, whose memory belongs to the caller; never sent to another process.
@@ -71,7 +75,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Failure:
-    """No observation, because the process that called the implementation died or hung. status: ``crash`` or ``timeout``."""
+    """No observation, because of what the implementation did to its process. status: ``crash``, ``timeout`` or ``error``."""
 
     status: str
     message: str
@@ -85,11 +89,13 @@ Observe = Callable[[Implementation, Batch, bool, int], Observation | Failure]
 ObserveAll = Callable[[Implementation, Sequence[Batch]], Sequence[Observation | Failure]]
 
 
-def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, calls: int = 2) -> Observation:
+def observe(
+    implementation: Implementation, batch: Batch, wants_gradient: bool, calls: int = 2
+) -> Observation | Failure:
     """Calls the implementation on fresh copies of the batch: twice, or once where the second answer is not needed.
 
     One that does not claim an option is called without it where the batch has its default; one that does not claim ``backward``, without
-    a graph.
+    a graph. A Failure where a process that it forked comes back from the call as well.
     """
     batch = as_taken(batch, implementation.capabilities)
     wants_gradient = wants_gradient and "backward" in implementation.capabilities
@@ -103,10 +109,15 @@ def observe(implementation: Implementation, batch: Batch, wants_gradient: bool, 
         call = _prepared(implementation, batch, wants_gradient)
         for _ in range(calls):
             copy = batch.fresh()
-            try:
-                answer = call(copy)
-            finally:
-                changed |= dict.fromkeys(state.restore())
+            with ForkWatch() as forks:
+                try:
+                    answer = call(copy)
+                finally:
+                    changed |= dict.fromkeys(state.restore())
+            if forks.child_came_back:
+                before.restore()
+                text = "the call forked, and the child process came back from it as well; it was ended"
+                return Failure("crash", text)
             changed |= dict.fromkeys(_changed_arguments(batch, copy))
             answers.append(answer)
             if answer.raised:
@@ -180,7 +191,10 @@ def _answer(mode: Mode, function: Function, batch: Batch, wants_gradient: bool) 
         return Answer(raised=_raised("call", error))
     if not isinstance(loss, Tensor):
         return Answer(loss_type=type(loss).__name__)
-    answer = Answer(_array(loss), _dtype(loss), loss.requires_grad, tensor=loss.detach())
+    read, unreadable = _readings({"loss": loss}, batch)
+    if unreadable:
+        return Answer(loss_type=unreadable["loss"])
+    answer = Answer(*read["loss"], loss.requires_grad, tensor=loss.detach())
     if not wants_gradient:
         return answer
     try:
@@ -189,13 +203,17 @@ def _answer(mode: Mode, function: Function, batch: Batch, wants_gradient: bool) 
         return replace(answer, raised=_raised("backward", error), tensor=None)
     if gradient is None:
         return answer
-    further = {n: t.grad for n, t in batch.differentiated.items() if n != "input" and t.grad is not None}
+    found = {"gradient": gradient, **dict(zip(["gradient of the gradient"], derivatives, strict=False))}
+    others = {n: t.grad for n, t in batch.differentiated.items() if n != "input" and t.grad is not None}
+    read, unreadable = _readings(found | {f"gradient of {name}": one for name, one in others.items()}, batch)
+    values, gradient_type = read.get("gradient", (None, ""))
     return replace(
         answer,
-        gradient=_array(gradient),
-        gradient_type=_dtype(gradient),
-        second=_array(derivatives[0]) if derivatives else None,
-        others={name: (_array(one), _dtype(one)) for name, one in further.items()},
+        gradient=values,
+        gradient_type=gradient_type,
+        second=read.get("gradient of the gradient", (None, ""))[0],
+        others={name: read[f"gradient of {name}"] for name in others if f"gradient of {name}" in read},
+        unreadable=unreadable,
     )
 
 
@@ -204,17 +222,70 @@ def _from_arrays(function: Function, batch: Batch) -> Answer:
         loss, gradient = function(batch.input, batch.target, batch.upstream, **batch.options)
     except BaseException as error:
         return Answer(raised=_raised("call", error))
-    loss_values, gradient_values = _numbers(loss), _numbers(gradient)
-    gradient_type = "" if gradient_values is None else _dtype(gradient)
-    return Answer(loss_values, _dtype(loss), gradient=gradient_values, gradient_type=gradient_type)
+    found = {"loss": loss} if gradient is None else {"loss": loss, "gradient": gradient}
+    read, unreadable = _readings(found, batch)
+    loss_values, loss_type = read.get("loss") or (None, unreadable["loss"])
+    gradient_values, gradient_type = read.get("gradient", (None, ""))
+    return Answer(loss_values, loss_type, gradient=gradient_values, gradient_type=gradient_type, unreadable=unreadable)
 
 
-def _numbers(value: Any) -> Array | None:
-    """None for what holds no numbers."""
+class UnreadableError(Exception):
+    """An answer that holds no plain numbers. The text says what it is instead."""
+
+
+def _readings(found: Mapping[str, Any], batch: Batch) -> tuple[dict[str, tuple[Array, str]], dict[str, str]]:
+    """By quantity: what could be read, with its dtype, and what the rest is. No other function looks into an answer."""
+    most = max(_MOST, batch.input.numel(), *(tensor.numel() for tensor in batch.differentiated.values()))
+    read, unreadable = {}, {}
+    for quantity, value in found.items():
+        try:
+            read[quantity] = _read(value, most)
+        except UnreadableError as error:
+            unreadable[quantity] = str(error)
+    return read, unreadable
+
+
+_MOST = 1 << 24  # values that are read of an answer that is larger than all arguments
+
+
+def _read(value: Any, most: int) -> tuple[Array, str]:
+    """The values as float64, and their dtype. Raises UnreadableError, also for what raises when it is looked at."""
     try:
-        return None if value is None else _array(value)
-    except (TypeError, ValueError):
-        return None
+        if value is None:
+            raise UnreadableError("NoneType")
+        dtype = _dtype(value)
+        values = value if isinstance(value, Tensor) else np.asarray(value)
+        if reason := _why_not_plain(values, most):
+            raise UnreadableError(reason)
+        if isinstance(values, Tensor):
+            values = values.detach().to("cpu", torch.float64).contiguous().numpy()
+        return np.array(values, dtype=np.float64), dtype
+    except (UnreadableError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise UnreadableError(f"{type(value).__name__} that cannot be read ({_one_line(error)})") from error
+
+
+def _why_not_plain(values: Tensor | Array, most: int) -> str:
+    """What it is where it holds no plain numbers; nothing where it does."""
+    if isinstance(values, Tensor):
+        if values.is_nested:
+            return "a nested tensor"
+        if values.layout != torch.strided:
+            return f"a tensor of layout {str(values.layout).removeprefix('torch.')}"
+        if values.is_quantized:
+            return f"a quantized tensor of dtype {_dtype(values)}"
+        if values.is_meta:
+            return "a tensor on the device meta, where there are no values"
+    if str(values.dtype).removeprefix("torch.").startswith("complex"):
+        return f"a tensor of dtype {_dtype(values)}"
+    if math.prod(values.shape) > most:
+        return f"a tensor of shape {tuple(values.shape)}, far larger than the arguments"
+    return ""
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_text(error)}".splitlines()[0][:300]
 
 
 def _through_identity(function: Function | None) -> Function:
@@ -248,12 +319,6 @@ def _bits(tensor: Tensor) -> bytes:
     return whole.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
-def _array(value: Any) -> Array:
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", torch.float64).contiguous().numpy().copy()
-    return np.asarray(value, dtype=np.float64)
-
-
 def _dtype(value: Any) -> str:
     return str(value.dtype).removeprefix("torch.") if hasattr(value, "dtype") else type(value).__name__
 
@@ -262,4 +327,11 @@ def _raised(phase: str, error: BaseException) -> Raised:
     """BaseExceptions such as sys.exit and pytest.skip included, or the case would be lost; but not Ctrl-C."""
     if isinstance(error, KeyboardInterrupt):
         raise error
-    return Raised(phase, type(error).__name__, str(error))
+    return Raised(phase, type(error).__name__, _text(error))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(no text: its __str__ raises {type(another).__name__})"

@@ -11,17 +11,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import fakes
 import faults
+import unreadable
 import xentcheck
 from xentcheck.implementation import Implementation, ImplementationError, find
 from xentcheck.results import record
 from xentcheck.results.run_line import run_line
 from xentcheck.run.examiner import Examiner
-from xentcheck.run.isolation.pool import Workers
+from xentcheck.run.isolation.pool import DiedError, Server, Worker, Workers
 from xentcheck.run.observe import observe
 from xentcheck.spec import loader
 from xentcheck.spec.batch import build
@@ -64,6 +66,20 @@ def statuses(verdicts):
     return {v.status for v in verdicts.values()}
 
 
+def is_gone(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+def wait_for(condition, what):
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"a minute went by, and {what}")
+
+
 # --- faults
 
 
@@ -104,6 +120,17 @@ def test_what_does_no_harm_to_others_is_no_fault(workers, put, five, capfd, faul
         assert statuses(put(case, implementation)) == {"pass"}
     printed = {"print_a_line": "printed", "write_to_stdout": "written", "print_in_c": "put"}.get(fault.__name__, "")
     assert capfd.readouterr().out == 6 * f"{printed}\n" * bool(printed)  # three cases, two calls
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_child_that_comes_back_from_the_call_is_a_crash_as_in_process(workers, put, five, place):
+    source = f"{FAULTS}:return_twice_in_{place}"
+    (here,), (there,) = find(source), workers.find(source)
+    examiner = Examiner()
+    for case in five[:2]:
+        verdicts = put(case, there)
+        assert statuses(verdicts) == {"pass" if case is five[1] else "crash"}
+        assert repr(verdicts) == repr({a: examiner.examine(case, a, here) for a in case.aspects})
 
 
 def test_a_crash_tells_what_was_printed_and_where_it_was(workers, put, five):
@@ -199,8 +226,8 @@ def test_what_is_raised_past_everything_is_an_answer_but_for_an_interrupt(worker
         "error",
         "expected a loss; found SystemExit in the call: enough of this",
     )
-    with pytest.raises(RuntimeError, match="KeyboardInterrupt"):
-        examiner.examine(asked, "loss", workers.find(f"{FAULTS}:interrupts")[0])
+    verdict = examiner.examine(asked, "loss", workers.find(f"{FAULTS}:interrupts")[0])
+    assert (verdict.status, verdict.message) == ("error", "the worker process was left by KeyboardInterrupt: ")
 
 
 # --- loading
@@ -232,6 +259,17 @@ def test_a_loss_that_cannot_be_imported_is_a_message_at_the_start(workers, tmp_p
     assert f"--impl {path}:loss: cannot be loaded: the worker that imported it {says}" in str(error.value)
     monkeypatch.undo()
     assert workers.find("native")[0].name == "native", "it goes on"
+
+
+def test_those_that_cannot_be_loaded_leave_the_others_their_workers(workers, put, tmp_path, five):
+    dies, raises = tmp_path / "dies.py", tmp_path / "raises.py"
+    dies.write_text("import os\nos._exit(3)\n")
+    raises.write_text("raise ValueError('no')\n")
+    found = workers.find(f"{dies}:loss,native,{raises}:loss,{FAKES}:right")
+    assert ["status 3" in found[0].broken, "ValueError: no" in found[2].broken] == [True, True]
+    assert [one.name for one in found if not one.broken] == ["native", "right"]
+    for one in (found[1], found[3]):
+        assert statuses(put(five[0], one)) == {"pass"}
 
 
 @pytest.mark.parametrize(
@@ -342,6 +380,26 @@ def test_verdicts_are_the_same_either_way(workers, source):
                 assert repr(replace(one, implementation=there.name)) == repr(two)
 
 
+@pytest.mark.parametrize(
+    ("name", "aspects", "found"),
+    [(name, ("loss", "shape"), found) for name, found in unreadable.LOSSES.items()]
+    + [(name, ("gradient",), found) for name, found in unreadable.GRADIENTS.items()]
+    + [("wordless", ("loss", "gradient"), "Wordless in the call: (no text: its __str__ raises RuntimeError)")],
+    ids=lambda v: v if isinstance(v, str) and v.isidentifier() else "",
+)
+def test_an_answer_that_cannot_be_read_is_a_fault_either_way(workers, put, case, name, aspects, found):
+    source = f"{HERE / 'unreadable.py'}:{name}"
+    linear = ", linear: {features: 4}" if name.endswith("matrix") else ""
+    asked = case(f"logits: {{shape: [3, 4]}}{linear}")
+    (here,), (there,) = find(source), workers.find(source)
+    examiner = Examiner()
+    one, two = {a: examiner.examine(asked, a, here) for a in asked.aspects}, put(asked, there)
+    assert list(map(repr, one.values())) == list(map(repr, two.values()))
+    kind = "raised" if name == "wordless" else "missing"
+    for aspect in aspects:
+        assert (one[aspect].kind, one[aspect].fault.found) == (kind, found)
+
+
 def test_the_compilers_threads_are_not_the_implementations(monkeypatch, tmp_path, cases):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what is compiled already starts no thread
     asked = cases("id: c, logits: {shape: [3, 5]}, mode: compile")[0]
@@ -353,25 +411,87 @@ def test_the_compilers_threads_are_not_the_implementations(monkeypatch, tmp_path
     assert verdict.status == "pass", verdict.message
 
 
-def test_a_worker_that_died_between_two_cases_is_replaced(workers, put, five):
-    implementation = workers.find(f"{FAKES}:right")[0]
+def test_a_worker_that_died_between_two_cases_is_replaced(workers, put, five, capfd):
+    implementation = workers.find(f"{FAULTS}:says_its_process")[0]
     put(five[0], implementation)
-    worker = workers._serving["right"]
-    worker.server.signal(worker.number, signal.SIGKILL)
-    worker.server.listen(60, worker.number)
+    first = int(capfd.readouterr().out.split()[-1])
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: is_gone(first), "the worker lives")
     assert statuses(put(five[1], implementation)) == {"pass"}
-    assert workers._serving["right"] is not worker
+    assert int(capfd.readouterr().out.split()[-1]) != first
 
 
-def test_a_server_that_died_is_a_crash_of_one_case(five):
+@pytest.mark.parametrize(("ending", "status"), [("answers", "pass"), ("hangs", "timeout"), ("leaves", "crash")])
+def test_what_a_worker_started_ends_with_it(five, tmp_path, monkeypatch, ending, status):
+    """Also a process that made itself a daemon, by forking twice and starting a session."""
+    place = tmp_path / "running"
+    monkeypatch.setenv("XENTCHECK_CALLS", str(place))
+    fresh = Workers(limit=2.0 if ending == "hangs" else 300.0)
+    try:
+        implementation = fresh.find(f"{FAULTS}:{ending}_once")[0]
+        assert Examiner(fresh.observe).examine(five[0], "loss", implementation).status == status
+        worker, guard, daemon = map(int, place.read_text().split())
+        assert is_gone(daemon) == is_gone(worker) == (status != "pass")
+    finally:
+        fresh.close()
+    assert is_gone(daemon)
+    wait_for(lambda: is_gone(guard), "the guard is still there")
+
+
+def test_a_server_that_died_is_started_again(five):
     workers = Workers()
     implementation = workers.find(f"{FAULTS}:kill_in_forward")[0]
     examiner = Examiner(workers.observe)
     os.killpg(workers._server._process.pid, signal.SIGKILL)
     workers._server._process.wait()
-    assert examiner.examine(five[1], "loss", implementation).status == "pass"
+    assert examiner.examine(five[1], "loss", implementation).status == "pass", "its workers live"
     assert examiner.examine(five[0], "loss", implementation).status == "crash"
+    assert examiner.examine(five[3], "loss", implementation).status == "pass"
     workers.close()
+
+
+WITHOUT_TORCH = """
+import os, sys, time
+import numpy as np
+sys.modules["torch"] = None
+from xentcheck.run.isolation.protocol import Bits, receive, send
+
+def serve(channel):
+    while True:
+        token, request = receive(channel)
+        if request == "leave":
+            os._exit(3)
+        if request == "hang":
+            time.sleep(1000)
+        batch = request["batch"]
+        weight = batch.options["weight"]
+        found = [type(batch.input).__name__, str(batch.target.dtype), weight.dtype, weight.bits.dtype.name, batch.mode]
+        print("it speaks")
+        gradients = {"input": batch.input, "weight": Bits("bfloat16", weight.bits + 0x80)}  # twice as much
+        send(channel, token, {"python": sys.executable, "found": found, "target": batch.target, "gradients": gradients})
+"""
+
+
+def test_a_worker_of_a_python_that_has_no_torch(case, tmp_path):
+    (tmp_path / "without_torch.py").write_text(WITHOUT_TORCH)
+    python = os.path.realpath(sys.executable)  # outside of a virtual environment
+    server = Server(python, [str(SUITE), str(tmp_path), str(Path(np.__file__).parents[1])], "without_torch")
+    batch = build(case("logits: {shape: [3, 4], layout: transposed}, dtype: bfloat16, weight: random"))
+    try:
+        worker = Worker(server)
+        answer = worker.ask(60.0, "late", {"batch": batch})
+        assert answer["python"] == python
+        assert answer["found"] == ["Bits", "int64", "bfloat16", "uint16", "eager"]
+        assert torch.equal(torch.from_numpy(answer["target"]), batch.target)
+        assert torch.equal(answer["gradients"]["input"], batch.input)
+        assert torch.equal(answer["gradients"]["weight"], 2 * batch.options["weight"])
+        assert worker.printed() == "it speaks\n"
+        with pytest.raises(DiedError, match="exited with status 3 before it answered"):
+            worker.ask(60.0, "late", "leave")
+        with pytest.raises(DiedError, match=r"late; it wrote last:\n(.*\n)*.*without_torch.py"):
+            Worker(server).ask(2.0, "late", "hang")
+    finally:
+        server.close()
 
 
 # --- runs
@@ -458,38 +578,47 @@ def test_a_run_full_of_faults_ends_with_a_complete_record(run, path, tmp_path, s
     assert "INTERNALERROR" not in screen
 
 
-def is_gone(pid):
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    return True
-
-
-def wait_for(condition, what):
-    for _ in range(6000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"a minute went by, and {what}")
+OBSERVER = """
+import ctypes, os, pytest
+def note(text):
+    with open(os.environ["XENTCHECK_NOTES"], "a") as file:
+        print(text, file=file)
+def pytest_sessionstart(session):
+    global config
+    config, signal = session.config, ctypes.c_int()
+    ctypes.CDLL(None).prctl(2, ctypes.byref(signal))  # PR_GET_PDEATHSIG
+    note(f"{'worker' if hasattr(config, 'workerinput') else 'run'} {signal.value}")
+@pytest.hookimpl(trylast=True)
+def pytest_keyboard_interrupt():
+    if distribution := config.pluginmanager.get_plugin("dsession"):
+        note(f"patience {distribution.nodemanager.EXIT_TIMEOUT}")
+"""
 
 
 @pytest.mark.parametrize(
     ("ending", "spread"),
-    [(signal.SIGINT, ()), (signal.SIGKILL, ()), (signal.SIGINT, ("-n", "2"))],
-    ids=["interrupted", "killed", "spread and interrupted"],
+    [(end, ()) for end in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)]
+    + [(end, ("-n", "2")) for end in (signal.SIGINT, signal.SIGKILL)],
+    ids=["interrupted", "terminated", "killed", "spread and interrupted", "spread and killed"],
 )
 def test_a_run_that_was_cut_off_leaves_no_process_behind_and_can_be_finished(
     start, run, path, tmp_path, monkeypatch, ending, spread
 ):
-    hanging, folder = tmp_path / "hanging", tmp_path / "results"
+    hanging, folder, notes = tmp_path / "hanging", tmp_path / "results", tmp_path / "notes"
+    (tmp_path / "observer.py").write_text(OBSERVER)
     options = ("--impl", f"{FAULTS}:hangs_once", "--cases", path, "--results", folder, *spread)
-    process = start(*options, XENTCHECK_CALLS=str(hanging))
-    wait_for(lambda: hanging.exists() and len(hanging.read_text().split()) == 2, "nobody hangs")
+    process = start("-p", "observer", *options, XENTCHECK_CALLS=str(hanging), XENTCHECK_NOTES=str(notes))
+    wait_for(lambda: hanging.exists() and len(hanging.read_text().split()) == 3, "nobody hangs")
     process.send_signal(ending)
-    screen, _ = process.communicate(timeout=60)
-    assert process.returncode == (2 if ending == signal.SIGINT else -signal.SIGKILL), screen
+    screen, _ = process.communicate(timeout=300)
+    assert process.returncode == (2 if ending == signal.SIGINT else -ending), screen
     for pid in map(int, hanging.read_text().split()):
         wait_for(lambda pid=pid: is_gone(pid), f"process {pid} is still there")
     assert not record.load(folder).complete
+    if spread:  # or the workers of pytest-xdist would go on for ten seconds
+        found = notes.read_text().splitlines()
+        assert found.count(f"worker {signal.SIGKILL:d}") == 2
+        assert ("patience 0.1" in found) == (ending == signal.SIGINT)
     if ending == signal.SIGINT and not spread:
         monkeypatch.setenv("XENTCHECK_CALLS", str(hanging))
         screen, status = run(*options, "--resume")
@@ -498,6 +627,14 @@ def test_a_run_that_was_cut_off_leaves_no_process_behind_and_can_be_finished(
         assert set(outcome(folder).values()) == {"pass"}
         lines = [json.loads(line) for line in (folder / record.NAME).read_text().splitlines()]
         assert sum(line["kind"] == "verdict" for line in lines) == 5 * 4
+
+
+def test_costs_are_not_measured_and_the_header_says_why(start, path):
+    process = start("--impl", f"{FAKES}:right", "--cases", path, "--profile", "quick")
+    screen = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, screen
+    assert "cost: not measured (--isolate calls implementations elsewhere" in screen
+    assert "20 passed" in screen
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """What is passed to a worker and back arrives bit for bit."""
 
 import math
+import socket
 import struct
+import threading
+import time
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 import torch
 
 from xentcheck.implementation import Deviation, find
-from xentcheck.run.isolation.protocol import TOKEN, GarbledError, frame, reading, rest
+from xentcheck.run.isolation.protocol import TOKEN, frame, receive
 from xentcheck.run.observe import Answer, Failure, Observation, Raised, observe
 from xentcheck.spec.batch import build
 from xentcheck.spec.loader import load_all
@@ -18,24 +21,24 @@ token = bytes(range(TOKEN))
 
 
 def passed(value):
-    """The value as it arrives, read in pieces of at most 1000 bytes, as from a pipe."""
+    """The value as it arrives, in pieces of at most 1000 bytes."""
+    here, there = socket.socketpair()
     data = b"".join(frame(token, value))
-    filling = reading(token)
-    memory = next(filling)
-    place = 0
-    while True:
-        count = min(1000, sum(map(len, memory)))
-        arrived = data[place : place + count]
-        for part in memory:
-            part[:] = arrived[: len(part)] + bytes(part[len(arrived) :])
-            arrived = arrived[len(part) :]
-        place, memory = place + count, rest(memory, count)
-        if not memory:
-            try:
-                memory = filling.send(None)
-            except StopIteration as finished:
-                assert place == len(data)
-                return finished.value[1]
+
+    def write():
+        for start in range(0, len(data), 1000):
+            here.sendall(data[start : start + 1000])
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    with here, there:
+        found, arrived = receive(there, token)
+        writing.join()
+        there.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            there.recv(1)
+    assert found == token
+    return arrived
 
 
 def storage(tensor):
@@ -72,9 +75,8 @@ def same(one, two):
         assert one == two
 
 
-NAN = struct.unpack("<d", bytes.fromhex("efbeadde0000f8ff"))[0]
 PLAIN = [
-    None, True, 0, -(10**30), 0.1, -0.0, math.inf, NAN, "", "ä\n\0😀", "\ud800", (), [], {}, (1,), [1, (2.5, None)],
+    None, True, 0, -(10**30), 0.1, -0.0, math.inf, -math.inf, math.nan, 5e-324, "", "ä\n\0😀", "\ud800", (), [], {}, (1,), [1, (2.5, None)],
     {"a": [1], 2: {"b": (3,)}}, frozenset({"x", "y"}),
 ]  # fmt: skip
 
@@ -99,7 +101,7 @@ def test_an_array_that_is_not_contiguous_keeps_its_values():
 def test_tensors_that_share_their_memory_are_passed_once_and_share_it_there():
     whole = torch.arange(6.0)
     value = [whole, whole.view(2, 3).T, whole[2:], torch.arange(6.0)]
-    assert len(frame(token, value)) == 3  # the header, and two storages
+    assert [len(part) for part in frame(token, value)].count(6 * 4) == 2
     found = passed(value)
     same(value, found)
     assert len({tensor.untyped_storage().data_ptr() for tensor in found}) == 2
@@ -215,8 +217,21 @@ def test_a_field_that_stays_may_hold_anything():
 
 
 def test_bytes_that_are_no_frame():
-    filling = reading(token)
-    (prefix,) = next(filling)
-    prefix[:] = b"x" * (TOKEN + 8)
-    with pytest.raises(GarbledError, match="expected an answer; found b'xxx"):
-        filling.send(None)
+    here, there = socket.socketpair()
+    with here, there:
+        here.sendall(b"x" * 100)
+        with pytest.raises(ValueError, match="expected an answer; found b'xxx"):
+            receive(there, token)
+
+
+def test_a_frame_that_is_not_complete():
+    here, there = socket.socketpair()
+    with there:
+        here.sendall(b"".join(frame(token, [1, 2]))[:-1])
+        with pytest.raises(TimeoutError):
+            receive(there, token, time.monotonic() + 0.01)
+        with pytest.raises(TimeoutError):
+            receive(there, token, time.monotonic() - 1)
+        here.close()
+        with pytest.raises(EOFError):
+            receive(there, token)
