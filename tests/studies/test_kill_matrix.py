@@ -32,10 +32,10 @@ def wrong(input, target, *, weight=None, ignore_index=-100, reduction="mean", la
     return 2 * right(input, target)
 
 
-def wrong_in_the_fifth_call(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+def wrong_in_the_third_call(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     \"\"\"Right at first.\"\"\"
-    calls[0] += 1
-    return right(input, target) * (1 + (calls[0] == 5))
+    calls[0] += input.shape == (3, 4)  # those that find out at load how it is called have other shapes
+    return right(input, target) * (1 + (calls[0] == 3))
 """
 
 
@@ -66,11 +66,11 @@ def test_a_wrong_loss_is_killed_and_state_does_not_outlive_a_case(cases, mutants
         kills = asking.kills(case)
         assert kills["wrong"] == "loss"
         assert "right" not in kills
-        assert kills["wrong_in_the_fifth_call"] not in (
+        assert kills["wrong_in_the_third_call"] not in (
             "loss",
             "gradient",
             "purity",
-        )  # two calls find out what it takes, two are observed, and the fifth is a relation's
+        )  # two calls are observed, and the third is a relation's
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ def small_matrix(cases, mutants):
     entries = cases(
         "id: a, logits: {shape: [30, 4]}, kills: [wrong]",
         "id: b, logits: {shape: [3, 5]}, kills: [right, nobody]",
-        "id: c, logits: {values: [[1, 2, 3]]}, kills: [wrong_in_the_fifth_call]",
+        "id: c, logits: {values: [[1, 2, 3]]}, kills: [wrong_in_the_third_call]",
     )
-    kills = {"small/a": {"wrong": "loss", "wrong_in_the_fifth_call": "shift"}, "small/b": {"wrong": "shift"}}
+    kills = {"small/a": {"wrong": "loss", "wrong_in_the_third_call": "shift"}, "small/b": {"wrong": "shift"}}
     return Matrix(entries, mutants, kills, "abc123")
 
 
@@ -123,7 +123,7 @@ def test_a_matrix_knows_what_is_wrong(small_matrix):
         "right: survives every case",
         "right: survives small/b, which names it in its kills",
         "nobody: named in the kills of small/b, but there is no such mutant",
-        "wrong_in_the_fifth_call: survives small/c, which names it in its kills",
+        "wrong_in_the_third_call: survives small/c, which names it in its kills",
         "small/c: kills no mutant",
     ]
 
@@ -134,11 +134,11 @@ def test_the_page_says_what_kills_a_mutant_and_what_a_case_kills(small_matrix):
     assert "A theme." in lines
     link = "[owner/name#12](https://github.com/owner/name/issues/12)"
     assert f"| `wrong` | Twice the loss. {link} | 2 | `small/b` | loss 1, shift 1 |" in lines
-    assert "| `wrong_in_the_fifth_call` | Right at first. | 1 | `small/a` | shift 1 |" in lines
+    assert "| `wrong_in_the_third_call` | Right at first. | 1 | `small/a` | shift 1 |" in lines
     assert "| `right` | Nothing is wrong. | 0 | none | nothing |" in lines
     by_relations = lines[lines.index("## Bugs that only relations catch") :]
-    assert "| `wrong_in_the_fifth_call` | shift 1 | `small/a` |" in by_relations
-    for row in ("`a` | 1 | 2 | `wrong_in_the_fifth_call`", "`b` | 1 | 1 | ", "`c` | 1 | 0 | "):
+    assert "| `wrong_in_the_third_call` | shift 1 | `small/a` |" in by_relations
+    for row in ("`a` | 1 | 2 | `wrong_in_the_third_call`", "`b` | 1 | 1 | ", "`c` | 1 | 0 | "):
         assert f"| {row} |" in lines
     assert "| entries that kill nothing | 1 |" in lines
     assert "| mutants that only one entry of the case files kills | 1 |" in lines
