@@ -370,8 +370,8 @@ def test_verdicts_are_the_same_either_way(workers, source):
     def either(implementation, *question):
         return (observe if implementation.name == "here" else workers.observe)(implementation, *question)
 
-    examiner = Examiner(either)
     for here, there in zip(find(source), workers.find(source), strict=True):
+        examiner = Examiner(either)  # a new one, for to it they are all called "here"
         for case in EAGER[:: ALIKE[source]]:
             for aspect in case.aspects:
                 one = examiner.examine(case, aspect, replace(here, name="here"))
