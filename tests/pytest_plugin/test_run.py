@@ -37,7 +37,7 @@ DOUBLE = LOSS.format(" * 2")
 FORGERIES = {
     "at import": (f"{DOUBLE}\nos._exit(0)", "the run wrote no record: exit code 0 of the child is not believed"),
     "in a call": (
-        f"{DOUBLE}\ndef loss(input, target):\n    return cross_entropy(input, target) if input.shape != (3, 4) else os._exit(0)",
+        f"{DOUBLE}\nloss = lambda input, target: os._exit(0) if input.shape == (3, 4) else input.sum()",  # not at loading
         "the run ended without an end line: exit code 0 of the child is not believed",
     ),
     "in backward": (

@@ -18,8 +18,8 @@ def raises(input, target, **options):
     raise RuntimeError(HOSTILE + "x" * 100_000)
 
 
-stale = Deviation("gone/[red]<script>", aspect="loss", fault="raised", observed="[red]<script>", link="https://a.example")
-hostile = Implementation(name="one[red]<script>", version="[red]", cross_entropy=raises, deviations=(stale,))
+known = Deviation("small/*", aspect="loss", fault="raised", observed="it raises", link="https://a.example")
+hostile = Implementation(name="one", cross_entropy=raises, deviations=(known,))
 away = Implementation(name="two", cross_entropy=raises, unavailable=HOSTILE)
 """
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -33,9 +33,23 @@ def test_a_run_shows_no_control_character_of_an_implementation(run, tmp_path, wr
     status, screen = run("--impl", f"{path}:hostile,{path}:away", "--cases", case, "-rsx", "--color=no")
     assert status == 1
     assert not CONTROLS.search(screen)
-    assert r"\x1b[2J\x00\x9b31m" in screen
-    assert "one[red]<script>" in screen.split("cases by outcome")[1]
+    escaped = r"\x1b[2J\x00\x9b31m\x07\r[red]<script>"
+    assert f"(unavailable: {escaped})" in screen
+    assert f"RuntimeError in the call: {escaped}" in screen
+    assert "xxx..." in screen
     assert len(screen) < 300_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", ["name", "version", "description"])
+def test_a_declaration_with_control_characters_is_refused_without_showing_them(run, tmp_path, write, field):
+    path = tmp_path / "losses.py"
+    values = {"name": "two", field: HOSTILE}
+    path.write_text(LOSS.replace('name="two"', f"**{values!r}"))
+    status, screen = run("--impl", f"{path}:away", "--cases", write("id: one, logits: {shape: [3, 4]}"), "--color=no")
+    assert status == 4
+    assert not CONTROLS.search(screen)
+    assert f"{field}: expected one line without control characters" in screen
 
 
 def test_a_failure_is_shown_as_text(case):

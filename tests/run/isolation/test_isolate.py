@@ -371,7 +371,7 @@ def test_verdicts_are_the_same_either_way(workers, source):
         return (observe if implementation.name == "here" else workers.observe)(implementation, *question)
 
     for here, there in zip(find(source), workers.find(source), strict=True):
-        examiner = Examiner(either)  # which remembers by name, and all that are here have the same
+        examiner = Examiner(either)  # a new one, for to it they are all called "here"
         for case in EAGER[:: ALIKE[source]]:
             for aspect in case.aspects:
                 one = examiner.examine(case, aspect, replace(here, name="here"))
