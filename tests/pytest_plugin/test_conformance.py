@@ -432,7 +432,7 @@ def test_resuming_another_run_is_a_usage_error(run, two, tmp_path):
     run("--impl", impl("right"), "--cases", two, "--results", tmp_path)
     status, screen = run("--impl", impl("right", "raises"), "--cases", two, "--results", tmp_path, "--resume")
     assert status == 4
-    assert "cannot be resumed: implementation raises was None, is " in screen
+    assert "cannot be resumed: implementation raises was absent, is asked for" in screen
     assert "run without --resume into another folder" in screen
 
 

@@ -118,5 +118,9 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[st
             yield name, was, now_
     for name, claimed in new["implementations"].items():
         was = old["implementations"].get(name)
-        if was != claimed:
-            yield f"implementation {name}", was and was["version"], claimed["version"]
+        if was is None:
+            yield f"implementation {name}", "absent", "asked for"
+        elif was != claimed:
+            same = was["version"] == claimed["version"]
+            now_ = "of the same version with other claims" if same else claimed["version"]
+            yield f"implementation {name}", was["version"], now_
