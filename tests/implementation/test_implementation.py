@@ -465,11 +465,11 @@ def first_only(input, target, ignore_index=-100):
     return torch.nn.functional.cross_entropy(input[valid], target[valid])
 
 
-@pytest.mark.parametrize("function", [broadcasts, first_only])
-def test_who_takes_a_list_of_one_only_does_not_take_lists(function):
+@pytest.mark.parametrize(("function", "offered"), [(broadcasts, False), (first_only, True)])
+def test_who_takes_a_list_by_accident_does_not_offer_lists_and_who_takes_it_wrongly_does(function, offered):
     logits, target = torch.eye(3), torch.tensor([2, 1, 0])
     assert torch.equal(function(logits, target, [1]), function(logits, target, 1))
-    assert "ignore_index_list" not in from_callable(function, "f").capabilities
+    assert ("ignore_index_list" in from_callable(function, "f").capabilities) is offered
 
 
 def test_who_asks_decides_whether_lists_are_taken():

@@ -15,25 +15,26 @@ _OPTIONS = {"weight", "ignore_index", "reduction", "label_smoothing", "normalize
 
 
 def takes_lists(function: Function, is_linear: bool) -> bool:
-    """Whether a list of two ignore values ignores both. Calls the loss twice.
+    """Whether a loss means to take a list of ignore values. Whether it does so rightly is for the cases to find out.
 
-    Two values, because a list of one is taken by whoever compares it with the targets by broadcasting.
+    A list of one gives what the plain value gives, and a list of two is not refused, as it is by whoever compares it with five targets by
+    broadcasting.
     """
     import torch
 
     logits = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0], [1.0, 5.0, 0.0], [0.5, 0.0, 4.0], [3.0, 1.0, 1.0]])
-    of_two, of_one = torch.tensor([0, 1, 2, 2, 1]), torch.tensor([0, 0, 2, 2, 0])  # the same positions are ignored
+    target = torch.tensor([2, 1, 0, 2, 1])
 
-    def call(target: Any, ignore_index: int | list[int]) -> Any:
+    def call(ignore_index: int | list[int]) -> Any:
         matrix = [torch.eye(3)] if is_linear else []
         return function(logits.clone(), *matrix, target.clone(), ignore_index=ignore_index)
 
-    def are_equal() -> bool:
-        one, both = call(of_one, 0), call(of_two, [0, 1])
-        return one.numel() == 1 and torch.equal(one, both)  # more would not be a mean, and might be very many
+    def is_taken() -> bool:
+        one, listed = call(1), call([1])  # of one value: more would not be a mean, and might be very many
+        return one.numel() == 1 and torch.equal(one, listed) and isinstance(call([1, 2]), torch.Tensor)
 
     with torch.no_grad():
-        return bool(_quietly(are_equal))
+        return bool(_quietly(is_taken))
 
 
 def wrong_call(function: Function, name: str, is_linear: bool) -> str:
