@@ -9,10 +9,11 @@ from report_material import GOLDEN, made, material, pages, questions, results, v
 from xentcheck import cli
 from xentcheck.publish import check as report_check
 from xentcheck.publish import page_answers, page_summary, report
+from xentcheck.publish.check import between
 from xentcheck.publish.page import WIDEST
 from xentcheck.results import record
 from xentcheck.results.merge import save
-from xentcheck.run.verdict import Fault
+from xentcheck.run.verdict import Fault, Verdict
 from xentcheck.spec import common_claims
 
 
@@ -305,3 +306,18 @@ def test_shards_merge_into_one_file(tmp_path):
     merged = record.load(tmp_path / "both")
     assert merged.complete
     assert {v.implementation for v in merged.verdicts} == {"known", "right"}
+
+
+@pytest.mark.parametrize(
+    ("certain", "aspect", "agree"), [(False, "loss", True), (True, "loss", False), (False, "gradient", False)]
+)
+def test_a_deviation_that_is_not_certain_may_show_or_not(certain, aspect, agree):
+    deviation = {"cases": ["plain/*"], "aspect": aspect, "observed": "x", "fault": "value", "certain": certain}
+    run = {"cases": "c", "implementations": {"known": {"version": "1", "capabilities": [], "deviations": [deviation]}}}
+    one, other = (
+        record.Results(run, (Verdict("known", "plain", "plain/mean", "loss", status),))
+        for status in ("pass", "deviates")
+    )
+    assert (between(one, other) == []) is agree
+    failing = record.Results(run, (Verdict("known", "plain", "plain/mean", "loss", "fail"),))
+    assert between(one, failing)

@@ -111,6 +111,7 @@ def test_the_run_line_says_what_was_asked_of_whom_and_where(tmp_path):
             "link": "y",
             "torch": "",
             "max_units": 5.0,
+            "certain": True,
         }
     ]
     assert "where" not in json.dumps(native), "a line number is no claim"

@@ -1,7 +1,7 @@
 """Whether the published reports are what the code produces: records against records, and pages against the record that they show.
 
 Between two records of the same cases and implementations, each verdict must have the same status, the same kind of fault and the same
-conventions. Errors in units, the values found and their indices are not compared, since they depend on the CPU.
+conventions; a deviation that is not certain may show in one and not in the other. Errors in units, the values found and their indices are not compared, since they depend on the CPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 from xentcheck.publish.report import superfluous
 from xentcheck.results.markdown import count
 from xentcheck.results.record import Results
+from xentcheck.run.status import Status
 from xentcheck.run.verdict import Verdict
+from xentcheck.spec.patterns import matches
 
 MOST = 10  # differences that are listed
 _MACHINE = ("version",)  # fields of an implementation that depend on where it runs
@@ -63,8 +65,17 @@ def _verdicts(published: Results, new: Results) -> Iterator[str]:
         if missing:
             yield f"{count(len(missing), 'verdict')} {text}; the first: {' '.join(min(missing))}"
     for key in sorted(old.keys() & now.keys()):
-        if _facts(old[key]) != _facts(now[key]):
+        if _facts(old[key]) != _facts(now[key]) and not _is_uncertain(published.run, old[key], now[key]):
             yield f"{' '.join(key)}: published {_shown(old[key])}; found {_shown(now[key])}"
+
+
+def _is_uncertain(run: Mapping[str, Any], one: Verdict, other: Verdict) -> bool:
+    """Whether a deviation is declared that may show or not, such as one that depends on the processor."""
+    return {one.status, other.status} == {Status.PASS, Status.DEVIATES} and any(
+        deviation["aspect"] == one.aspect and not deviation.get("certain", True)
+        for deviation in run["implementations"][one.implementation]["deviations"]
+        if any(matches(pattern, one.case) for pattern in deviation["cases"])
+    )
 
 
 def _facts(verdict: Verdict) -> tuple[Any, ...]:

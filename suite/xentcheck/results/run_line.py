@@ -39,6 +39,7 @@ class _Deviation(_Part):
     aspect: str | None
     observed: str
     fault: str
+    certain: bool = True
 
 
 class _Claims(_Part):
@@ -100,6 +101,7 @@ def claims(implementation: Implementation) -> dict[str, Any]:
                 "link": d.link,
                 "torch": d.torch,
                 "max_units": d.max_units,
+                "certain": d.certain,
             }
             for d in implementation.deviations
         ],
