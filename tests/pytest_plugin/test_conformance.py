@@ -330,7 +330,7 @@ def test_case_by_case_and_each_is_run_twice_however_many_aspects_there_are(run, 
     status, _ = run("--impl", impl("counted", "right"), "--cases", two, "--results", tmp_path)
     assert status == 0
     # asked once, when it is loaded: whether it takes lists, how it is called, and where it takes the classes
-    probe = ["(5, 3)", "(5, 3)", "(2, 3)", "(2, 3, 4)"]
+    probe = ["(5, 3)", "(5, 3)", "(5, 3)", "(2, 3)", "(2, 3, 4)"]
     calls = (tmp_path / "calls").read_text().splitlines()
     for case in ("one", "two"):  # and once for each batch that a relation makes of it
         related = {
