@@ -36,6 +36,7 @@ def shipped():
     return load_all()
 
 
+@pytest.mark.slow
 def test_shipped_cases_are_clean(shipped):
     assert lint(shipped, MUTANTS) == []
 
@@ -137,6 +138,7 @@ def test_without_answers_only_the_text_is_looked_at(write):
     assert [mistake.key for mistake in lint(load(path))] == ["sources", "expect.gradient"]
 
 
+@pytest.mark.slow
 def test_the_command_reads_without_torch_unless_it_is_asked_for_answers(write):
     path = write("id: one, logits: {shape: [5, 3]}, upstream: 0")
     code = (

@@ -484,6 +484,7 @@ def test_a_second_process_measures_the_same(monkeypatch):
     assert again.timing.ratio("both").estimate > 0
 
 
+@pytest.mark.slow
 def test_a_second_process_that_measures_nothing_says_why():
     with pytest.raises(GateError, match=r"the second process measured nothing: .*there is no implementation"):
         measurer({"mine": "nosuchthing"})([speed(case="quick/few-classes")])

@@ -664,6 +664,7 @@ def test_a_file_takes_the_name_of_nothing_else(source):
     assert set(sys.path) <= {*before, str(source().parent)}
 
 
+@pytest.mark.slow
 def test_functions_of_a_file_reach_a_spawned_process(source, tmp_path):
     path = source(
         """

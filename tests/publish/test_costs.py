@@ -207,6 +207,7 @@ def test_profiles_stand_in_the_order_that_people_know(tmp_path):
     assert text.index("## quick") < text.index("## lm") < text.index("## sweeps in numbers")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn")
 def test_plots_are_the_same_each_time(tmp_path):
     one, two = (made(tmp_path / name, lines()) for name in ("one", "two"))

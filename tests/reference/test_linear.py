@@ -310,6 +310,7 @@ def test_lint_understands_them(write):
     assert any("the last class" in str(m) for m in lint(load(write(lacking + ""))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [", mode: twice, upstream: 3", ", mode: no_grad, reduction: none"])
 def test_the_script_shows_the_same(case, tmp_path, more):
     one, implementation = case(PLAIN + more), find("linear_maskedce")[0]

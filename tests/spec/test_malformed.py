@@ -241,6 +241,7 @@ def test_a_long_list_of_mistakes_is_cut(mistake, text):
     assert sum(map(len, shown)) < 20_000
 
 
+@pytest.mark.slow
 def test_all_mistakes_are_counted(mistake):
     text = entry(", ".join(f"k{i}: 1" for i in range(20_000)))
     assert mistake(text).splitlines()[-1] == "19,980 more mistakes"
@@ -415,6 +416,7 @@ PIECES = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )  # fmt: skip
