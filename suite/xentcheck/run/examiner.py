@@ -72,7 +72,7 @@ class Examiner:
         offered = implementation.capabilities
         if not self.exam(case).needed <= offered:
             return case.aspects
-        related = applying(case, self.batch(case))
+        related = self._once(("applying", case.id), lambda: applying(case, self.batch(case)))
         return (*case.aspects, *(name for name in related if NEEDS.get(name, frozenset()) <= offered))
 
     def examine(self, case: Case, aspect: Aspect, implementation: Implementation) -> Verdict:
