@@ -28,4 +28,6 @@ CONVENTIONS = {
     "zero_times_infinity": "zero",
     "int32_target": "taken",
     "half_loss_dtype": "input",
+    "sums": "careful",
+    "half_rounding": "once",
 }

@@ -60,115 +60,6 @@ DROPPED_IGNORE_VALUE = Deviation(
     reason="It is compared with the probabilities before torch is called, which would refuse it, and torch is called without it.",
     link="https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html",
 )
-_ROUNDED = {
-    "fault": "value",
-    "reason": (
-        "log_softmax stores its result in the half type, and all that follows starts from the rounded numbers: where the target is likely, "
-        "its log-probability is rounded on the grid of the logits, often to 0."
-    ),
-    "link": "https://github.com/Modalities/modalities/pull/464",
-}
-HALF_LOSS = (
-    Deviation(
-        (
-            "accuracy/confident-mean[bfloat16]",
-            "accuracy/confident[at-0.9-*]",
-            "accuracy/confident[at-0.99-*]",
-            "accuracy/confident[*-bfloat16]",
-            "accuracy/many-positions[bfloat16-none]",
-            "logit-range/scale[hundred-bfloat16]",
-        ),
-        aspect="loss",
-        observed="half-precision losses of likely targets that are rounded twice",
-        max_units=120,
-        **_ROUNDED,
-    ),
-    Deviation(
-        ("lm/bfloat16", "lm/bfloat16-forward"),
-        aspect="loss",
-        observed="the bfloat16 mean over 8192 positions that is rounded more than once",
-        max_units=2,
-        certain=False,
-        **_ROUNDED,
-    ),
-    Deviation(
-        (
-            "accuracy/confident[at-0.999-float16]",
-            "accuracy/many-positions[float16-none]",
-            "class-weights/classification[float16-none]",
-            "plain-values/token-classification[bfloat16-mean]",
-        ),
-        aspect="loss",
-        observed="half-precision losses a little beyond one rounding",
-        max_units=2,
-        certain=False,
-        **_ROUNDED,
-    ),
-)
-HALF_GRADIENT = (
-    Deviation(
-        (
-            "accuracy/confident-mean",
-            "accuracy/confident[at-0.99-*]",
-            "accuracy/confident[at-0.999-*]",
-            "accuracy/confident[next-to-1-bfloat16]",
-            "accuracy/many-positions[bfloat16-sum]",
-            "accuracy/more-positions-than-float16-counts",
-            "logit-range/scale[hundred-bfloat16]",
-        ),
-        aspect="gradient",
-        observed="half-precision gradients computed from rounded log-probabilities",
-        max_units=200,
-        **_ROUNDED,
-    ),
-    Deviation(
-        (
-            "accuracy/confident[at-0.9-*]",
-            "accuracy/many-positions[bfloat16-mean]",
-            "accuracy/many-positions[bfloat16-none]",
-            "accuracy/many-positions[float16-sum]",
-            "label-smoothing/classification[bfloat16-mean]",
-        ),
-        aspect="gradient",
-        observed="half-precision gradients a little beyond one rounding",
-        max_units=3,
-        certain=False,
-        **_ROUNDED,
-    ),
-)
-HALF_RELATIONS = (
-    Deviation(
-        (
-            "accuracy/confident-mean[bfloat16]",
-            "accuracy/confident[at-0.99-bfloat16]",
-            "accuracy/confident[at-0.999-bfloat16]",
-            "accuracy/confident[next-to-1-bfloat16]",
-            "logit-range/scale[hundred-bfloat16]",
-        ),
-        aspect="zero_sum",
-        observed="half-precision gradients that do not add up to zero over the classes",
-        max_units=20,
-        **_ROUNDED,
-    ),
-    *(
-        Deviation(
-            cases,
-            aspect=aspect,
-            observed="half-precision answers to two batches that differ by more than one rounding each",
-            max_units=40,
-            certain=False,
-            **_ROUNDED,
-        )
-        for aspect, cases in {
-            "zero_sum": (
-                "accuracy/confident[at-0.99-float16]",
-                "accuracy/more-positions-than-float16-counts[bfloat16]",
-            ),
-            "deletion": ("lm-last-step",),
-            "permutation": ("plain-values/token-classification[bfloat16-mean]",),
-        }.items()
-    ),
-)
 _MANY, _FEW = "accuracy/more-positions-than-float16-counts[float16]", "accuracy/mean-beyond-float16-sums"
 FLOAT16_MEAN = tuple(
     Deviation(
@@ -182,36 +73,12 @@ FLOAT16_MEAN = tuple(
     for aspect, fault, cases in (
         ("loss", "nan", (_MANY, f"{_FEW}[weights]")),
         ("loss", "inf", (f"{_FEW}[losses]", f"{_FEW}[weighted-losses]")),
-        ("gradient", "value", (f"{_FEW}[weights]",)),
+        ("gradient", "value", (_MANY, f"{_FEW}[weights]")),
         ("splitting", "inf", (_MANY,)),
         ("splitting", "value", (f"{_FEW}[losses]", f"{_FEW}[weights]")),
         ("reductions", "nan", (_MANY, f"{_FEW}[weights]")),
         ("reductions", "inf", (f"{_FEW}[losses]",)),
     )
-)
-ADDED_ONE_BY_ONE = tuple(
-    Deviation(
-        cases,
-        aspect=aspect,
-        fault="value",
-        observed="a part of very many small probabilities that is lost",
-        reason=(
-            "The CPU's log_softmax adds up exponentials one after another in float32: over the last dimension in as many sums as a vector "
-            "holds, over another in a single one. Next to a 1, those below 6e-8 are lost."
-        ),
-        max_units=units,
-        certain=aspect in ("loss", "gradient"),
-        link="https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/cpu/SoftMaxKernel.cpp",
-    )
-    for cases, units, aspects in (
-        (
-            "accuracy/certain-over-a-vocabulary[planes-*]",
-            1000,
-            ("loss", "gradient", "deletion", "class_permutation", "zero_sum"),
-        ),
-        ("accuracy/certain-over-a-vocabulary[rows-*]", 100, ("loss", "gradient", "class_permutation", "zero_sum")),
-    )
-    for aspect in aspects
 )
 FULL_SMOOTHING = Deviation(
     "label-smoothing/target-at-minus-inf[1.0]",
@@ -311,23 +178,13 @@ NATIVE = (
     COMPILED_TARGET,
     *UINT8_SMOOTHING,
     *UINT8_VMAP,
-    *HALF_LOSS,
-    *HALF_GRADIENT,
-    *HALF_RELATIONS,
     *FLOAT16_MEAN,
-    *ADDED_ONE_BY_ONE,
     FULL_SMOOTHING,
     NEGATIVE_SMOOTHING,
     *uint8_refused("target-dtypes/uint8-pixels", "target-dtypes/uint8-weights-and-smoothing"),
 )
 
 
-_HALF_LINEAR = {
-    "fault": "value",
-    "max_units": 8,
-    "certain": False,
-    "link": "https://github.com/Modalities/modalities/pull/464",
-}
 LINEAR = (
     Deviation(
         (
@@ -345,35 +202,5 @@ LINEAR = (
         observed="NaN in the gradients where the hidden state of an ignored position holds an infinity or NaN",
         reason="Its logits are NaN, and so is what log_softmax makes of their zero gradient; the product for the matrix's gradient spreads it.",
         link="https://github.com/pytorch/pytorch/issues/11551",
-    ),
-    Deviation(
-        "linear-gradients/reduction[bfloat16-none]",
-        aspect="loss",
-        observed="half-precision losses of rounded logits",
-        reason="The linear layer rounds the logits to the half type before the loss sees them.",
-        **_HALF_LINEAR,
-    ),
-    Deviation(
-        (
-            "linear-chunks/half-types",
-            "linear-chunks/upstream[bfloat16]",
-            "linear-gradients/bias[bfloat16-*]",
-            "linear-gradients/confident[*-none]",
-            "linear-gradients/confident[*-sum]",
-            "linear-gradients/more-features-than-classes[bfloat16]",
-            "linear-gradients/reduction",
-            "linear-upstream/loss-scaling",
-        ),
-        aspect="gradient",
-        observed="half-precision gradients of rounded logits and log-probabilities",
-        reason="The linear layer rounds the logits to the half type before the loss sees them, and log_softmax its result.",
-        **_HALF_LINEAR,
-    ),
-    Deviation(
-        "linear/bfloat16",
-        aspect="gradient",
-        observed="gradients of rounded logits and log-probabilities, the worst of millions",
-        reason="The linear layer rounds the logits to the half type before the loss sees them, and log_softmax its result.",
-        **_HALF_LINEAR | {"max_units": 12},
     ),
 )

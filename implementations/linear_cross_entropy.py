@@ -6,9 +6,6 @@ import torch.nn.functional as F
 from _torch import (
     COMPILED_UINT8,
     FLOAT16_MEAN,
-    HALF_GRADIENT,
-    HALF_LOSS,
-    HALF_RELATIONS,
     LINEAR,
     NEGATIVE_SMOOTHING,
     UINT8_SMOOTHING,
@@ -33,9 +30,6 @@ implementation = Implementation(
     capabilities=LINEAR_CAPABILITIES - {"ignore_index_list", "normalizer", "autocast"},
     empty_mean="nan",
     deviations=(
-        *HALF_LOSS,
-        *HALF_GRADIENT,
-        *HALF_RELATIONS,
         *COMPILED_UINT8,
         *UINT8_SMOOTHING,
         *UINT8_VMAP,

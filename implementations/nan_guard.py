@@ -4,14 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from _torch import (
-    ADDED_ONE_BY_ONE,
     COMPILED_INT32,
     COMPILED_TARGET,
     COMPILED_UINT8,
     FLOAT16_MEAN,
-    HALF_GRADIENT,
-    HALF_LOSS,
-    HALF_RELATIONS,
     NEGATIVE_SMOOTHING,
     POISONED,
     UINT8_SMOOTHING,
@@ -45,10 +41,6 @@ implementation = Implementation(
         *COMPILED_UINT8,
         *COMPILED_INT32,
         COMPILED_TARGET,
-        *HALF_LOSS,
-        *HALF_GRADIENT,
-        *HALF_RELATIONS,
-        *ADDED_ONE_BY_ONE,
         *(d for d in FLOAT16_MEAN if d.fault != "nan"),
         *UINT8_SMOOTHING,
         *UINT8_VMAP,

@@ -4,14 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from _torch import (
-    ADDED_ONE_BY_ONE,
     COMPILED_INT32,
     COMPILED_TARGET,
     COMPILED_UINT8,
     FLOAT16_MEAN,
-    HALF_GRADIENT,
-    HALF_LOSS,
-    HALF_RELATIONS,
     POISONED,
     UINT8_VMAP,
     nan_in_ignored_rows,
@@ -38,10 +34,6 @@ implementation = Implementation(
         *UINT8_VMAP,
         *COMPILED_INT32,
         COMPILED_TARGET,
-        *HALF_LOSS,
-        *HALF_GRADIENT,
-        *HALF_RELATIONS,
-        *ADDED_ONE_BY_ONE,
         *FLOAT16_MEAN,
         *uint8_refused("target-dtypes/uint8-pixels"),
         Deviation(

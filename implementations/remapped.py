@@ -4,14 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from _torch import (
-    ADDED_ONE_BY_ONE,
     COMPILED_TARGET,
     DROPPED_IGNORE_VALUE,
     FLOAT16_MEAN,
     FULL_SMOOTHING,
-    HALF_GRADIENT,
-    HALF_LOSS,
-    HALF_RELATIONS,
     IMPOSSIBLE_CLASS,
     NEGATIVE_SMOOTHING,
     POISONED,
@@ -41,10 +37,6 @@ implementation = Implementation(
         nan_in_ignored_rows("infinite-or-nan-valid-row/nan-beside-ignored-nan"),
         POISONED,
         COMPILED_TARGET,
-        *HALF_LOSS,
-        *HALF_GRADIENT,
-        *HALF_RELATIONS,
-        *ADDED_ONE_BY_ONE,
         *FLOAT16_MEAN,
         IMPOSSIBLE_CLASS,
         DROPPED_IGNORE_VALUE,

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 import fakes
 from xentcheck.implementation import LOGITS_CAPABILITIES, Deviation, Implementation, from_callable
 from xentcheck.reference import truth as truths
+from xentcheck.reference.definition import ALLOWED_UNITS
 from xentcheck.run.examiner import Examiner
 from xentcheck.run.status import Status, of_case
-from xentcheck.run.units import ALLOWED_UNITS
 from xentcheck.spec.batch import build
 
 PLAIN = "logits: {shape: [3, 4]}"

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from xentcheck.reference import blockwise
 from xentcheck.reference.blockwise import Expected, flat
+from xentcheck.reference.definition import ALLOWED_UNITS
 from xentcheck.reference.truth import Array
-from xentcheck.run.units import ALLOWED_UNITS, finite, first, is_rounded_to_infinity, kind_of
+from xentcheck.run.units import finite, first, is_rounded_to_infinity, kind_of
 from xentcheck.run.verdict import Fault
 from xentcheck.spec.batch import Batch
 
@@ -67,11 +68,8 @@ def _misshapen(batch: Batch, loss: Tensor, gradients: Sequence[Tensor]) -> Fault
 
 
 def _of_loss(batch: Batch, right: Expected, loss: Tensor) -> tuple[list[Fault], float]:
-    found, want, unit = _float64(loss), right.losses, right.units
-    if batch.reduction == "none":
-        want, unit = (values.reshape(found.shape) for values in (want, unit))
-    else:
-        want, unit = (np.asarray(values.sum() / right.denominator) for values in (want, unit))
+    found = _float64(loss)
+    want, unit = (values.reshape(found.shape) for values in blockwise.reduced(batch, right))
     with np.errstate(all="ignore"):
         errors = _errors(found, want, unit)
         slack, dtype = _allowed(batch) * unit, str(loss.dtype).removeprefix("torch.")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from xentcheck.cost.check import examine
 from xentcheck.reference import blockwise
-from xentcheck.run.units import ALLOWED_UNITS
+from xentcheck.reference.definition import ALLOWED_UNITS
 from xentcheck.run.verdict import describe
 from xentcheck.spec.batch import Batch
 
@@ -122,10 +122,8 @@ class _Spots:
         self._places = np.unravel_index(chosen, tuple(batch.target.shape))
         self._allowed = ALLOWED_UNITS[str(batch.input.dtype).removeprefix("torch.")]
         self._is_known = bool(right.denominator)  # otherwise the loss is a convention
-        if batch.reduction == "none":
-            self._loss = right.losses[chosen], right.units[chosen]
-        else:
-            self._loss = tuple(v.sum() / (right.denominator or 1.0) for v in (right.losses, right.units))
+        loss, unit = blockwise.reduced(batch, right)
+        self._loss = (loss[chosen], unit[chosen]) if batch.reduction == "none" else (loss, unit)
         width = batch.input.shape[1]
         self._entries = np.asarray([draw.randrange(width) for _ in range(len(chosen) * _ENTRIES)])
         self._rows = np.repeat(np.arange(len(chosen)), _ENTRIES)

@@ -169,12 +169,16 @@ class Implementation:
         capabilities: what it offers, a subset of ``spec.capabilities.CAPABILITIES``; if left out, all that its form can offer. A case
             that needs more is ``unsupported``. Subtract from ``LOGITS_CAPABILITIES``, ``LINEAR_CAPABILITIES`` or ``ARRAY_CAPABILITIES``.
         deviations: cases that it is known to fail.
-        empty_mean: the mean over no position, ``"nan"`` or ``"zero"``. This and the next four are conventions, questions with
+        empty_mean: the mean over no position, ``"nan"`` or ``"zero"``. This and the next six are conventions, questions with
             several defensible answers. One that is None is not stated, and each of its answers passes.
         infinite_row: the loss of a valid row that holds +inf, ``"nan"`` or ``"inf"``.
         zero_times_infinity: an infinite term under a zero class weight, ``"nan"`` or ``"zero"``.
         int32_target: targets of dtype int32, ``"taken"`` or ``"refused"``.
         half_loss_dtype: the dtype of the loss of bfloat16 or float16 logits, ``"input"`` or ``"float32"``.
+        sums: how well it adds up more than 1024 terms, ``"careful"`` (within the units of any other case) or ``"plain"`` (as a running sum).
+            This and the next are grades of accuracy: an answer must reach the one that is stated, the lower one if none is.
+        half_rounding: ``"once"`` if a bfloat16 or float16 answer is rounded at the end only, ``"native"`` if sums and logarithms before it
+            are, too, as in torch's own loss on a CPU.
         description: one line for reports; the first line of the docstring of a shipped file, if left out.
         version: the version of its package, which is looked up if left out.
         unavailable: why it cannot run here; all its cases are then ``unavailable``.
@@ -201,6 +205,8 @@ class Implementation:
     zero_times_infinity: str | None = None
     int32_target: str | None = None
     half_loss_dtype: str | None = None
+    sums: str | None = None
+    half_rounding: str | None = None
     description: str = ""
     version: str = ""
     unavailable: str = ""

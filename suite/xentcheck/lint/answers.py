@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from xentcheck.reference.definition import ALLOWED_UNITS
 from xentcheck.run.examiner import Examiner
-from xentcheck.run.units import ALLOWED_UNITS
 from xentcheck.spec.batch import Batch
 from xentcheck.spec.case import FIXED_ANSWERS, Case
 from xentcheck.spec.mistakes import CaseFileError

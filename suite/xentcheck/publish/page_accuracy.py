@@ -7,8 +7,8 @@ import math
 import pandas as pd
 
 from xentcheck.publish.page import Material
+from xentcheck.reference.definition import ALLOWED_UNITS
 from xentcheck.results.markdown import count, listed, table
-from xentcheck.run.units import ALLOWED_UNITS
 
 
 def page(material: Material) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from xentcheck.publish.page import Material
+from xentcheck.reference.definition import ALLOWED_UNITS
 from xentcheck.results.markdown import cell, count, table
 from xentcheck.results.record import RecordError
 from xentcheck.results.score import left_out
 from xentcheck.run import status
-from xentcheck.run.units import ALLOWED_UNITS
 from xentcheck.run.verdict import counted
 from xentcheck.spec.capabilities import CAPABILITIES
 

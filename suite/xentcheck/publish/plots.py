@@ -10,7 +10,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from xentcheck.run.units import ALLOWED_UNITS
+from xentcheck.reference.definition import ALLOWED_UNITS
 
 COLOURS = {"float64": "#3b6ea8", "float32": "#2a8c6f", "bfloat16": "#c4761b", "float16": "#a8425a"}
 FLOOR = 1e-3  # exact answers are drawn here

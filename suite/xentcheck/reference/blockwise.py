@@ -18,7 +18,16 @@ from torch import Tensor
 
 from xentcheck.reference import definition
 from xentcheck.reference.linear import ParameterGradients
-from xentcheck.reference.truth import Array, Truth, class_weights, rounding_of, truth, upstream
+from xentcheck.reference.truth import (
+    Array,
+    Truth,
+    added_up_to_the_denominator,
+    class_weights,
+    rounding_of,
+    slack_of,
+    truth,
+    upstream,
+)
 from xentcheck.spec.batch import Batch
 
 BLOCK = 2**16  # logits; a float64 block of them fits into a processor's cache
@@ -48,24 +57,42 @@ def expected(batch: Batch) -> Expected:
     if batch.is_linear:
         return _expected_of_linear(batch, D)
     losses, units, lses = np.zeros((3, len(valid)))
+    slack = slack_of(batch, {})
     for here, x in _blocks(batch):
         lse = definition.log_sum_exp(x)
         wq, wanted = _wanted(batch, here, w, x)
+        lse_slack = slack.of_lse(definition.softmax(x, lse), x, lse)
         losses[here] = definition.losses(wq, wanted, lse)
-        units[here] = definition.loss_units(wq, wanted, lse, losses[here], rounding_of(batch))
+        units[here] = definition.loss_units(wq, wanted, lse, losses[here], rounding_of(batch), lse_slack)
+        units[here] += slack.of_losses(wq, wanted, lse, losses[here])
         lses[here] = lse[:, 0]
     return Expected(losses, units, D, lses)
+
+
+def reduced(batch: Batch, right: Expected) -> tuple[Array, Array]:
+    """What is returned for the losses of the positions, (P,) or, with reduction sum and mean, (), and its unit."""
+    if batch.reduction == "none":
+        return right.losses, right.units
+    slack, D = slack_of(batch, {}), right.denominator or 1.0
+    loss, of_sum = right.losses.sum() / D, slack.of_sums(right.losses)
+    unit = (right.units.sum() + of_sum) / abs(D) + abs(loss) * slack.of_denominator(
+        added_up_to_the_denominator(batch), D
+    )
+    return np.asarray(loss), np.asarray(unit)
 
 
 def gradient_blocks(batch: Batch, right: Expected) -> Iterator[tuple[Array, Array, Array]]:
     """Some of the positions that count, and the gradient and its units there, (positions, C)."""
     assert right.lse is not None
-    w, u = class_weights(batch), upstream(batch) / (right.denominator or 1.0)
+    w, u, slack = class_weights(batch), upstream(batch) / (right.denominator or 1.0), slack_of(batch, {})
+    of_D = slack.of_denominator(added_up_to_the_denominator(batch), right.denominator or 1.0)
     for here, x in _blocks(batch):
         lse, u_here = right.lse[here, None], u[here, None]
         wq = w * _target_distribution(batch, here)
         A, p = wq.sum(axis=1, keepdims=True), definition.softmax(x, lse)
-        units = definition.gradient_units(A, p, wq, x, lse, u_here, rounding_of(batch))
+        lse_slack = slack.of_lse(p, x, lse)
+        units = definition.gradient_units(A, p, wq, x, lse, u_here, rounding_of(batch), lse_slack)
+        units += slack.of_gradient(u_here, A, p, wq, of_D)
         yield here, u_here * definition.gradient(A, p, wq), units
 
 
@@ -73,7 +100,9 @@ def exact(batch: Batch, positions: Array, denominator: float) -> Truth:
     """The truth of some positions, in the precision of ``truth``."""
     above = torch.from_numpy(upstream(batch)[positions] / denominator)
     target = batch.target.reshape(-1)[positions]
-    return truth(Batch(flat(batch.input)[positions], target, _each(batch), above, "eager"), {})
+    found = truth(Batch(flat(batch.input)[positions], target, _each(batch), above, "eager"), {})
+    of_D = slack_of(batch, {}).of_denominator(added_up_to_the_denominator(batch), denominator)
+    return replace(found, gradient_unit=found.gradient_unit + abs(found.gradient) * of_D)
 
 
 def flat(values: Tensor) -> Tensor:

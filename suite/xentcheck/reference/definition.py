@@ -89,6 +89,9 @@ def linear_gradients(d: Array, hidden: Array, matrix: Array) -> dict[str, tuple[
 
 # --- units: the rounding error of a good implementation, which computes in float32 (float64 for float64) and rounds its result once
 
+# How many units of error an answer may have, calibrated on correct implementations written in different ways.
+ALLOWED_UNITS = {"float64": 3.0, "float32": 3.0, "bfloat16": 1.0, "float16": 1.0}
+
 
 class Rounding(NamedTuple):
     """e: the eps of what the result is rounded to. f: the eps computed in. tiny: the smallest normal number of the result's dtype."""
@@ -98,18 +101,23 @@ class Rounding(NamedTuple):
     tiny: float
 
 
-def loss_units(wq: Array, x: Array, lse: Array, losses: Array, rounding: Rounding) -> Array:
-    """e |l| + f sum_c w_c q_c max(1, |lse|, |x_c|) + tiny
+def loss_units(
+    wq: Array, x: Array, lse: Array, losses: Array, rounding: Rounding, lse_slack: Array | float = 0.0
+) -> Array:
+    """e |l| + f sum_c w_c q_c max(1, |lse|, |x_c|) + A (what the grade lets lse be off by) + tiny
 
     The 1: the sum of exponentials, at least 1 after the largest is taken out, is rounded before its logarithm is taken.
     """
     e, f, tiny = rounding
     wq = abs(wq)
-    return e * abs(losses) + f * np.where(wq != 0, wq * np.maximum(_size(x, lse), 1), 0).sum(axis=1) + tiny
+    size = np.where(wq != 0, wq * (f * np.maximum(_size(x, lse), 1) + lse_slack), 0)
+    return e * abs(losses) + size.sum(axis=1) + tiny
 
 
-def gradient_units(A: Array, p: Array, wq: Array, x: Array, lse: Array, u: Array, rounding: Rounding) -> Array:
-    """|u| / D (e (|A p_j - w_j q_j| + A p_j |log p_j|) + f (A p_j (1 + max(|x_j|, |lse|)) + w_j q_j)) + tiny
+def gradient_units(
+    A: Array, p: Array, wq: Array, x: Array, lse: Array, u: Array, rounding: Rounding, lse_slack: Array | float = 0.0
+) -> Array:
+    """|u| / D (e (|A p_j - w_j q_j| + A p_j |log p_j|) + f (A p_j (1 + max(|x_j|, |lse|)) + w_j q_j) + A p_j (that of lse)) + tiny
 
     u: the upstream gradient over the denominator, (P, 1).
     """
@@ -117,7 +125,8 @@ def gradient_units(A: Array, p: Array, wq: Array, x: Array, lse: Array, u: Array
     p_log_p = np.where(p > 0, p * abs(x - lse), 0)
     p_size = np.where(p > 0, p * (1 + _size(x, lse)), 0)
     A_size = abs(A)
-    return abs(u) * (e * (abs(A * p - wq) + A_size * p_log_p) + f * (A_size * p_size + abs(wq))) + tiny
+    units = e * (abs(A * p - wq) + A_size * p_log_p) + f * (A_size * p_size + abs(wq)) + A_size * p * lse_slack
+    return abs(u) * units + tiny
 
 
 def second_units(uA: Array, p: Array, x: Array, lse: Array, v: Array, rounding: Rounding) -> Array:

@@ -14,7 +14,7 @@ An implementation's rounding, in addition to that of a loss of given logits (``d
 - matrix units take operands of the case's dtype: where that is a half type, each d_i may be rounded to it, to multiples of the
   smallest subnormal number at least. Independent again, this adds e sqrt(sum_i (d_i y_i)^2), five standard deviations; among
   millions of entries some are further off (``ParameterGradients``);
-- the result is rounded once: e |sum|.
+- the result is rounded once: e |sum|; in the grade ``half_rounding: native`` each logit may be rounded, too, by e / 2 |x_c|.
 """
 
 from __future__ import annotations
@@ -47,12 +47,17 @@ class Layer:
     def logits(self) -> Array:
         return definition.linear(self.hidden, self.matrix, self.bias)
 
-    def units(self, f: float, p: Array, A: Array, wq: Array) -> tuple[Array, Array]:
-        """What the rounding of the logits adds to the units of each position's loss, and of d for u / D = 1."""
+    def units(
+        self, rounding: Rounding, p: Array, A: Array, wq: Array, x: Array, are_rounded: bool
+    ) -> tuple[Array, Array]:
+        """What the rounding of the logits adds to the units of each position's loss, and of d for u / D = 1.
+
+        are_rounded: whether the logits may be rounded to the case's dtype.
+        """
         magnitudes = abs(self.hidden) @ abs(self.matrix).T
         if self.bias is not None:
             magnitudes = magnitudes + np.where(np.isfinite(self.bias.astype(np.float64)), abs(self.bias), 0)
-        s = f * _growth(self.hidden.shape[1]) * magnitudes
+        s = rounding.f * _growth(self.hidden.shape[1]) * magnitudes + (rounding.e / 2 * abs(x) if are_rounded else 0)
         along = (p * s).sum(axis=1, keepdims=True)
         return (abs(A * p - wq) * s).sum(axis=1), abs(A) * p * (s + along)
 

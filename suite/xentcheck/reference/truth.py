@@ -13,6 +13,7 @@ import torch
 
 from xentcheck.reference import definition
 from xentcheck.reference.definition import Rounding
+from xentcheck.reference.grades import MANY, Slack
 from xentcheck.reference.linear import Layer, ParameterGradients
 from xentcheck.spec.batch import Batch
 
@@ -46,12 +47,17 @@ def relevant_conventions(batch: Batch) -> frozenset[str]:
         relevant.add("infinite_row")
     if _excused(rows, _target_distribution(_Precision(batch), batch), batch).any():
         relevant.add("zero_times_infinity")
+    if max(batch.classes, len(rows) if batch.reduction != "none" else 0) > MANY:
+        relevant.add("sums")
+    if rounding_of(batch).e > rounding_of(batch).f:
+        relevant.add("half_rounding")
     return frozenset(relevant)
 
 
 def truth(batch: Batch, answers: Mapping[str, str], parameters: ParameterGradients | None = None) -> Truth:
     """Loss and gradient by the definition, and by ``answers`` where a convention decides.
 
+    answers: to the questions of ``spec.capabilities.CONVENTIONS``; a grade of accuracy that is left out is the lower one.
     parameters: for a batch that holds only some positions of a fused linear loss. The gradients of matrix and bias are added to it, and
     are not in the result.
     """
@@ -66,19 +72,25 @@ def truth(batch: Batch, answers: Mapping[str, str], parameters: ParameterGradien
         lse = definition.log_sum_exp(x, number.exp, number.log)
         p = definition.softmax(x, lse, number.exp)
         losses = _by_convention(definition.losses(wq, x, lse), rows, q, batch, answers)
-        loss_units = definition.loss_units(wq, x, lse, losses, rounding)
+        slack = slack_of(batch, answers)
+        lse_slack = slack.of_lse(p, x, lse)
+        loss_units = definition.loss_units(wq, x, lse, losses, rounding, lse_slack)
+        loss_units = loss_units + slack.of_losses(wq, x, lse, losses)
         D = definition.denominator(batch.reduction, batch.options.get("normalizer"), w, classes_of(batch), len(x))
         D = D if D != 0 else np.nan
+        of_D = slack.of_denominator(added_up_to_the_denominator(batch), D)
         u = number.convert(upstream(batch))[valid, None] / D
         gradient = u * definition.gradient(A, p, wq)
         gradient[has_no_softmax(rows)] = np.nan
+        more = slack.of_gradient(u, A, p, wq, of_D)
         if layer is not None:
-            units = definition.gradient_units(A, p, wq, x, lse, u, _of_intermediate(rounding))
-            more = layer.units(rounding.f, p, A, wq)
-            loss, loss_unit = _reduced(batch, losses, loss_units + more[0], D, answers)
-            return _of_linear(batch, layer, loss, loss_unit, gradient, units + abs(u) * more[1], parameters)
-        loss, loss_unit = _reduced(batch, losses, loss_units, D, answers)
-        units = definition.gradient_units(A, p, wq, x, lse, u, rounding)
+            within = rounding if slack.rounds_often else _of_intermediate(rounding)
+            units = definition.gradient_units(A, p, wq, x, lse, u, within, lse_slack) + more
+            of_logits = layer.units(rounding, p, A, wq, x, slack.rounds_often)
+            loss, loss_unit = _reduced(batch, losses, loss_units + of_logits[0], D, answers, slack, of_D)
+            return _of_linear(batch, layer, loss, loss_unit, gradient, units + abs(u) * of_logits[1], parameters)
+        loss, loss_unit = _reduced(batch, losses, loss_units, D, answers, slack, of_D)
+        units = definition.gradient_units(A, p, wq, x, lse, u, rounding, lse_slack) + more
         second = second_units = None
         if batch.direction is not None:
             v = number.convert(rows_of(batch.direction, batch)[valid])
@@ -111,14 +123,17 @@ def _of_linear(
     return Truth(loss, loss_unit, gradient, unit, None, None, ignored, others)
 
 
-def _reduced(batch: Batch, losses: Array, units: Array, D: Any, answers: Mapping[str, str]) -> tuple[Array, Array]:
+def _reduced(
+    batch: Batch, losses: Array, units: Array, D: Any, answers: Mapping[str, str], slack: Slack, of_D: float
+) -> tuple[Array, Array]:
     """What is returned for the losses of the valid positions, and its unit."""
     if batch.reduction == "none":
         loss, unit = (definition.scatter(values, batch.valid).reshape(batch.positions) for values in (losses, units))
         return loss, unit
     if _is_mean_over_nothing(batch):
         return np.asarray(np.nan if answers.get("empty_mean") == "nan" else 0.0), np.asarray(0.0)
-    return np.asarray(losses.sum() / D), np.asarray(units.sum() / abs(D))
+    loss = losses.sum() / D
+    return np.asarray(loss), np.asarray((units.sum() + slack.of_sums(losses)) / abs(D) + abs(loss) * of_D)
 
 
 # --- what a convention decides, or nothing does
@@ -195,6 +210,17 @@ def rounding_of(batch: Batch) -> Rounding:
     """How a good implementation rounds in the batch's dtype."""
     info, single = torch.finfo(batch.input.dtype), torch.finfo(torch.float32)
     return Rounding(info.eps, min(info.eps, single.eps), info.smallest_normal)
+
+
+def slack_of(batch: Batch, answers: Mapping[str, str]) -> Slack:
+    return Slack(rounding_of(batch), answers, definition.ALLOWED_UNITS[str(batch.input.dtype).removeprefix("torch.")])
+
+
+def added_up_to_the_denominator(batch: Batch) -> Array | None:
+    """The weights whose sum the mean divides by; None where it divides by a count or by what the case gives, or does not divide."""
+    t = classes_of(batch)
+    is_count = "weight" not in batch.options or "normalizer" in batch.options
+    return None if batch.reduction != "mean" or is_count or t is None else class_weights(batch)[t]
 
 
 def _of_intermediate(rounding: Rounding) -> Rounding:

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from xentcheck.implementation import Deviation, Implementation
+from xentcheck.reference.definition import ALLOWED_UNITS
 from xentcheck.reference.truth import Array, Truth
 from xentcheck.run import relations
 from xentcheck.run.observe import Answer, Failure, Observation
 from xentcheck.run.status import Status
-from xentcheck.run.units import ALLOWED_UNITS, compare, first
+from xentcheck.run.units import compare, first
 from xentcheck.run.verdict import Fault, Verdict
 from xentcheck.spec.batch import Batch
-from xentcheck.spec.capabilities import CONVENTIONS, OPTIONS
+from xentcheck.spec.capabilities import CONVENTIONS, GRADES, OPTIONS
 from xentcheck.spec.case import RELATIONS, Aspect, Case, Relation
 from xentcheck.spec.needs import capabilities_of
 
@@ -103,7 +104,8 @@ def judge(
         if seen.first.loss is None or seen.first.gradient is None:
             return replace(blank, reason="there is no answer to compare other answers with")
         assert relate is not None
-        asked = relations.Asked(exam.batch, seen.first, _any_truth(exam, implementation), case.question.dtype)
+        known, stated = _any_truth(exam, implementation), implementation.conventions
+        asked = relations.Asked(exam.batch, seen.first, known, case.question.dtype, stated)
         batches, check, answers = relate(aspect)
         if reason := _why_not_related(implementation, batches, answers):
             return replace(blank, reason=reason)
@@ -193,19 +195,55 @@ def _loss(exam: Exam, implementation: Implementation, seen: Observation) -> Find
     # Only the stated answer is right; where none is stated, each one is.
     choices = [
         [(name, stated[name])] if name in stated else [(name, a) for a in CONVENTIONS[name][1]]
-        for name in sorted(exam.relevant)
+        for name in sorted(exam.relevant - {*GRADES})
     ]
     word, dtype = exam.case.question.expect.loss, exam.case.question.dtype
-    faults = []
-    for answers in itertools.product(*choices):
-        truth = exam.truth(dict(answers))
+
+    def compared(answers: Mapping[str, str]) -> tuple[Fault | None, float | None]:
+        truth = exam.truth(answers)
         wanted, unit = _expected(word, truth.loss), _exact(word, truth.loss_unit)
-        fault, units = compare("loss", answer.loss, wanted, unit, dtype, answer.loss_type, None)
-        if fault is None:
-            return Finding((), units, dict(answers) | ({convention: "taken"} if convention else {}))
-        faults.append(fault)
+        assert answer.loss is not None
+        return compare("loss", answer.loss, wanted, unit, dtype, answer.loss_type, None)
+
+    faults = list[Fault]()
+    for answers in itertools.product(*choices):
+        finding = _graded(exam, implementation, dict(answers), lambda answers: [compared(answers)])
+        if not finding.faults:
+            taken = {str(convention): "taken"} if convention else {}
+            return replace(finding, conventions={**dict(answers), **(finding.conventions or {}), **taken})
+        faults += finding.faults
     alternatives = tuple(dict.fromkeys(fault.expected for fault in faults))
     return Finding([replace(faults[0], expected=alternatives) if len(alternatives) > 1 else faults[0]])
+
+
+Compared = Sequence[tuple[Fault | None, float | None]]
+
+
+def _graded(
+    exam: Exam,
+    implementation: Implementation,
+    answers: Mapping[str, str],
+    compared: Callable[[Mapping[str, str]], Compared],
+) -> Finding:
+    """What is found at the best grades of accuracy that the answer reaches, of those that the implementation may have: the one that it
+    states and better ones. Errors are counted in the units of the best."""
+    names = sorted(exam.relevant & {*GRADES})
+    choices = []
+    for name in names:
+        grades = CONVENTIONS[name][1]
+        choices.append(grades[: grades.index(implementation.conventions.get(name, grades[-1])) + 1])
+    best, faults = None, list[Fault]()
+    for grades in itertools.product(*choices):
+        reached = dict(zip(names, grades, strict=True))
+        found = compared({**answers, **reached})
+        units = max((units for _, units in found if units is not None), default=None)
+        best = units if best is None else best
+        faults = [fault for fault, _ in found if fault]
+        if not faults:
+            return Finding((), best, reached)
+        if not all(fault.kind == "value" for fault in faults):
+            break  # no grade excuses it
+    return Finding(faults, units)
 
 
 def _no_loss(exam: Exam, implementation: Implementation, answer: Answer) -> Finding:
@@ -237,24 +275,29 @@ def _gradient(exam: Exam, implementation: Implementation, seen: Observation) -> 
     if answer.gradient is None:
         instead = answer.unreadable.get("gradient", "none (input.grad is None)")
         return _wrong("missing", "a gradient of the input", instead)
-    truth = _any_truth(exam, implementation)
     word = exam.case.question.expect.gradient
-    wanted, unit = _expected(word, truth.gradient), _exact(word, truth.gradient_unit)
-    compared = [compare("gradient", answer.gradient, wanted, unit, dtype, answer.gradient_type, truth.ignored)]
-    for name, (value, unit) in truth.others.items():
-        if name not in answer.others:
-            instead = answer.unreadable.get(f"gradient of {name}", "none")
-            compared.append((Fault("missing", expected=f"a gradient of {name}", found=instead), None))
-            continue
-        found, found_type = answer.others[name]
-        of_others = word if isinstance(word, str) else "reference"
-        wanted, exact = _expected(of_others, value), _exact(of_others, unit)
-        none_ignored = np.zeros(value.shape, dtype=bool)
-        compared.append(compare(f"gradient of {name}", found, wanted, exact, dtype, found_type, none_ignored))
-    if truth.second is not None:
-        compared.append(_second(truth, answer, dtype))
-    faults = [fault for fault, _ in compared if fault]
-    return Finding(faults, max((units for _, units in compared if units is not None), default=None))
+    stated = {name: implementation.conventions.get(name, "") for name in exam.relevant}
+
+    def compared(answers: Mapping[str, str]) -> Compared:
+        truth = exam.truth(answers)
+        wanted, unit = _expected(word, truth.gradient), _exact(word, truth.gradient_unit)
+        assert answer.gradient is not None
+        found = [compare("gradient", answer.gradient, wanted, unit, dtype, answer.gradient_type, truth.ignored)]
+        for name, (value, unit) in truth.others.items():
+            if name not in answer.others:
+                instead = answer.unreadable.get(f"gradient of {name}", "none")
+                found.append((Fault("missing", expected=f"a gradient of {name}", found=instead), None))
+                continue
+            values, found_type = answer.others[name]
+            of_others = word if isinstance(word, str) else "reference"
+            wanted, exact = _expected(of_others, value), _exact(of_others, unit)
+            none_ignored = np.zeros(value.shape, dtype=bool)
+            found.append(compare(f"gradient of {name}", values, wanted, exact, dtype, found_type, none_ignored))
+        if truth.second is not None:
+            found.append(_second(truth, answer, dtype))
+        return found
+
+    return _graded(exam, implementation, stated, compared)
 
 
 def _second(truth: Truth, answer: Answer, dtype: str) -> tuple[Fault | None, float | None]:

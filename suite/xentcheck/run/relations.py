@@ -7,7 +7,7 @@ rounding error that is allowed for each; what must be bit for bit the same, or z
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from xentcheck.run.observe import Answer, Failure
 from xentcheck.run.units import compare
 from xentcheck.run.verdict import Fault, describe
 from xentcheck.spec.batch import DTYPES, Batch
+from xentcheck.spec.capabilities import GRADES
 from xentcheck.spec.case import RELATIONS, Case, Relation
 
 # What an implementation must offer to be tested in an aspect, beyond what the case itself needs.
@@ -36,16 +37,17 @@ _REDUCTIONS = ("none", "sum", "mean")
 @dataclass(frozen=True)
 class Asked:
     """A batch, the implementation's answer to it, and the truth, whose units say how much rounding is allowed; computed when a relation
-    needs it, unless it is ``known``."""
+    needs it, unless it is ``known``. stated: the implementation's answers to conventions, of which its grades of accuracy count here."""
 
     batch: Batch
     answer: Answer
     known: Truth | None
     dtype: str
+    stated: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def truth(self) -> Truth:
-        return truth(self.batch, {}) if self.known is None else self.known
+        return truth(self.batch, self.stated) if self.known is None else self.known
 
     @property
     def loss(self) -> Array:
@@ -72,7 +74,7 @@ class Asked:
             raise Broken(Fault("raised", expected="an answer, too", found=str(answer.raised)))
         if answer.loss is None or answer.gradient is None:
             raise Broken(Fault("missing", expected="a loss and a gradient, too", found="none"))
-        return Asked(batch, answer, None, self.dtype)
+        return Asked(batch, answer, None, self.dtype, self.stated)
 
     def expect(self, name: str, found: Array, expected: Array, unit: Any) -> None:
         """Raises Broken unless two answers are the same up to the rounding error of both; ``unit`` is that of one."""
@@ -110,7 +112,7 @@ def applying(case: Case, batch: Batch) -> tuple[Relation, ...]:
         return ()
     if "unspecified" in (question.expect.loss, question.expect.gradient):
         return ()
-    if not batch.input.numel() or relevant_conventions(batch) - {"empty_mean"}:
+    if not batch.input.numel() or relevant_conventions(batch) - {"empty_mean", *GRADES}:
         return ()  # where a convention decides, it may decide differently for each batch
     return tuple(name for name, relation in _RELATIONS.items() if relation.applies(batch))
 

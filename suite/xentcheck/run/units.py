@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from xentcheck.reference.definition import ALLOWED_UNITS
 from xentcheck.run.verdict import Fault
 from xentcheck.spec.batch import DTYPES
 
 Array = np.ndarray
-
-# How many units of error an answer may have, calibrated on correct implementations written in different ways.
-ALLOWED_UNITS = {"float64": 3.0, "float32": 3.0, "bfloat16": 1.0, "float16": 1.0}
 
 
 def compare(
