@@ -80,14 +80,6 @@ FLOAT16_MEAN = tuple(
         ("reductions", "inf", (f"{_FEW}[losses]",)),
     )
 )
-FULL_SMOOTHING = Deviation(
-    "label-smoothing/target-at-minus-inf[1.0]",
-    aspect="loss",
-    fault="nan",
-    observed="NaN instead of +inf with label_smoothing=1 and a target at -inf",
-    reason="The target's own term, which has no weight left, is still computed as 0 * inf and added.",
-    link="https://github.com/facebookresearch/pytext/pull/1698",
-)
 NEGATIVE_SMOOTHING = Deviation(
     "bad-input/smoothing[below-0]",
     aspect="rejection",
@@ -179,7 +171,6 @@ NATIVE = (
     *UINT8_SMOOTHING,
     *UINT8_VMAP,
     *FLOAT16_MEAN,
-    FULL_SMOOTHING,
     NEGATIVE_SMOOTHING,
     *uint8_refused("target-dtypes/uint8-pixels", "target-dtypes/uint8-weights-and-smoothing"),
 )

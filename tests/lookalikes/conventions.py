@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 import torch
-from _checks import as_rows, kept_mask, log_softmax, mixed, reduced, uniform_losses, weights
+from _checks import as_rows, kept_mask, mixed, reduced, uniform_losses, weights
 
 from xentcheck.implementation import from_callable
 
 
 def _losses(rows, classes, keep, w, smoothing):
     rows = torch.where(keep.unsqueeze(1), rows, 0)
-    hard = -w[classes] * log_softmax(rows).gather(1, classes.unsqueeze(1)).squeeze(1)
+    hard = -w[classes] * torch.log_softmax(rows, 1).gather(1, classes.unsqueeze(1)).squeeze(1)
     return torch.where(keep, mixed(hard, uniform_losses(rows, w), smoothing), 0)
 
 

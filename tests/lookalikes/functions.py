@@ -2,7 +2,7 @@
 
 import numpy
 import torch
-from _checks import as_rows, kept_mask, log_softmax, mixed, reduced, weights
+from _checks import as_rows, kept_mask, mixed, reduced, weights
 from torch.autograd.function import once_differentiable
 
 
@@ -21,7 +21,7 @@ def _scaled(upstream, gradients, keep):
 class _GradientFirst(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, classes, keep, weight, smoothing):
-        log_p = log_softmax(rows)
+        log_p = torch.log_softmax(rows, 1)
         shares = _shares(classes, weight, smoothing)
         gradients = log_p.exp() * shares.sum(1, keepdim=True) - shares
         ctx.save_for_backward(gradients, keep)
@@ -91,8 +91,7 @@ class _InNumpy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, classes, keep, weight, smoothing):
         x, chosen, valid, w = (t.numpy() for t in (rows.detach(), classes, keep, weight.detach()))
-        # NumPy adds pairwise where the classes are next to each other in memory, and naively elsewhere.
-        x = numpy.ascontiguousarray(numpy.where(valid[:, None], x, x.dtype.type(0)))
+        x = numpy.where(valid[:, None], x, x.dtype.type(0))
         with numpy.errstate(all="ignore"):
             shifted = x - x.max(1, keepdims=True)
             exponentials = numpy.exp(shifted)
@@ -170,7 +169,7 @@ class _Margins(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream):
         rows, classes, keep = ctx.saved_tensors
-        gradients = log_softmax(rows).exp()
+        gradients = torch.softmax(rows, 1)
         gradients[torch.arange(len(rows)), classes] -= 1
         return _scaled(upstream, gradients, keep), None, None
 

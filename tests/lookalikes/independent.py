@@ -355,6 +355,7 @@ def categorical_on_selected_rows(input, target, weight=None, ignore_index=-100, 
     return _reduce(losses, w, input, reduction)
 
 
+@torch.autocast("cpu", enabled=False)  # whose products are in bfloat16
 def einsum_contraction(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """A matrix of coefficients (one-hot, smoothing and class weights) contracted with log_softmax by einsum."""
     _check_options(reduction, label_smoothing)
@@ -405,7 +406,7 @@ def log_odds(input, target, weight=None, ignore_index=-100, reduction="mean"):
     logits, index, keep = _prepare(input, target, ignore_index)
     others = logits.scatter(1, index.unsqueeze(1), float("-inf"))
     # without any rival the lead is infinite, and no gradient is left
-    alone = (others == float("-inf")).all(dim=1)
+    alone = (others == float("-inf")).all(dim=1) & (_pick(logits, index) != float("-inf"))
     rivals = torch.logsumexp(others.masked_fill(alone.unsqueeze(1), 0.0), dim=1)
     margin = (_pick(logits, index) - rivals).masked_fill(alone, float("inf"))
     w = _row_weights(weight, index, keep, logits.dtype)
@@ -461,6 +462,7 @@ def incremental_mean(input, target, weight=None, ignore_index=-100):
     return mean.to(input.dtype)
 
 
+@torch.autocast("cpu", enabled=False)
 def matmul_with_ones(input, target, weight=None, ignore_index=-100, reduction="mean"):
     """Every sum is a matrix product: exponentials times a vector of ones, losses times the vector of weights."""
     _check_options(reduction)

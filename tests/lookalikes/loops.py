@@ -7,7 +7,6 @@ from _checks import (
     as_rows,
     compute_dtype,
     kept_mask,
-    log_softmax,
     mixed,
     reduced,
     uniform_losses,
@@ -54,7 +53,7 @@ def blocks_of_rows(input, target, *, weight=None, ignore_index=-100, reduction="
     blocks = []
     for some, chosen, valid in zip(rows.split(size), classes.split(size), keep.split(size), strict=True):
         safe = torch.where(valid.unsqueeze(1), some, 0)
-        hard = -w[chosen] * log_softmax(safe).gather(1, chosen.unsqueeze(1)).squeeze(1)
+        hard = -w[chosen] * torch.log_softmax(safe, 1).gather(1, chosen.unsqueeze(1)).squeeze(1)
         losses = mixed(hard, uniform_losses(safe, w), label_smoothing)
         blocks.append(torch.where(valid, losses, 0))
     if reduction == "none":
@@ -121,7 +120,7 @@ def loop_over_the_dimensions(input, target, *, weight=None, ignore_index=-100, r
             return torch.stack([losses(*part) for part in parts], dim=-1)
         if logits.numel() == 0:
             return logits.sum(1)
-        log_p = log_softmax(torch.where(keep.unsqueeze(1), logits, 0))
+        log_p = torch.log_softmax(torch.where(keep.unsqueeze(1), logits, 0), 1)
         log_p = log_p if w is None else log_p * w
         hard = log_p.gather(1, classes.unsqueeze(1)).squeeze(1)
         return torch.where(keep, -mixed(hard, log_p.mean(1), label_smoothing), 0)

@@ -1,11 +1,7 @@
 """Correct losses that compute kept rows only, or hand the work to torch's own cross entropy."""
 
-from dataclasses import replace
-
 import torch
-from _checks import as_rows, compute_dtype, kept_mask, log_softmax, mixed, reduced, uniform_losses, weights
-
-from xentcheck.implementation import find, from_callable
+from _checks import as_rows, compute_dtype, kept_mask, mixed, reduced, uniform_losses, weights
 
 
 def rows_selected(
@@ -17,23 +13,13 @@ def rows_selected(
     places = keep.nonzero().squeeze(1)
     rows, classes = rows.index_select(0, places), classes[places]
     w = weights(weight, rows)
-    hard = -w[classes] * log_softmax(rows).gather(1, classes.unsqueeze(1)).squeeze(1)
+    hard = -w[classes] * torch.log_softmax(rows, 1).gather(1, classes.unsqueeze(1)).squeeze(1)
     losses = mixed(hard, uniform_losses(rows, w), label_smoothing)
     if reduction == "none":
         losses = rows.new_zeros(len(keep)).index_add(0, places, losses)
     return reduced(losses, w[classes].sum(), reduction, target, input.dtype, normalizer)
 
 
-def _as_native(function):
-    """What torch's own loss is known to lose beside a 1 is known of these, too."""
-    bare = from_callable(function, function.__name__)
-    (native,) = find("native")
-    added = tuple(d for d in native.deviations if any("certain-over-a-vocabulary" in p for p in d.patterns))
-    function.implementation = replace(bare, deviations=added)
-    return function
-
-
-@_as_native
 def native_on_selected_rows(input, target, *, weight=None, ignore_index=-100, reduction="mean"):
     """torch's function sees kept rows only, in float32. No smoothing, one ignore value."""
     keep = kept_mask(input, target, ignore_index, reduction, weight, lists=False)
@@ -49,7 +35,6 @@ def native_on_selected_rows(input, target, *, weight=None, ignore_index=-100, re
     return result.to(input.dtype)
 
 
-@_as_native
 def module_on_zeroed_rows(input, target, *, weight=None, ignore_index=-100, reduction="mean"):
     """torch's module sees zeros for ignored logits, and one ignore value for all. No smoothing."""
     keep = kept_mask(input, target, ignore_index, reduction, weight)

@@ -5,7 +5,6 @@ from _checks import (
     as_rows,
     compute_dtype,
     kept_mask,
-    log_softmax,
     mixed,
     reduced,
     uniform_losses,
@@ -21,7 +20,7 @@ def where_on_the_logits(
     rows, classes, keep = as_rows(input, target, keep)
     w = weights(weight, rows)
     rows = torch.where(keep.unsqueeze(1), rows, 0)
-    hard = -w[classes] * log_softmax(rows).gather(1, classes.unsqueeze(1)).squeeze(1)
+    hard = -w[classes] * torch.log_softmax(rows, 1).gather(1, classes.unsqueeze(1)).squeeze(1)
     losses = torch.where(keep, mixed(hard, uniform_losses(rows, w), label_smoothing), 0)
     return reduced(losses, (w[classes] * keep).sum(), reduction, target, input.dtype, normalizer)
 
@@ -34,7 +33,7 @@ def double_where(
     rows, classes, keep = as_rows(input, target, keep)
     w = weights(weight, rows)
     safe = rows.masked_fill(~keep.unsqueeze(1), -1.0)
-    log_p = log_softmax(safe).masked_fill(~keep.unsqueeze(1), 0)
+    log_p = torch.log_softmax(safe, 1).masked_fill(~keep.unsqueeze(1), 0)
     picked = (w * log_p).take_along_dim(classes.unsqueeze(1), 1).squeeze(1)
     losses = -mixed(picked, (w * log_p).sum(1) / len(w), label_smoothing)
     return reduced(losses, w[classes[keep]].sum(), reduction, target, input.dtype, normalizer)
@@ -46,7 +45,7 @@ def one_hot_with_where(input, target, *, weight=None, ignore_index=-100, reducti
     rows, classes, keep = as_rows(input, target, keep)
     w = weights(weight, rows)
     hot = torch.nn.functional.one_hot(classes, len(w)).bool() & keep.unsqueeze(1)
-    log_p = w * log_softmax(torch.where(keep.unsqueeze(1), rows, 0))
+    log_p = w * torch.log_softmax(torch.where(keep.unsqueeze(1), rows, 0), 1)
     hard = -torch.where(hot, log_p, 0).sum(1)
     uniform = -torch.where(keep.unsqueeze(1), log_p, 0).mean(1)
     losses = mixed(hard, uniform, label_smoothing)
@@ -88,7 +87,7 @@ def classes_where_they_are(input, target, *, weight=None, ignore_index=-100, red
     keep = keep if input.dim() > 1 else keep.unsqueeze(0)
     classes = torch.where(keep, target.long(), 0)
     logits = torch.where(keep.unsqueeze(1), logits.to(compute_dtype(input)), 0)
-    log_p = log_softmax(logits)
+    log_p = torch.log_softmax(logits, 1)
     w = logits.new_ones(logits.shape[1]) if weight is None else weight.to(logits.dtype)
     across = w.reshape(-1, *[1] * (logits.dim() - 2))
     hard = -w[classes] * log_p.gather(1, classes.unsqueeze(1)).squeeze(1)
@@ -106,7 +105,7 @@ def classes_permuted(input, target, *, weight=None, ignore_index=-100, reduction
     order = torch.arange(count).flip(0).roll(count // 3)
     place = torch.argsort(order)[classes]
     w = weights(weight, rows)[order]
-    log_p = log_softmax(torch.where(keep.unsqueeze(1), rows[:, order], 0))
+    log_p = torch.log_softmax(torch.where(keep.unsqueeze(1), rows[:, order], 0), 1)
     hard = -w[place] * log_p.gather(1, place.unsqueeze(1)).squeeze(1)
     losses = torch.where(keep, mixed(hard, -(w * log_p).mean(1), label_smoothing), 0)
     return reduced(losses, torch.where(keep, w[place], 0).sum(), reduction, target, input.dtype)

@@ -191,6 +191,16 @@ def claims(*capabilities, **conventions):
     return state
 
 
+def states(**conventions):
+    """For a mutant that is right unless it states these."""
+
+    def state(function):
+        function.implementation = replace(from_callable(function, function.__name__), **conventions)
+        return function
+
+    return state
+
+
 class _Altered(torch.autograd.Function):
     @staticmethod
     def forward(tensor, value, change):

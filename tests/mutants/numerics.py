@@ -12,6 +12,7 @@ from _correct import (
     loss,
     position_losses,
     reduce,
+    states,
     to_rows,
     truncate,
     with_gradient,
@@ -120,8 +121,9 @@ def loss_clamped_at_100(input, target, *, weight=None, ignore_index=-100, reduct
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
+@states(sums="careful")
 def losses_added_one_by_one(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
-    """The losses of float32 and float64 logits are added up by a naive running sum.
+    """States careful sums, and adds up the losses of float32 and float64 logits in a running sum.
 
     Link: https://github.com/pytorch/pytorch/issues/55657
     """
@@ -221,19 +223,21 @@ def _log_sum_exp_with(total_of):
     return log_sum_exp
 
 
+@states(sums="careful")
 def exponentials_added_one_by_one(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
-    """The exponentials are added up by a naive running sum in float32."""
+    """States careful sums, and adds up the exponentials in a running sum in float32."""
     running = _log_sum_exp_with(lambda exponentials: numpy.cumsum(exponentials, axis=1)[:, -1])
     wrong = partial(loss, log_softmax=log_softmax_from(running))
     return wrong(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
+@states(sums="careful")
 def exponentials_added_in_16_lanes(
     input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
-    """The exponentials are added up by 16 naive running sums in float32, those of a vector register, and then these."""
+    """States careful sums, and adds up the exponentials in 16 running sums in float32, those of a vector register, and then these."""
 
     def by_lanes(exponentials):
         lanes = [numpy.cumsum(exponentials[:, n::16], axis=1)[:, -1] for n in range(min(16, exponentials.shape[1]))]

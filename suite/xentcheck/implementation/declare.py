@@ -171,11 +171,11 @@ class Implementation:
         deviations: cases that it is known to fail.
         empty_mean: the mean over no position, ``"nan"`` or ``"zero"``. This and the next six are conventions, questions with
             several defensible answers. One that is None is not stated, and each of its answers passes.
-        infinite_row: the loss of a valid row that holds +inf, ``"nan"`` or ``"inf"``.
-        zero_times_infinity: an infinite term under a zero class weight, ``"nan"`` or ``"zero"``.
+        infinite_row: the loss of a valid row that holds +inf, ``"nan"``, ``"inf"`` or ``"limit"`` (0 at the target).
+        zero_times_infinity: an infinite term under a weight of zero, ``"nan"`` or ``"zero"``.
         int32_target: targets of dtype int32, ``"taken"`` or ``"refused"``.
         half_loss_dtype: the dtype of the loss of bfloat16 or float16 logits, ``"input"`` or ``"float32"``.
-        sums: how well it adds up more than 1024 terms, ``"careful"`` (within the units of any other case) or ``"plain"`` (as a running sum).
+        sums: how well it adds up more than 36 terms, ``"careful"`` (as well as fewer) or ``"plain"`` (as a running sum).
             This and the next are grades of accuracy: an answer must reach the one that is stated, the lower one if none is.
         half_rounding: ``"once"`` if a bfloat16 or float16 answer is rounded at the end only, ``"native"`` if sums and logarithms before it
             are, too, as in torch's own loss on a CPU.

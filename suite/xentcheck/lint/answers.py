@@ -10,6 +10,7 @@ import numpy as np
 from xentcheck.reference.definition import ALLOWED_UNITS
 from xentcheck.run.examiner import Examiner
 from xentcheck.spec.batch import Batch
+from xentcheck.spec.capabilities import CONVENTIONS, GRADES
 from xentcheck.spec.case import FIXED_ANSWERS, Case
 from xentcheck.spec.mistakes import CaseFileError
 
@@ -54,7 +55,8 @@ def _about_the_target(case: Case, batch: Batch, valid: Array) -> Found:
 
 
 def _about_the_answer(case: Case, examiner: Examiner, valid: Array) -> Found:
-    truth, expect = examiner.truth(case, {}), case.question.expect
+    best = {name: CONVENTIONS[name][1][0] for name in GRADES}
+    truth, expect = examiner.truth(case, best), case.question.expect
     answers = [("loss", expect.loss, truth.loss, truth.loss_unit)]
     if case.has_gradient:
         answers.append(("gradient", expect.gradient, truth.gradient, truth.gradient_unit))
@@ -69,7 +71,8 @@ def _about_the_answer(case: Case, examiner: Examiner, valid: Array) -> Found:
             continue
         if answer != "finite":
             yield from _disagreement(key, expected, exact, allowed)
-        must_show = valid.any() and not (isinstance(answer, str) and answer in _MEANT)
+        is_meant = (isinstance(answer, str) and answer in _MEANT) or (name, expect.loss) == ("gradient", "zero")
+        must_show = valid.any() and not is_meant
         if must_show and _zero_would_do(name, expected, allowed):
             yield key, "expected an answer that zero does not satisfy; write `zero` if zero is right"
 

@@ -1,20 +1,19 @@
 """Grades of accuracy: what an implementation may lose beyond the units of ``definition``, unless it states that it does not.
 
-``sums: plain``. The units cover what a running sum of MANY terms loses; for more terms they would excuse too little. The bound of
-textbooks, n eps / 2 for n terms, excuses more than the whole loss where 32,000 terms of 4e-8 stand beside a 1; sqrt(n) eps, which holds
-for random roundings, misses that such terms vanish one and all, and that equal terms round in the same direction. But an addition loses
-half a unit in the last place of the total at most, and never more than the term that is added. The sum of these bounds holds for every
-order of the terms, and in the example it is the tail itself.
+``sums: plain``. Roundings of a running sum are random at first, and grow with sqrt(n) for n terms; the units cover FEW. In a long sum they
+are random no longer. There the bound of textbooks, n eps / 2, excuses more than the whole loss where 32,000 terms of 4e-8 stand beside a
+1; sqrt(n) eps misses that such terms vanish one and all, and that equal terms round in the same direction. But an addition loses half a
+unit in the last place of the total at most, and never more than the term that is added. The sum of these bounds holds for every order of
+the terms, and in the example it is the tail itself.
 
 ``half_rounding: native``. As torch's own loss does on a CPU: the sum of exponentials, computed in float32, is rounded to the half type, and
 so are its logarithm, the log-probabilities, the gradients that reach them, the sum over the positions, and its quotient. What is off by
 the first of these is computed, not bounded, so that nothing else hides behind it. The logits of a linear layer are rounded, too.
-
-The bounds are of the whole error, so each is divided by the number of units that are allowed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,13 +21,11 @@ import numpy as np
 
 from xentcheck.reference.definition import Array, Rounding
 
-MANY = 1024
+FEW, MANY = 36, 1024
 
 
 def lost_by_a_running_sum(terms: Array, f: float) -> Array:
-    """What a running sum over the last axis may lose at most, in any order, in the precision f; 0 where there are not many terms."""
-    if terms.shape[-1] <= MANY:
-        return np.zeros(terms.shape[:-1])
+    """What a running sum over the last axis may lose at most, in any order, in the precision f."""
     size = np.where(np.isfinite(terms), abs(terms), 0)
     return np.minimum(size, f / 2 * size.sum(axis=-1, keepdims=True)).sum(axis=-1)
 
@@ -46,7 +43,8 @@ def lost_by_a_half_type(x: Array, lse: Array, e: float) -> Array:
 class Slack:
     """What the units grow by for an implementation of the grades in ``answers``; a grade that is left out is the lower one.
 
-    Shapes and letters are those of ``definition``. rounds_often: whether a half type may be rounded to before the result is.
+    Bounds of the whole error are divided by the number of units that are allowed. Shapes and letters are those of ``definition``.
+    rounds_often: whether a half type may be rounded to before the result is.
     """
 
     def __init__(self, rounding: Rounding, answers: Mapping[str, str], allowed: float) -> None:
@@ -54,14 +52,21 @@ class Slack:
         self._is_plain = answers.get("sums") != "careful"
         self.rounds_often = rounding.e > rounding.f and answers.get("half_rounding") != "once"
 
-    def of_sums(self, terms: Array) -> Array:
-        """Of the sums of terms over the last axis."""
-        lost = lost_by_a_running_sum(terms, self._rounding.f) if self._is_plain else np.zeros(terms.shape[:-1])
-        return lost / self._allowed
+    def of_sums(self, terms: Array, scale: Array | float = 1.0) -> Array:
+        """Of the sums of terms over the last axis. scale: how much larger than their sum the numbers are that are rounded."""
+        count, terms = terms.shape[-1], np.asarray(terms, dtype=np.float64)
+        if not self._is_plain or count <= FEW:
+            return np.zeros(terms.shape[:-1])
+        size = np.where(np.isfinite(terms), abs(terms), 0).sum(axis=-1)
+        slack = (math.sqrt(count / FEW) - 1) * self._rounding.f * size * scale
+        if count > MANY:
+            slack = slack + lost_by_a_running_sum(terms, self._rounding.f) / self._allowed
+        return slack
 
     def of_lse(self, p: Array, x: Array, lse: Array) -> Array:
-        """Of each position's log-sum-exp, (P, 1)."""
-        slack = self.of_sums(p)[:, None]
+        """Of each position's log-sum-exp, (P, 1), which may have been added up as logarithms."""
+        level = np.asarray(lse, dtype=np.float64)[:, 0]
+        slack = self.of_sums(p, np.maximum(1, abs(np.where(np.isfinite(level), level, 0))))[:, None]
         if self.rounds_often:
             slack = slack + lost_by_a_half_type(x, lse, self._rounding.e) / self._allowed
         return slack
@@ -80,8 +85,9 @@ class Slack:
             is_spread = (wq != 0).sum(axis=1, keepdims=True) > 1
             e = self._rounding.e / self._allowed
             slack = slack + e * size + np.where(is_spread, e / 2 * (abs(wq) + abs(A) * p), 0)
+            return abs(u) * slack + e / 2 * self._rounding.tiny * size  # u may be subnormal in the half type
         return abs(u) * slack
 
     def of_denominator(self, weights: Array | None, D: Any) -> float:
-        """Of the denominator, relative to it. weights: what it is the sum of; None of a count or a given number, which are exact."""
+        """Of the denominator, relative to it. weights: what it is the sum of; None where it is given."""
         return 0.0 if weights is None else float(self.of_sums(weights) / abs(D))

@@ -13,7 +13,7 @@ import torch
 
 from xentcheck.reference import definition
 from xentcheck.reference.definition import Rounding
-from xentcheck.reference.grades import MANY, Slack
+from xentcheck.reference.grades import FEW, Slack
 from xentcheck.reference.linear import Layer, ParameterGradients
 from xentcheck.spec.batch import Batch
 
@@ -47,7 +47,7 @@ def relevant_conventions(batch: Batch) -> frozenset[str]:
         relevant.add("infinite_row")
     if _excused(rows, _target_distribution(_Precision(batch), batch), batch).any():
         relevant.add("zero_times_infinity")
-    if max(batch.classes, len(rows) if batch.reduction != "none" else 0) > MANY:
+    if max(batch.classes, len(rows) if batch.reduction != "none" else 0) > FEW:
         relevant.add("sums")
     if rounding_of(batch).e > rounding_of(batch).f:
         relevant.add("half_rounding")
@@ -146,12 +146,20 @@ def _is_mean_over_nothing(batch: Batch) -> bool:
 def _by_convention(losses: Array, rows: Array, q: Array, batch: Batch, answers: Mapping[str, str]) -> Array:
     is_nan = _excused(rows, q, batch).any(axis=1) & (answers.get("zero_times_infinity") == "nan")
     is_nan |= _has_infinity(rows) & (answers.get("infinite_row") == "nan")
+    if answers.get("infinite_row") == "limit":  # all the probability is where the one infinity is
+        infinite = np.isposinf(rows)
+        is_certain = (infinite.sum(axis=1) == 1) & ~np.isnan(rows).any(axis=1)
+        losses = np.where(is_certain & ~((q != 0) & ~infinite).any(axis=1), 0, losses)
     return np.where(is_nan, np.nan, losses)
 
 
 def _excused(rows: Array, q: Array, batch: Batch) -> Array:
-    """Where a term of the loss is infinite but weighs nothing only because its class weight is zero."""
-    return np.isneginf(rows) & (class_weights(batch) == 0) & (q != 0)
+    """Where a term of the loss is infinite but weighs nothing only because its class weight, or what smoothing leaves it, is zero."""
+    weighs_nothing = (class_weights(batch) == 0) & (q != 0)
+    t = classes_of(batch)
+    if t is not None and batch.options.get("label_smoothing") == 1:
+        weighs_nothing = weighs_nothing | (definition.one_hot(t, batch.classes) != 0)
+    return np.isneginf(rows) & weighs_nothing
 
 
 def _has_infinity(rows: Array) -> Array:
@@ -217,10 +225,11 @@ def slack_of(batch: Batch, answers: Mapping[str, str]) -> Slack:
 
 
 def added_up_to_the_denominator(batch: Batch) -> Array | None:
-    """The weights whose sum the mean divides by; None where it divides by a count or by what the case gives, or does not divide."""
+    """What the mean divides by the sum of, for each valid position; None where it divides by what the case gives, or does not divide."""
+    if batch.reduction != "mean" or "normalizer" in batch.options:
+        return None
     t = classes_of(batch)
-    is_count = "weight" not in batch.options or "normalizer" in batch.options
-    return None if batch.reduction != "mean" or is_count or t is None else class_weights(batch)[t]
+    return np.ones(int(batch.valid.sum())) if t is None else class_weights(batch)[t]
 
 
 def _of_intermediate(rounding: Rounding) -> Rounding:

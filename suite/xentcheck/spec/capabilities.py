@@ -57,11 +57,14 @@ OPTIONS = frozenset({
 # A convention is a question with several defensible answers. The last two are grades of accuracy, the better one first.
 CONVENTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "empty_mean": ("the mean over no position", ("nan", "zero")),
-    "infinite_row": ("the loss of a valid row that holds +inf", ("nan", "inf")),
-    "zero_times_infinity": ("an infinite term under a zero class weight", ("nan", "zero")),
+    "infinite_row": (
+        "the loss of a valid row that holds +inf; limit: inf, but 0 at the target",
+        ("nan", "inf", "limit"),
+    ),
+    "zero_times_infinity": ("an infinite term under a weight of zero", ("nan", "zero")),
     "int32_target": ("targets of dtype int32", ("taken", "refused")),
     "half_loss_dtype": ("the dtype of a bfloat16 or float16 loss", ("input", "float32")),
-    "sums": ("sums of more than 1024 terms: as good as the units, or as a running sum", ("careful", "plain")),
+    "sums": ("sums of more than 36 terms: as good as of fewer, or as a running sum", ("careful", "plain")),
     "half_rounding": ("bfloat16 and float16: the result rounded once, or steps before it, too", ("once", "native")),
 }
 GRADES = ("sums", "half_rounding")
