@@ -16,9 +16,9 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
 def test_losses_and_their_units_in_blocks_are_those_of_the_truth(case, body):
     batch = build(case(body))
     whole, exact = blockwise.expected(batch), truth(batch, {})
-    sums = {"none": lambda v: v.reshape(exact.loss.shape)}.get(batch.reduction, lambda v: v.sum() / whole.denominator)
-    np.testing.assert_allclose(sums(whole.losses), exact.loss.astype(float), rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(sums(whole.units), exact.loss_unit.astype(float), rtol=1e-12)
+    loss, unit = blockwise.reduced(batch, whole)
+    np.testing.assert_allclose(loss.reshape(exact.loss.shape), exact.loss.astype(float), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(unit.reshape(exact.loss.shape), exact.loss_unit.astype(float), rtol=1e-12)
 
 
 @pytest.mark.parametrize("body", BODIES)

@@ -14,7 +14,7 @@ from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
-from xentcheck.spec.capabilities import CAPABILITIES, CONVENTIONS, FAULT_KINDS, FORMS
+from xentcheck.spec.capabilities import CAPABILITIES, COMPUTES_IN, CONVENTIONS, FAULT_KINDS, FORMS
 from xentcheck.spec.case import ASPECTS, RELATIONS
 from xentcheck.spec.mistakes import UsageError, kind, one_line
 from xentcheck.spec.patterns import matches, nearest
@@ -179,6 +179,10 @@ class Implementation:
             This and the next are grades of accuracy: an answer must reach the one that is stated, the lower one if none is.
         half_rounding: ``"once"`` if a bfloat16 or float16 answer is rounded at the end only, ``"native"`` if sums and logarithms before it
             are, too, as in torch's own loss on a CPU.
+        computes_in: a precision that is lower than that of its input, ``"float32"`` for one that takes float64 logits and computes in
+            float32; ``"tf32"`` or ``"bfloat16"`` for a fused linear loss whose products, too, round their operands to that. It is held to
+            what rounding in that precision causes.
+        gradient_threshold: probabilities below it may be missing from the gradient, which is then an approximation.
         description: one line for reports; the first line of the docstring of a shipped file, if left out.
         version: the version of its package, which is looked up if left out.
         unavailable: why it cannot run here; all its cases are then ``unavailable``.
@@ -207,6 +211,8 @@ class Implementation:
     half_loss_dtype: str | None = None
     sums: str | None = None
     half_rounding: str | None = None
+    computes_in: str = ""
+    gradient_threshold: float = 0.0
     description: str = ""
     version: str = ""
     unavailable: str = ""
@@ -237,6 +243,12 @@ class Implementation:
                 raise self._error(
                     f"{name} ({question}): expected one of {', '.join(answers)}; found {getattr(self, name)!r}"
                 )
+        if self.computes_in not in ("", *COMPUTES_IN):
+            raise self._error(f"computes_in: expected one of {', '.join(COMPUTES_IN)}; found {self.computes_in!r}")
+        if not isinstance(self.gradient_threshold, float) or not 0 <= self.gradient_threshold <= 0.01:
+            raise self._error(
+                f"gradient_threshold: expected a number from 0 to 0.01; found {self.gradient_threshold!r}"
+            )
         if self.built_on not in ("", "torch"):
             raise self._error(f"built_on: expected 'torch', or nothing; found {self.built_on!r}")
         if not self.version:
@@ -270,6 +282,12 @@ class Implementation:
     def conventions(self) -> dict[str, str]:
         """The conventions that it states, with its answers."""
         return {name: getattr(self, name) for name in CONVENTIONS if getattr(self, name) is not None}
+
+    @property
+    def precision(self) -> dict[str, str]:
+        """What it states about its precision, beside its grades of accuracy; empty if it states none."""
+        stated = {"computes_in": self.computes_in, "gradient_threshold": str(self.gradient_threshold or "")}
+        return {name: value for name, value in stated.items() if value}
 
     def deviation_for(self, case_id: str, aspect: str) -> Deviation | None:
         """The first known deviation of this aspect of a case."""

@@ -26,6 +26,7 @@ from xentcheck.reference.truth import (
     rounding_of,
     slack_of,
     truth,
+    unit_of_reduced,
     upstream,
 )
 from xentcheck.spec.batch import Batch
@@ -74,11 +75,9 @@ def reduced(batch: Batch, right: Expected) -> tuple[Array, Array]:
     if batch.reduction == "none":
         return right.losses, right.units
     slack, D = slack_of(batch, {}), right.denominator or 1.0
-    loss, of_sum = right.losses.sum() / D, slack.of_sums(right.losses)
-    unit = (right.units.sum() + of_sum) / abs(D) + abs(loss) * slack.of_denominator(
-        added_up_to_the_denominator(batch), D
-    )
-    return np.asarray(loss), np.asarray(unit)
+    of_D = slack.of_denominator(added_up_to_the_denominator(batch), D)
+    unit = unit_of_reduced(right.losses, right.units, D, slack, of_D)
+    return np.asarray(right.losses.sum() / D), np.asarray(unit)
 
 
 def gradient_blocks(batch: Batch, right: Expected) -> Iterator[tuple[Array, Array, Array]]:

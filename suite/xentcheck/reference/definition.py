@@ -94,11 +94,13 @@ ALLOWED_UNITS = {"float64": 3.0, "float32": 3.0, "bfloat16": 1.0, "float16": 1.0
 
 
 class Rounding(NamedTuple):
-    """e: the eps of what the result is rounded to. f: the eps computed in. tiny: the smallest normal number of the result's dtype."""
+    """e: the eps of what the result is rounded to. f: the eps computed in. tiny: the smallest normal number of the result's dtype.
+    products: the eps of the type that matrix products may round their operands to, over the units that are allowed; 0 if they do not."""
 
     e: float
     f: float
     tiny: float
+    products: float = 0.0
 
 
 def loss_units(
@@ -108,7 +110,7 @@ def loss_units(
 
     The 1: the sum of exponentials, at least 1 after the largest is taken out, is rounded before its logarithm is taken.
     """
-    e, f, tiny = rounding
+    e, f, tiny, _ = rounding
     wq = abs(wq)
     size = np.where(wq != 0, wq * (f * np.maximum(_size(x, lse), 1) + lse_slack), 0)
     return e * abs(losses) + size.sum(axis=1) + tiny
@@ -121,7 +123,7 @@ def gradient_units(
 
     u: the upstream gradient over the denominator, (P, 1).
     """
-    e, f, tiny = rounding
+    e, f, tiny, _ = rounding
     p_log_p = np.where(p > 0, p * abs(x - lse), 0)
     p_size = np.where(p > 0, p * (1 + _size(x, lse)), 0)
     A_size = abs(A)

@@ -9,11 +9,12 @@ the terms, and in the example it is the tail itself.
 ``half_rounding: native``. As torch's own loss does on a CPU: the sum of exponentials, computed in float32, is rounded to the half type, and
 so are its logarithm, the log-probabilities, the gradients that reach them, the sum over the positions, and its quotient. What is off by
 the first of these is computed, not bounded, so that nothing else hides behind it. The logits of a linear layer are rounded, too.
+
+``gradient_threshold`` is no grade but a claim: probabilities below it may be missing from the gradient.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,18 +50,20 @@ class Slack:
 
     def __init__(self, rounding: Rounding, answers: Mapping[str, str], allowed: float) -> None:
         self._rounding, self._allowed = rounding, allowed
+        self._threshold = float(answers.get("gradient_threshold", 0))
         self._is_plain = answers.get("sums") != "careful"
         self.rounds_often = rounding.e > rounding.f and answers.get("half_rounding") != "once"
 
     def of_sums(self, terms: Array, scale: Array | float = 1.0) -> Array:
         """Of the sums of terms over the last axis. scale: how much larger than their sum the numbers are that are rounded."""
-        count, terms = terms.shape[-1], np.asarray(terms, dtype=np.float64)
-        if not self._is_plain or count <= FEW:
+        terms = np.asarray(terms, dtype=np.float64)
+        if not self._is_plain or terms.shape[-1] <= FEW:
             return np.zeros(terms.shape[:-1])
+        count = (terms != 0).sum(axis=-1)
         size = np.where(np.isfinite(terms), abs(terms), 0).sum(axis=-1)
-        slack = (math.sqrt(count / FEW) - 1) * self._rounding.f * size * scale
-        if count > MANY:
-            slack = slack + lost_by_a_running_sum(terms, self._rounding.f) / self._allowed
+        slack = np.maximum(np.sqrt(count / FEW) - 1, 0) * self._rounding.f * size * scale
+        if terms.shape[-1] > MANY:
+            slack = slack + np.where(count > MANY, lost_by_a_running_sum(terms, self._rounding.f) / self._allowed, 0)
         return slack
 
     def of_lse(self, p: Array, x: Array, lse: Array) -> Array:
@@ -74,12 +77,20 @@ class Slack:
     def of_losses(self, wq: Array, x: Array, lse: Array, losses: Array) -> Array:
         """Of each position's loss, beside that of its log-sum-exp."""
         slack = self.of_sums(wq * (lse - x))
-        return slack + self._rounding.e * abs(losses) / self._allowed if self.rounds_often else slack
+        if self.rounds_often:  # products with weights and shares are rounded, too
+            is_scaled = ((wq != 0) & (wq != 1)).any(axis=1)
+            slack = slack + np.where(is_scaled, self._rounding.e / 2 * abs(losses), 0) / self._allowed
+        return slack
+
+    def of_total(self, total: Any) -> Any:
+        """Of the sum of all losses, which a half type holds before it is divided."""
+        return self._rounding.e / 2 * abs(total) / self._allowed if self.rounds_often else 0.0
 
     def of_gradient(self, u: Array, A: Array, p: Array, wq: Array, of_D: float) -> Array:
         """Of each position's gradient, beside that of its log-sum-exp. of_D: of the denominator."""
         size = abs(A * p - wq)
         slack = p * self.of_sums(wq)[:, None] + size * of_D
+        slack = slack + np.where(p < self._threshold, abs(A) * p, 0) / self._allowed
         if self.rounds_often:
             # With one class in the target, the upstream gradient that reaches it is rounded for all classes alike.
             is_spread = (wq != 0).sum(axis=1, keepdims=True) > 1

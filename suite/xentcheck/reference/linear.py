@@ -14,6 +14,8 @@ An implementation's rounding, in addition to that of a loss of given logits (``d
 - matrix units take operands of the case's dtype: where that is a half type, each d_i may be rounded to it, to multiples of the
   smallest subnormal number at least. Independent again, this adds e sqrt(sum_i (d_i y_i)^2), five standard deviations; among
   millions of entries some are further off (``ParameterGradients``);
+- an implementation may state that it rounds the operands of products to a shorter type, with an eps of e_p (``PRODUCTS``). Both are
+  rounded, independently, which moves each logit by 2 e_p sqrt(sum_k (h_k V_ck)^2), and the sums of the gradients likewise;
 - the result is rounded once: e |sum|; in the grade ``half_rounding: native`` each logit may be rounded, too, by e / 2 |x_c|.
 """
 
@@ -30,6 +32,9 @@ from xentcheck.reference.definition import Rounding
 from xentcheck.spec.batch import Batch
 
 Array = np.ndarray
+
+# The eps of the types that products may round their operands to, by what an implementation says it computes in.
+PRODUCTS = {"tf32": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 class Layer:
@@ -57,7 +62,9 @@ class Layer:
         magnitudes = abs(self.hidden) @ abs(self.matrix).T
         if self.bias is not None:
             magnitudes = magnitudes + np.where(np.isfinite(self.bias.astype(np.float64)), abs(self.bias), 0)
+        squares = (self.hidden * self.hidden) @ (self.matrix * self.matrix).T
         s = rounding.f * _growth(self.hidden.shape[1]) * magnitudes + (rounding.e / 2 * abs(x) if are_rounded else 0)
+        s = s + 2 * rounding.products * np.sqrt(squares.astype(np.float64))
         along = (p * s).sum(axis=1, keepdims=True)
         return (abs(A * p - wq) * s).sum(axis=1), abs(A) * p * (s + along)
 
@@ -115,10 +122,11 @@ class _Product:
         return self
 
     def result(self, rounding: Rounding, spread: float) -> tuple[Array, Array]:
-        e, f, tiny = rounding
+        e, f, tiny, products = rounding
         unit = e * abs(self.value) + self.from_left + f * _growth(self.terms) * self.sizes + tiny
-        if e > f:
-            unit = unit + spread * e * np.sqrt(self.squares) + e * tiny * self.magnitudes
+        operands = max(e if e > f else 0, 2 * products)
+        if operands:
+            unit = unit + spread * operands * np.sqrt(self.squares) + operands * tiny * self.magnitudes
         return self.value, unit
 
 

@@ -14,7 +14,7 @@ import torch
 from xentcheck.reference import definition
 from xentcheck.reference.definition import Rounding
 from xentcheck.reference.grades import FEW, Slack
-from xentcheck.reference.linear import Layer, ParameterGradients
+from xentcheck.reference.linear import PRODUCTS, Layer, ParameterGradients
 from xentcheck.spec.batch import Batch
 
 Array = np.ndarray
@@ -61,7 +61,7 @@ def truth(batch: Batch, answers: Mapping[str, str], parameters: ParameterGradien
     parameters: for a batch that holds only some positions of a fused linear loss. The gradients of matrix and bias are added to it, and
     are not in the result.
     """
-    number, rounding, valid = _Precision(batch), rounding_of(batch), batch.valid
+    number, rounding, valid = _Precision(batch), rounding_of(batch, answers), batch.valid
     rows = batch.logits[valid]
     layer = Layer(batch, valid, number.convert) if batch.is_linear else None
     w, q = number.convert(class_weights(batch)), _target_distribution(number, batch)
@@ -88,7 +88,8 @@ def truth(batch: Batch, answers: Mapping[str, str], parameters: ParameterGradien
             units = definition.gradient_units(A, p, wq, x, lse, u, within, lse_slack) + more
             of_logits = layer.units(rounding, p, A, wq, x, slack.rounds_often)
             loss, loss_unit = _reduced(batch, losses, loss_units + of_logits[0], D, answers, slack, of_D)
-            return _of_linear(batch, layer, loss, loss_unit, gradient, units + abs(u) * of_logits[1], parameters)
+            units = units + abs(u) * of_logits[1]
+            return _of_linear(batch, layer, loss, loss_unit, gradient, units, rounding, parameters)
         loss, loss_unit = _reduced(batch, losses, loss_units, D, answers, slack, of_D)
         units = definition.gradient_units(A, p, wq, x, lse, u, rounding, lse_slack) + more
         second = second_units = None
@@ -111,10 +112,11 @@ def _of_linear(
     loss_unit: Array,
     d: Array,
     d_unit: Array,
+    rounding: Rounding,
     parameters: ParameterGradients | None,
 ) -> Truth:
     """The truth of a fused linear loss from d, the gradient of its logits."""
-    rounding, valid = rounding_of(batch), batch.valid
+    valid = batch.valid
     total = parameters or ParameterGradients()
     total.add(layer, d, d_unit)
     others = total.gradients(rounding) if parameters is None else {}
@@ -132,8 +134,13 @@ def _reduced(
         return loss, unit
     if _is_mean_over_nothing(batch):
         return np.asarray(np.nan if answers.get("empty_mean") == "nan" else 0.0), np.asarray(0.0)
-    loss = losses.sum() / D
-    return np.asarray(loss), np.asarray((units.sum() + slack.of_sums(losses)) / abs(D) + abs(loss) * of_D)
+    return np.asarray(losses.sum() / D), np.asarray(unit_of_reduced(losses, units, D, slack, of_D))
+
+
+def unit_of_reduced(losses: Array, units: Array, D: Any, slack: Slack, of_D: float) -> Any:
+    """The unit of the sum of the losses over D; units: of each."""
+    total = losses.sum()
+    return (units.sum() + slack.of_sums(losses) + slack.of_total(total) + abs(total) * of_D) / abs(D)
 
 
 # --- what a convention decides, or nothing does
@@ -214,14 +221,23 @@ def _to_input(rows: Array, batch: Batch) -> Array:
 # --- precision
 
 
-def rounding_of(batch: Batch) -> Rounding:
-    """How a good implementation rounds in the batch's dtype."""
+def rounding_of(batch: Batch, answers: Mapping[str, str] | None = None) -> Rounding:
+    """How a good implementation rounds in the batch's dtype, or, where ``answers`` hold what it computes in, in that."""
     info, single = torch.finfo(batch.input.dtype), torch.finfo(torch.float32)
-    return Rounding(info.eps, min(info.eps, single.eps), info.smallest_normal)
+    inside = (answers or {}).get("computes_in")
+    if inside and info.eps < single.eps:
+        info = single
+    return Rounding(
+        info.eps, min(info.eps, single.eps), info.smallest_normal, PRODUCTS.get(inside or "", 0.0) / _allowed(batch)
+    )
 
 
 def slack_of(batch: Batch, answers: Mapping[str, str]) -> Slack:
-    return Slack(rounding_of(batch), answers, definition.ALLOWED_UNITS[str(batch.input.dtype).removeprefix("torch.")])
+    return Slack(rounding_of(batch, answers), answers, _allowed(batch))
+
+
+def _allowed(batch: Batch) -> float:
+    return definition.ALLOWED_UNITS[str(batch.input.dtype).removeprefix("torch.")]
 
 
 def added_up_to_the_denominator(batch: Batch) -> Array | None:
@@ -234,7 +250,7 @@ def added_up_to_the_denominator(batch: Batch) -> Array | None:
 
 def _of_intermediate(rounding: Rounding) -> Rounding:
     """For values that are computed and not yet rounded to the case's dtype."""
-    return Rounding(rounding.f, rounding.f, min(rounding.tiny, torch.finfo(torch.float32).smallest_normal))
+    return rounding._replace(e=rounding.f, tiny=min(rounding.tiny, torch.finfo(torch.float32).smallest_normal))
 
 
 def longdouble_is_extended() -> bool:

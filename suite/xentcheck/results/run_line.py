@@ -47,6 +47,7 @@ class _Claims(_Part):
     capabilities: list[str]
     description: str = ""
     conventions: dict[str, str] = {}
+    precision: dict[str, str] = {}
     deviations: list[_Deviation] = []
 
 
@@ -91,6 +92,7 @@ def claims(implementation: Implementation) -> dict[str, Any]:
         "description": implementation.description,
         "capabilities": sorted(implementation.capabilities),
         "conventions": implementation.conventions,
+        "precision": implementation.precision,
         "deviations": [
             {
                 "cases": list(d.patterns),

@@ -118,7 +118,7 @@ def _graded(
     best, faults = None, list[Fault]()
     for grades in itertools.product(*choices):
         reached = dict(zip(names, grades, strict=True))
-        found = compared({**answers, **reached})
+        found = compared({**answers, **implementation.precision, **reached})
         units = max((units for _, units in found if units is not None), default=None)
         best = units if best is None else best
         faults = [fault for fault, _ in found if fault]
@@ -202,6 +202,8 @@ def _shape(exam: Exam, implementation: Implementation, seen: Observation) -> Fin
         allowed = {dtype, "float32"}
     else:
         allowed = {"float32" if half and stated == "float32" else dtype}
+    if implementation.computes_in and dtype == "float64":
+        allowed |= {"float32"}
     if answer.loss_type not in allowed:
         return wrong("dtype", " or ".join(sorted(allowed)), answer.loss_type, quantity="loss")
     if not exam.case.has_gradient and answer.requires_grad:
@@ -275,8 +277,9 @@ FINDINGS: dict[str, Callable[[Exam, Implementation, Observation], Finding]] = {
 
 
 def any_truth(exam: Exam, implementation: Implementation) -> Truth:
-    """Gradients and units, which depend on no convention."""
-    return exam.truth({name: implementation.conventions.get(name, "") for name in exam.relevant})
+    """Gradients and units, which depend on no convention but the grades of accuracy: those that it states, or the lower ones."""
+    stated = {name: implementation.conventions.get(name, "") for name in exam.relevant}
+    return exam.truth({**stated, **implementation.precision})
 
 
 def _expected(word: Any, reference: Array) -> Array | str:

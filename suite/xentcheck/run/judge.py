@@ -51,7 +51,7 @@ def judge(
         if seen.first.loss is None or seen.first.gradient is None:
             return replace(blank, reason="there is no answer to compare other answers with")
         assert relate is not None
-        known, stated = any_truth(exam, implementation), implementation.conventions
+        known, stated = any_truth(exam, implementation), implementation.conventions | implementation.precision
         asked = relations.Asked(exam.batch, seen.first, known, case.question.dtype, stated)
         batches, check, answers = relate(aspect)
         if reason := _why_not_related(implementation, batches, answers):

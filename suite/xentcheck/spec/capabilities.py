@@ -69,6 +69,9 @@ CONVENTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 GRADES = ("sums", "half_rounding")
 
+# Precisions that an implementation may state where they are lower than its input's.
+COMPUTES_IN = ("float32", "tf32", "bfloat16")
+
 # What can be wrong with an answer.
 FAULT_KINDS = (
     "value", "nan", "inf", "nonzero", "missing", "raised", "accepted", "shape", "dtype", "changed", "unstable", "crash", "timeout",
