@@ -55,6 +55,7 @@ class Material:
             "symbol": [v.status.symbol for v in verdicts],
             "asked": np.array([v.status.was_asked for v in verdicts], dtype=bool),
             "kind": [v.kind for v in verdicts],
+            "grades": [", ".join(v.lower_grades) for v in verdicts],
             "units": np.array([v.error_units for v in verdicts], dtype=float),
             "dtype": [v.dtype for v in verdicts],
             "relation": np.array([v.aspect in RELATIONS for v in verdicts], dtype=bool),

@@ -8,6 +8,7 @@ from xentcheck.publish.page import LEGEND, Material
 from xentcheck.results.markdown import table
 from xentcheck.results.score import by_case, case_status
 from xentcheck.run.verdict import Verdict
+from xentcheck.spec.capabilities import GRADES
 from xentcheck.spec.common_claims import Topic
 
 
@@ -67,6 +68,6 @@ def _outcome(verdicts: list[Verdict]) -> str:
     if not verdicts:
         return "not run"
     status = case_status(verdicts)
-    answers = sorted({a for v in verdicts for c, a in v.conventions.items() if c != "half_loss_dtype"})
+    answers = sorted({a for v in verdicts for c, a in v.conventions.items() if c not in ("half_loss_dtype", *GRADES)})
     faults = [f"{v.aspect} {v.kind}" for v in verdicts if v.status == status and v.kind]
     return " ".join([status.symbol, *answers, *([f"({', '.join(dict.fromkeys(faults))})"] if faults else [])])

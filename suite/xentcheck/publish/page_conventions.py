@@ -7,13 +7,16 @@ from collections import Counter
 from xentcheck.publish.page import Material
 from xentcheck.results.markdown import count, listed, table
 from xentcheck.run.status import Status
-from xentcheck.spec.capabilities import CONVENTIONS
+from xentcheck.spec.capabilities import CONVENTIONS, GRADES
+
+OPEN = [name for name in CONVENTIONS if name not in GRADES]  # the grades are on the page of accuracy
 
 
 def page(material: Material) -> str:
     questions = [
         {"convention": f"`{name}`", "question": question, "answers": listed(answers, "or")}
         for name, (question, answers) in CONVENTIONS.items()
+        if name in OPEN
     ]
     return material.page(
         "Conventions",
@@ -22,7 +25,7 @@ def page(material: Material) -> str:
         "The answers given, each with the number of cases. **bold**: stated by the implementation.",
         material.note_on_twins(),
         table(
-            {"implementation": material.label(name), **{c: _seen(material, name, c) for c in CONVENTIONS}}
+            {"implementation": material.label(name), **{c: _seen(material, name, c) for c in OPEN}}
             for name in material.names
         ),
     )
@@ -30,11 +33,12 @@ def page(material: Material) -> str:
 
 def _seen(material: Material, name: str, convention: str) -> str:
     stated = material.claims[name]["conventions"].get(convention)
-    seen = Counter(
-        v.conventions[convention]
+    cases = {
+        (v.conventions[convention], v.case)
         for v in material.results.verdicts
         if v.implementation == name and v.status is Status.PASS and convention in v.conventions
-    )
+    }
+    seen = Counter(answer for answer, _ in cases)
     if not seen:
         return f"**{stated}** (not seen)" if stated else ""
     return listed(

@@ -42,7 +42,7 @@ def page(material: Material, further: frozenset[str]) -> str:
         "**right**: cases that pass, of those that the implementation claims to support. **wrong, known**: wrong in a way that is documented in "
         "[deviations](deviations.md). **wrong, new**: wrong in any other way. **not offered**: cases that need a capability which the implementation does "
         "not claim; they were not tested and count as neither right nor wrong. **capabilities**: how many of the suite's capabilities it claims. "
-        "**largest error**: of a right loss or gradient, in units of what rounding alone can cause "
+        "**largest error**: of a right loss or gradient at the better grades of [accuracy](accuracy.md), in units of what rounding alone can cause "
         f"(allowed: {ALLOWED_UNITS['float32']:g} for float64 and float32, {ALLOWED_UNITS['bfloat16']:g} for bfloat16 and float16). {material.note_on_twins()}",
         table(
             {"implementation": f"`{name}`", "what it is": _about(material, name)} for name in sorted(material.claims)

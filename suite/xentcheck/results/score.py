@@ -15,7 +15,7 @@ from xentcheck.spec.case import RELATIONS, Case
 @dataclass(frozen=True)
 class Score:
     """statuses: of each case. relations_held, relations_asked: pairs of a case and a relation. worst_units: the largest error of a loss or
-    gradient that passed; None where none has one. as_native: how many cases deviate exactly as native does."""
+    gradient that passed in the best grades of accuracy; None where none has one. as_native: how many cases deviate exactly as native does."""
 
     implementation: str
     statuses: Mapping[str, Status]
@@ -83,11 +83,12 @@ def left_out(verdicts: Iterable[Verdict], cases: Iterable[Case]) -> dict[str, in
 
 def _score(name: str, verdicts: list[Verdict]) -> Score:
     relations = [v for v in verdicts if v.aspect in RELATIONS and v.status.was_asked]
+    right = [v for v in verdicts if v.status is Status.PASS and not v.lower_grades]
     return Score(
         name,
         {case: case_status(found) for (_, case), found in by_case(verdicts).items()},
         sum(v.status is Status.PASS for v in relations),
         len(relations),
-        max((v.error_units for v in verdicts if v.status is Status.PASS and v.error_units is not None), default=None),
+        max((v.error_units for v in right if v.error_units is not None), default=None),
         len({v.case for v in verdicts if v.same_as and v.aspect not in RELATIONS}),
     )

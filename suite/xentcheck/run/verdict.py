@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from xentcheck.run.status import Status
+from xentcheck.spec.capabilities import CONVENTIONS, GRADES
 from xentcheck.spec.mistakes import one_line
 
 Value = float | str | tuple[Any, ...]
@@ -55,7 +56,7 @@ class Fault:
 class Verdict:
     """The judgement of one aspect of one case.
 
-    error_units: the largest error, whether it passed or not. fault: what is wrong; None where nothing is, or nothing was tested. reason: why
+    error_units: the largest error, whether it passed or not, in the units of the best grades of accuracy. fault: what is wrong; None where nothing is, or nothing was tested. reason: why
     nothing was tested, or why a pass is unexpected. known_units: the largest error that a known deviation covers, where the fault is
     larger. conventions: the answers that the implementation gave. same_as: the implementation that is known to do exactly the same.
     """
@@ -85,6 +86,11 @@ class Verdict:
     def kind(self) -> str:
         """The kind of its fault; empty where it has none."""
         return self.fault.kind if self.fault else ""
+
+    @property
+    def lower_grades(self) -> tuple[str, ...]:
+        """The grades of accuracy, such as ``sums``, of which it reached less than the best."""
+        return tuple(g for g in GRADES if self.conventions.get(g, CONVENTIONS[g][1][0]) != CONVENTIONS[g][1][0])
 
     @property
     def message(self) -> str:
