@@ -15,7 +15,7 @@ class _RunningSum(torch.autograd.Function):
         sums = [numpy.cumsum(values[..., n::lanes], axis=-1)[..., -1:] for n in range(min(lanes, values.shape[-1]))]
         if not sums:
             return terms.sum(-1)
-        return torch.from_numpy(numpy.ascontiguousarray(numpy.cumsum(numpy.concatenate(sums, -1), axis=-1)[..., -1]))
+        return torch.from_numpy(numpy.cumsum(numpy.concatenate(sums, -1), axis=-1)[..., -1:]).squeeze(-1)
 
     @staticmethod
     def backward(ctx, upstream):
