@@ -70,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add(
         "--answers", action="store_true", help="also build the batches and compare what is expected with the definition"
     )
+    add = command(_peers, "list the libraries that run in environments of their own, or install them")
+    add("action", nargs="?", choices=["install"], help="make the environments of the names that follow anew")
+    add("names", nargs="*", help="libraries or implementations, as the list shows them")
+    add("--implementations", metavar="DIR", type=Path, help="a folder of your own implementations")
     command(_schema, "print the JSON Schema of case files")
     add = command(_baseline, "write the baseline that --gate compares later runs with")
     add("results", type=Path, nargs="+", help="folders that --results wrote; ratios of several runs are combined")
@@ -269,6 +273,18 @@ def _lint(options: argparse.Namespace) -> int:
     hint = "" if options.answers else "; --answers checks what is expected, too, which takes seconds"
     print(f"cases: {len(cases)}, problems: {len(messages)}{hint}", file=sys.stderr)
     return 1 if messages else 0
+
+
+def _peers(options: argparse.Namespace) -> int:
+    from xentcheck.implementation import peers
+    from xentcheck.spec.settings import folder, read_settings
+
+    given = options.implementations
+    own = folder(given, "--implementations") if given else read_settings(Path.cwd()).implementations
+    if options.action is None:
+        print(peers.table(peers.find_all(own)), end="")
+        return 0
+    return 1 if peers.install(options.names, own) else 0
 
 
 def _baseline(options: argparse.Namespace) -> int:

@@ -184,7 +184,7 @@ def _find_one(part: str, folder: Path, ask: Ask, files: dict[Path, ModuleType]) 
     if not colon:
         if part.endswith(".py") or "/" in part:
             raise ImplementationError(f"--impl {part}: expected {part}:attribute or {part}:*")
-        return [_from_folder(part, folder)]
+        return _from_folder(part, folder)
     if where.endswith(".py"):
         path = Path(where).expanduser()
         if not path.is_file():
@@ -194,7 +194,7 @@ def _find_one(part: str, folder: Path, ask: Ask, files: dict[Path, ModuleType]) 
             return _all_of_file(part, path, where, ask)
         if path not in files:
             files[path] = load_file(path, importable=True)
-        return [_from_module(files[path], attribute, part, ask)]
+        return _named_in(files[path], attribute, part, where) or [_from_module(files[path], attribute, part, ask)]
     if os.getcwd() not in sys.path:  # ``python -m`` adds it; the commands ``pytest`` and ``xentcheck`` do not
         sys.path.append(os.getcwd())
     try:
@@ -222,20 +222,56 @@ def _all_of_file(part: str, path: Path, where: str, ask: Ask) -> list[Implementa
     return found
 
 
-def _from_folder(name: str, folder: Path) -> Implementation:
-    path = folder / f"{name}.py"
-    if not path.is_file() or name.startswith("_"):
-        known = names(folder)
+def _from_folder(name: str, folder: Path) -> list[Implementation]:
+    """One by its name, or all of a file by the file's. The names of several in one file begin with the file's."""
+    stems = [] if name.startswith("_") else [stem for stem in names(folder) if f"{name}_".startswith(f"{stem}_")]
+    known = names(folder)
+    for stem in sorted(stems, key=len, reverse=True):
+        path = folder / f"{stem}.py"
+        declared = declared_in(path)
+        if stem == name:
+            return [replace(one, source=one.name if len(declared) > 1 else name) for one in declared]
+        if found := [one for one in declared if one.name == name]:
+            return [replace(found[0], source=name)]
+        known += [one.name for one in declared]
+    raise ImplementationError(
+        f"--impl {name}: there is no implementation of that name{nearest(name, known)} Known: {', '.join(names(folder))}. "
+        "Your own: package.module:attribute or path/to/file.py:attribute"
+    )
+
+
+def declared_in(path: Path) -> list[Implementation]:
+    """What a file declares. Raises BrokenError where it cannot be executed, ImplementationError where it declares something else."""
+    return _declared(load_file(path), path)
+
+
+def _declared(module: ModuleType, path: Path) -> list[Implementation]:
+    """What a file declares: ``implementation``, or several as ``implementations``. One of the latter has a name that begins with the file's."""
+    several = getattr(module, "implementations", None)
+    found = [getattr(module, "implementation", None)] if several is None else [*several]
+    for one in found:
+        if not isinstance(one, Implementation):
+            expected = "`implementation = Implementation(...)`, or several as `implementations = (...)`"
+            raise ImplementationError(f"{path}: expected {expected}; found {one!r:.80}")
+        if several is not None and not f"{one.name}_".startswith(f"{path.stem}_"):
+            raise ImplementationError(
+                f"{path}: implementations: expected names that begin with {path.stem}_, by which --impl finds the file; found {one.name}"
+            )
+    doc = one_line((module.__doc__ or "").strip().split("\n")[0], 300)[:300]
+    return [replace(one, description=one.description or doc) for one in found if isinstance(one, Implementation)]
+
+
+def _named_in(module: ModuleType, attribute: str, source: str, where: str) -> list[Implementation]:
+    """Of a file with several implementations, the one of a name; all by the names ``implementation`` and ``implementations``."""
+    if (hasattr(module, attribute) and attribute != "implementations") or not hasattr(module, "implementations"):
+        return []
+    declared = _declared(module, Path(where))
+    found = [one for one in declared if attribute in (one.name, "implementation", "implementations")]
+    if not found:
         raise ImplementationError(
-            f"--impl {name}: there is no implementation of that name{nearest(name, known)} Known: {', '.join(known)}. "
-            "Your own: package.module:attribute or path/to/file.py:attribute"
+            f"--impl {source}: no implementation {attribute!r}{nearest(attribute, [d.name for d in declared])}"
         )
-    module = load_file(path)
-    implementation = getattr(module, "implementation", None)
-    if not isinstance(implementation, Implementation):
-        raise ImplementationError(f"{path}: expected `implementation = Implementation(...)`; found {implementation!r}")
-    description = implementation.description or one_line((module.__doc__ or "").strip().split("\n")[0], 300)[:300]
-    return replace(implementation, source=name, description=description)
+    return [replace(one, source=f"{where}:{one.name}") for one in found]
 
 
 def _from_module(module: ModuleType, attribute: str, source: str, ask: Ask) -> Implementation:

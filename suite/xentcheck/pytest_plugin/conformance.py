@@ -94,7 +94,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         for i in session.implementations
     ]
     run = [f"torch {torch.__version__}", count(torch.get_num_threads(), "thread"), count(len(session.cases), "case")]
-    run += ["isolated"] if session.workers else []
+    run += ["isolated"] if session.isolates else []
     return [f"xentcheck: {', '.join(run)}", visible(f"implementations: {', '.join(names)}")]
 
 
