@@ -21,7 +21,7 @@ def session(dtype, label_dtype, rank, weighted, reduction, ignore_index):
     ]
     if weighted:
         inputs.append(helper.make_tensor_value_info("weights", kinds[dtype], [None]))
-    output = helper.make_tensor_value_info("loss", kinds[dtype], None if reduction != "none" else shape[1:])
+    output = helper.make_tensor_value_info("loss", kinds[dtype], shape[1:] if reduction == "none" else [])
     node = helper.make_node(
         "SoftmaxCrossEntropyLoss",
         [one.name for one in inputs],

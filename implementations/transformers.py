@@ -42,6 +42,7 @@ implementations = (
         call=fixed,
         reductions={"mean"},
         keywords={"normalizer": "num_items_in_batch"},
+        offers={"class_probabilities"},
         **INSTALLED,
     ),
     Adapter(
@@ -57,7 +58,6 @@ implementations = (
         name="transformers_token_classification",
         call=token_classification,
         layout="sequence",
-        ignores="-100 only",
         reductions={"mean"},
         keywords={"normalizer": "num_items_in_batch"},
         **INSTALLED,

@@ -8,21 +8,13 @@ from typing import Any
 
 import numpy as np
 
-# How a library takes the logits of P positions and C classes, and its labels.
-LAYOUTS = {
-    "flat": "logits (P, C), labels (P,)",
-    "sequence": "logits (1, P, C), labels (1, P)",
-    "classes-last": "logits (N, d1, ..., C), labels (N, d1, ...)",
-    "channels": "logits (N, C, d1, ...), labels (N, d1, ...), as torch takes them",
-}
-
 
 class Translation:
     """The layout of one call: what goes to the library by ``logits`` and ``labels``, and back by ``loss`` and ``gradient``.
 
     Args:
         input: the case's logits, of shape (C,), (N, C) or (N, C, d1, ...).
-        layout: one of ``LAYOUTS``.
+        layout: one of ``adapter.LAYOUTS``.
         shifts: whether the library takes position i's label from position i + 1. It then gets one more row of logits, of zeros, at the end
             and one more label at the start.
     """
@@ -54,13 +46,20 @@ class Translation:
         return _joined([rows, _zeros(rows, (1, 1, self.shape[self.axis]))]) if self.shifts else rows
 
     def labels(self, target: Any) -> Any:
+        """Labels that do not fit the logits are handed on as they are, for the library to refuse. Raises ValueError where it would take
+        them for others, which fit."""
         if tuple(target.shape) == self.shape and len(self.shape) > 1 and _is_floating(target):
             return self.logits(target)
         if self.layout not in ("flat", "sequence"):
             return target
+        if tuple(target.shape) != self.positions:
+            would_fit = tuple(target.shape) in ((self.count,), (1, self.count), self.losses_shape)
+            if would_fit or (self.shifts and math.prod(target.shape) == self.count + 1):
+                raise ValueError(f"expected labels of shape {self.positions}; found {tuple(target.shape)}")
+            return target
         if self.layout == "flat":
-            return _shaped(target, (-1,))
-        row = _shaped(target, (1, -1))
+            return _shaped(target, (self.count,))
+        row = _shaped(target, (1, self.count))
         return _joined([_zeros(row, (1, 1)), row]) if self.shifts else row
 
     def upstream(self, values: Any) -> Any:
@@ -74,8 +73,10 @@ class Translation:
         """Losses of positions in the case's layout. What has another shape than the layout's stays as it is: that is the library's doing."""
         if self.layout not in ("flat", "sequence") or not hasattr(value, "shape"):
             return value
-        length = self.count + self.shifts
-        if tuple(value.shape) not in (self.losses_shape, (length,)):
+        lengths = {self.count, self.count + self.shifts}  # one that shifts gives a loss of 0 for the last row, or none
+        if tuple(value.shape) not in {
+            shape for n in lengths for shape in ((n,), (1, n))[: 1 + (self.layout == "sequence")]
+        }:
             return value
         return _shaped(_shaped(value, (-1,))[: self.count], self.positions)
 
@@ -118,17 +119,48 @@ def _is_floating(values: Any) -> bool:
 
 def where(condition: Any, one: Any, other: Any) -> Any:
     if isinstance(condition, np.ndarray):
-        return np.where(condition, one, np.asarray(other, getattr(one, "dtype", None)))
+        first, second = (value if isinstance(value, np.ndarray) else None for value in (one, other))
+        dtype = (second if first is None else first).dtype  # type: ignore[union-attr]
+        return np.where(
+            condition,
+            *(
+                np.zeros((), dtype) if not isinstance(v, np.ndarray) and v == 0 else np.asarray(v, dtype)
+                for v in (one, other)
+            ),
+        )
     return sys.modules["torch"].where(condition, one, other)
+
+
+def one_like(values: Any) -> Any:
+    """The number 1, in the dtype of the values."""
+    return as_dtype_of(np.ones(()), values) if isinstance(values, np.ndarray) else values.new_ones(())
 
 
 def wide(values: Any) -> Any:
     """As float64."""
-    return values.astype(np.float64) if isinstance(values, np.ndarray) else values.double()
+    if not isinstance(values, np.ndarray):
+        return values.double()
+    return (widened(values) if values.dtype.names else values).astype(np.float64)
 
 
-def as_dtype_of(value: Any, like: Any) -> Any:
-    return np.asarray(value).astype(like.dtype) if isinstance(like, np.ndarray) else value.to(like.dtype)
+def as_dtype_of(values: Any, like: Any) -> Any:
+    if not isinstance(like, np.ndarray):
+        return values.to(like.dtype)
+    return rounded(values, like.dtype) if like.dtype.names else np.asarray(values).astype(like.dtype)
+
+
+def widened(values: Any) -> Any:
+    """The bits of bfloat16 numbers, an array with the field ``bfloat16``, as float32."""
+    return np.asarray(np.asarray(values["bfloat16"]).astype(np.uint32) << 16).view(np.float32)
+
+
+def rounded(values: Any, dtype: Any) -> Any:
+    """The inverse, to the nearest number and of two to the even one."""
+    wide = np.array(values, np.float32, ndmin=1)
+    bits = wide.view(np.uint32).astype(np.uint64)
+    upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    upper = np.where(np.isnan(wide), 0x7FC0, upper).astype(np.uint16)
+    return upper.view(dtype).reshape(np.shape(values))
 
 
 def shares_memory(one: Any, other: Any) -> bool:

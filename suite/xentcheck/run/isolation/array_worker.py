@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from xentcheck.implementation.declare import Implementation
+from xentcheck.implementation.translate import wide
 from xentcheck.run.answer import Answer, Failure, Observation, Raised
 from xentcheck.run.isolation.protocol import Bits
 from xentcheck.run.isolation.serving import answer_requests
@@ -105,18 +106,14 @@ def _array(value: Any) -> Any:
 
 def _read(value: Any) -> tuple[np.ndarray, str]:
     if isinstance(value, Bits):
-        return _widened(value.bits), value.dtype
+        return _read(_array(value))
     values = np.asarray(value)
     if values.dtype.names == ("bfloat16",):
-        return _widened(np.ascontiguousarray(values["bfloat16"])), "bfloat16"
+        return wide(values), "bfloat16"
     if values.dtype.kind not in "fiubV" or values.dtype.names:
         raise TypeError(f"an array of dtype {values.dtype}")
     dtype = values.dtype.name if hasattr(value, "dtype") else type(value).__name__
     return np.array(values, dtype=np.float64), dtype
-
-
-def _widened(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
 def _same(old: Any, new: Any) -> bool:

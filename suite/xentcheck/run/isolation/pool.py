@@ -213,4 +213,7 @@ class Elsewhere:
     __module__ = ""  # of no package, so that no version is taken from it
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        raise ImplementationError("under --isolate an implementation is called in its worker only; run this without it")
+        raise ImplementationError(
+            "under --isolate, or in an environment of its own, an implementation is called in its worker only; "
+            "run this without it"
+        )

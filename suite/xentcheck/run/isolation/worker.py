@@ -101,10 +101,15 @@ def _note_torchs_threads() -> weakref.WeakSet[threading.Thread]:
     def is_pythons(path: Path) -> bool:
         return path.is_relative_to(pythons) and not {"site-packages", "dist-packages"} & {*path.parts}
 
+    def passes_on(
+        path: Path,
+    ) -> bool:  # tqdm's monitor is a thread of whoever shows a bar first, such as torch's compiler
+        return is_pythons(path) or path.parent.name == "tqdm"
+
     @functools.wraps(start)
     def noted(thread: threading.Thread) -> None:
         callers = (Path(frame.f_code.co_filename) for frame, _ in traceback.walk_stack(sys._getframe(1)))
-        caller = next((path for path in callers if not is_pythons(path)), None)
+        caller = next((path for path in callers if not passes_on(path)), None)
         if caller and caller.is_relative_to(torch_folder):
             torchs.add(thread)
         start(thread)
