@@ -215,6 +215,8 @@ def _script(cases: Sequence[Case], results: Results) -> Script:
                 implementations[name] = replace(find(name)[0], version=version)
         except ImplementationError:
             return ""
+        if implementations[name].environment:
+            return ""
         batch = build(by_id[case_id])
         return script(by_id[case_id], implementations[name], batch) if batch.input.numel() <= WRITTEN_OUT else ""
 
@@ -229,6 +231,11 @@ def _repro(options: argparse.Namespace) -> int:
     implementations = find(options.impl)
     if len(implementations) != 1:
         raise ImplementationError(f"--impl {options.impl}: expected one implementation; found {len(implementations)}")
+    if environment := implementations[0].environment:
+        raise ImplementationError(
+            f"--impl {options.impl}: no script can be made yet for a library in an environment of its own, {environment.folder}; "
+            f"run the case: pytest suite/ --impl {options.impl} --cases '{options.case}'"
+        )
     case = _case(options.case, options.cases)
     print(script(case, implementations[0], build(case)), end="")
     return 0
