@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xentcheck.results.markdown import visible
-from xentcheck.spec import loader, speed_cases
+from xentcheck.spec import loader, speed_cases, telling
 from xentcheck.spec.mistakes import CaseFileError, UsageError
 from xentcheck.spec.patterns import nearest
 
@@ -249,7 +249,10 @@ def _case(case_id: str, path: Path | None) -> Case:
 
 
 def _cases(options: argparse.Namespace) -> int:
-    chosen = loader.select([*loader.load_all(), *speed_cases.load_speed()], options.pattern)
+    if options.pattern == telling.NAME:
+        chosen = telling.telling(loader.telling_first(loader.load_all()))
+    else:
+        chosen = loader.select([*loader.load_all(), *speed_cases.load_speed()], options.pattern)
     for case in chosen:
         print(case.id)
     print(f"cases: {len(chosen)}", file=sys.stderr)

@@ -25,6 +25,7 @@ from xentcheck.spec.patterns import nearest
 from xentcheck.spec.resources import implementations_folder
 
 FOLDER = implementations_folder()
+WORDS = ("all", "field")  # for the shipped implementations, and for those of other libraries
 # Capabilities that no signature shows. A bare callable is tested for them all the same: it may refuse, but not be wrong.
 _TENTATIVE = frozenset(
     {"k_dim", "unbatched", "uint8_target", "ignore_index_in_range", "autocast", "class_probabilities"}
@@ -121,7 +122,7 @@ def find(
     """The implementations that ``--impl`` names, in its order.
 
     Args:
-        specification: names from ``folder``, ``all``, ``package.module:attribute``, ``path/to/file.py:attribute`` and
+        specification: names from ``folder``; ``all`` of them that need no other library, or ``field`` for those of other libraries; ``package.module:attribute``, ``path/to/file.py:attribute`` and
             ``path/to/file.py:*``, separated by commas.
         folder: where the shipped implementations are.
         find_one: finds the implementations of one part of the specification, for instance in another process.
@@ -159,7 +160,28 @@ def find(
 
 def _parts(specification: str, folder: Path) -> list[str]:
     parts = [part.strip() for part in specification.split(",")]
-    return [one for part in parts if part for one in (names(folder) if part == "all" else [part])]
+    return [one for part in parts if part for one in (_of_word(part, folder) if part in WORDS else [part])]
+
+
+def _of_word(word: str, folder: Path) -> list[str]:
+    """What ``all`` or ``field`` stands for. A file that cannot be read belongs to ``all``, which then says why."""
+    found = []
+    for stem in names(folder):
+        try:
+            declared = declared_in(folder / f"{stem}.py")
+        except ImplementationError:
+            found += [stem] if word == "all" else []
+            continue
+        chosen = [one for one in declared if is_of_another_library(one) is (word == "field")]
+        found += [stem] if chosen == declared else [one.name for one in chosen]
+    return found
+
+
+def is_of_another_library(implementation: Implementation) -> bool:
+    """Whether an adapter declares it, as a file shows it that was executed in this process."""
+    from xentcheck.implementation.call import Call  # here, because it needs NumPy
+
+    return implementation.environment is not None or isinstance(implementation.function, Call)
 
 
 def _broken(part: str, reason: str) -> Implementation:

@@ -21,7 +21,7 @@ from xentcheck.run.examiner import Examiner
 from xentcheck.run.isolation.pool import Workers
 from xentcheck.run.observe import Failure, Observation, observe
 from xentcheck.run.verdict import Key, Verdict
-from xentcheck.spec import loader, speed_cases
+from xentcheck.spec import loader, speed_cases, telling
 from xentcheck.spec.batch import Batch
 from xentcheck.spec.case import Case
 from xentcheck.spec.mistakes import CaseFileError, UsageError
@@ -127,7 +127,9 @@ class Session:
             if not pattern:
                 continue
             path = Path(pattern).expanduser()
-            if path.is_dir():
+            if pattern == telling.NAME:
+                cases = telling.telling(asked)
+            elif path.is_dir():
                 cases = loader.load_all(path.resolve())
             elif path.suffix in (".yaml", ".yml"):
                 cases = loader.load(path.resolve())
