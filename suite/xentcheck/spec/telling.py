@@ -66,7 +66,7 @@ def _made_of(case: Case) -> Iterator[tuple[Any, ...]]:
     yield "ignore_index", type(question.ignore_index).__name__
     shape = _shape(case)
     yield "rank", len(shape)
-    yield "many classes", max(shape[:2], default=0) > _LARGE and question.linear is None
+    yield "many classes", max(shape[:2][-1:], default=0) > _LARGE and question.linear is None
     yield "layouts", question.logits.layout, question.target.layout
     yield "target", question.target.dtype, bool(question.target.probabilities)
     for pattern in question.logits.set:
