@@ -27,8 +27,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 from xentcheck.capture_batch import capture
+
+from transformers import LlamaConfig, LlamaForCausalLM
 
 MODULES = [
     "base64",

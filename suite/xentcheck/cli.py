@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xentcheck.results.markdown import visible
-from xentcheck.spec import loader, speed_cases
+from xentcheck.spec import loader, speed_cases, telling
 from xentcheck.spec.mistakes import CaseFileError, UsageError
 from xentcheck.spec.patterns import nearest
 
@@ -70,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add(
         "--answers", action="store_true", help="also build the batches and compare what is expected with the definition"
     )
+    add = command(_peers, "list the libraries that run in environments of their own, or install them")
+    add("action", nargs="?", choices=["install"], help="make the environments of the names that follow anew")
+    add("names", nargs="*", help="libraries or implementations, as the list shows them")
+    add("--implementations", metavar="DIR", type=Path, help="a folder of your own implementations")
     command(_schema, "print the JSON Schema of case files")
     add = command(_baseline, "write the baseline that --gate compares later runs with")
     add("results", type=Path, nargs="+", help="folders that --results wrote; ratios of several runs are combined")
@@ -211,6 +215,8 @@ def _script(cases: Sequence[Case], results: Results) -> Script:
                 implementations[name] = replace(find(name)[0], version=version)
         except ImplementationError:
             return ""
+        if implementations[name].environment:
+            return ""
         batch = build(by_id[case_id])
         return script(by_id[case_id], implementations[name], batch) if batch.input.numel() <= WRITTEN_OUT else ""
 
@@ -225,6 +231,11 @@ def _repro(options: argparse.Namespace) -> int:
     implementations = find(options.impl)
     if len(implementations) != 1:
         raise ImplementationError(f"--impl {options.impl}: expected one implementation; found {len(implementations)}")
+    if environment := implementations[0].environment:
+        raise ImplementationError(
+            f"--impl {options.impl}: no script can be made yet for a library in an environment of its own, {environment.folder}; "
+            f"run the case: pytest suite/ --impl {options.impl} --cases '{options.case}'"
+        )
     case = _case(options.case, options.cases)
     print(script(case, implementations[0], build(case)), end="")
     return 0
@@ -238,7 +249,10 @@ def _case(case_id: str, path: Path | None) -> Case:
 
 
 def _cases(options: argparse.Namespace) -> int:
-    chosen = loader.select([*loader.load_all(), *speed_cases.load_speed()], options.pattern)
+    if options.pattern == telling.NAME:
+        chosen = telling.telling(loader.telling_first(loader.load_all()))
+    else:
+        chosen = loader.select([*loader.load_all(), *speed_cases.load_speed()], options.pattern)
     for case in chosen:
         print(case.id)
     print(f"cases: {len(chosen)}", file=sys.stderr)
@@ -269,6 +283,18 @@ def _lint(options: argparse.Namespace) -> int:
     hint = "" if options.answers else "; --answers checks what is expected, too, which takes seconds"
     print(f"cases: {len(cases)}, problems: {len(messages)}{hint}", file=sys.stderr)
     return 1 if messages else 0
+
+
+def _peers(options: argparse.Namespace) -> int:
+    from xentcheck.implementation import peers
+    from xentcheck.spec.settings import folder, read_settings
+
+    given = options.implementations
+    own = folder(given, "--implementations") if given else read_settings(Path.cwd()).implementations
+    if options.action is None:
+        print(peers.table(peers.find_all(own)), end="")
+        return 0
+    return 1 if peers.install(options.names, own) else 0
 
 
 def _baseline(options: argparse.Namespace) -> int:

@@ -125,13 +125,25 @@ def test_all_is_every_file_of_the_folder(tmp_path, source):
     assert [i.name for i in find("all", tmp_path)] == ["a", "b"]
 
 
+def test_all_is_without_other_libraries_and_field_is_these(tmp_path, source):
+    begin = "from xentcheck.implementation import Adapter, Implementation\n"
+    source(f"{begin}implementation = Implementation('own', len)", "own.py")
+    source(f"{begin}implementation = Adapter('apart', 'a:b', requires=['a==1'])", "apart.py")
+    source(f"{begin}implementation = Adapter('torch', 'torch:sum')", "torch.py")
+    source(f"{begin}implementations = (Adapter('two_a', 'a:b'), Implementation('two_b', len))", "two.py")
+    source("1 / 0", "worse.py")
+    assert [i.name for i in find("all", tmp_path)] == ["own", "two_b", "worse"]
+    assert [i.name for i in find("field", tmp_path)] == ["apart", "torch", "two_a"]
+
+
 def test_every_shipped_implementation_loads_and_says_what_it_is():
-    found = find("all")
-    assert [i.source for i in found] == names(FOLDER)
+    found = find("all,field")
+    assert list(dict.fromkeys(find(i.source)[0].name for i in found)) == [i.name for i in found]
+    assert {name.partition("_")[0] for name in names(FOLDER)} == {i.name.partition("_")[0] for i in found}
     assert {"native", "native_module", "nll", "remapped", "masked_mean", "filtered", "nan_guard"} <= {
         i.name for i in found
     }
-    assert [i.name for i in found if not (i.description and i.version)] == []
+    assert [i.name for i in found if not (i.description and (i.version or i.environment))] == []
 
 
 def test_a_function_of_a_module():
@@ -260,7 +272,10 @@ def test_a_private_file_of_the_folder_is_no_name(tmp_path, source):
 
 def test_a_file_of_the_folder_without_an_implementation(tmp_path, source):
     path = source("implementation = 3", "mine.py")
-    assert message("mine", folder=tmp_path) == f"{path}: expected `implementation = Implementation(...)`; found 3"
+    assert (
+        message("mine", folder=tmp_path)
+        == f"{path}: expected `implementation = Implementation(...)`, or several as `implementations = (...)`; found 3"
+    )
 
 
 def test_a_file_without_an_attribute(source):
@@ -1178,7 +1193,7 @@ def test_a_deviation_has_bounds():
 
 def test_the_shipped_deviations_are_within_bounds():
     ids = [case.id for case in load_all()]
-    for known in {d for i in find("all") for d in i.deviations}:
+    for known in {d for i in find("all,field") for d in i.deviations}:
         known.check_extent(ids)
 
 

@@ -1,5 +1,6 @@
 """What a file of implementations imports: the declarations, and the capabilities to subtract from."""
 
+from xentcheck.implementation.adapter import Adapter
 from xentcheck.implementation.declare import BrokenError, Deviation, Implementation, ImplementationError, with_matrix
 from xentcheck.implementation.load import FOLDER, find, from_callable, load_file, names
 from xentcheck.spec.capabilities import ARRAY_CAPABILITIES, CAPABILITIES, LINEAR_CAPABILITIES, LOGITS_CAPABILITIES
@@ -10,6 +11,7 @@ __all__ = [
     "FOLDER",
     "LINEAR_CAPABILITIES",
     "LOGITS_CAPABILITIES",
+    "Adapter",
     "BrokenError",
     "Deviation",
     "Implementation",

@@ -12,13 +12,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
-
+from xentcheck.implementation.environments import Environment
+from xentcheck.spec.aspects import ASPECTS, RELATIONS
 from xentcheck.spec.capabilities import CAPABILITIES, COMPUTES_IN, CONVENTIONS, FAULT_KINDS, FORMS
-from xentcheck.spec.case import ASPECTS, RELATIONS
 from xentcheck.spec.mistakes import UsageError, kind, one_line
 from xentcheck.spec.patterns import matches, nearest
 
+REFUSALS = ("raise", "nan", "nothing")
 MOST_UNCERTAIN = 40  # cases of one deviation that may fail or pass; the shipped implementations need up to 27
 
 
@@ -139,7 +139,11 @@ class Deviation:
     @property
     def holds_here(self) -> bool:
         """Whether the installed torch is one of the versions that have it."""
-        return not self.torch or SpecifierSet(self.torch, prereleases=True).contains(_torch_version().split("+")[0])
+        if not self.torch:
+            return True
+        from packaging.specifiers import SpecifierSet  # here, because a declaration can be read without it
+
+        return SpecifierSet(self.torch, prereleases=True).contains(_torch_version().split("+")[0])
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,11 @@ class Implementation:
         unavailable: why it cannot run here; all its cases are then ``unavailable``.
         built_on: ``"torch"`` for what hands the work to torch's own loss. Where it fails exactly as ``native`` is known to, it deviates
             as ``native`` does; a bare callable is taken to be built on torch.
+        refuses: what it does with bad values where others raise an error: ``"raise"``, ``"nan"``, or ``"nothing"`` where it gives some
+            number. A loss that cannot raise, such as a compiled one of JAX, is not asked to, but held to what is stated here.
+        adapter_does: what an adapter does in its library's place: ``"mask"``, ``"divide"``, ``"remap"``, or other words.
+        classes_divisible_by: a case whose number of classes is no multiple of it is ``unsupported``.
+        environment: where its library is installed. It is then called in a process of that environment only.
         broken: why it could not be loaded; all its cases are then ``error``. Set by the loader.
         tentative: capabilities that nobody declared but that a bare callable may have. Refusing a case that needs one is
             ``unsupported`` and not an error; a wrong answer is still a failure.
@@ -217,6 +226,10 @@ class Implementation:
     version: str = ""
     unavailable: str = ""
     built_on: str = ""
+    refuses: str = "raise"
+    adapter_does: frozenset[str] = frozenset()
+    classes_divisible_by: int = 1
+    environment: Environment | None = None
     broken: str = ""
     tentative: frozenset[str] = frozenset()
     source: str = ""
@@ -233,7 +246,7 @@ class Implementation:
             )
         if self.capabilities is None:
             object.__setattr__(self, "capabilities", FORMS[self.form])
-        for name in ("capabilities", "tentative"):
+        for name in ("capabilities", "tentative", "adapter_does"):
             object.__setattr__(self, name, frozenset(getattr(self, name)))
         if "ignore_index" in self.capabilities:
             object.__setattr__(self, "capabilities", self.capabilities | {"ignore_minus_100"})
@@ -249,6 +262,8 @@ class Implementation:
             raise self._error(
                 f"gradient_threshold: expected a number from 0 to 0.01; found {self.gradient_threshold!r}"
             )
+        if self.refuses not in REFUSALS:
+            raise self._error(f"refuses: expected one of {', '.join(REFUSALS)}; found {self.refuses!r:.80}")
         if self.built_on not in ("", "torch"):
             raise self._error(f"built_on: expected 'torch', or nothing; found {self.built_on!r}")
         if not self.version:

@@ -25,6 +25,7 @@ from xentcheck.spec.patterns import nearest
 from xentcheck.spec.resources import implementations_folder
 
 FOLDER = implementations_folder()
+WORDS = ("all", "field")  # for the shipped implementations, and for those of other libraries
 # Capabilities that no signature shows. A bare callable is tested for them all the same: it may refuse, but not be wrong.
 _TENTATIVE = frozenset(
     {"k_dim", "unbatched", "uint8_target", "ignore_index_in_range", "autocast", "class_probabilities"}
@@ -121,7 +122,7 @@ def find(
     """The implementations that ``--impl`` names, in its order.
 
     Args:
-        specification: names from ``folder``, ``all``, ``package.module:attribute``, ``path/to/file.py:attribute`` and
+        specification: names from ``folder``; ``all`` of them that need no other library, or ``field`` for those of other libraries; ``package.module:attribute``, ``path/to/file.py:attribute`` and
             ``path/to/file.py:*``, separated by commas.
         folder: where the shipped implementations are.
         find_one: finds the implementations of one part of the specification, for instance in another process.
@@ -159,7 +160,28 @@ def find(
 
 def _parts(specification: str, folder: Path) -> list[str]:
     parts = [part.strip() for part in specification.split(",")]
-    return [one for part in parts if part for one in (names(folder) if part == "all" else [part])]
+    return [one for part in parts if part for one in (_of_word(part, folder) if part in WORDS else [part])]
+
+
+def _of_word(word: str, folder: Path) -> list[str]:
+    """What ``all`` or ``field`` stands for. A file that cannot be read belongs to ``all``, which then says why."""
+    found = []
+    for stem in names(folder):
+        try:
+            declared = declared_in(folder / f"{stem}.py")
+        except ImplementationError:
+            found += [stem] if word == "all" else []
+            continue
+        chosen = [one for one in declared if is_of_another_library(one) is (word == "field")]
+        found += [stem] if chosen == declared else [one.name for one in chosen]
+    return found
+
+
+def is_of_another_library(implementation: Implementation) -> bool:
+    """Whether an adapter declares it, as a file shows it that was executed in this process."""
+    from xentcheck.implementation.call import Call  # here, because it needs NumPy
+
+    return implementation.environment is not None or isinstance(implementation.function, Call)
 
 
 def _broken(part: str, reason: str) -> Implementation:
@@ -184,7 +206,7 @@ def _find_one(part: str, folder: Path, ask: Ask, files: dict[Path, ModuleType]) 
     if not colon:
         if part.endswith(".py") or "/" in part:
             raise ImplementationError(f"--impl {part}: expected {part}:attribute or {part}:*")
-        return [_from_folder(part, folder)]
+        return _from_folder(part, folder)
     if where.endswith(".py"):
         path = Path(where).expanduser()
         if not path.is_file():
@@ -194,7 +216,7 @@ def _find_one(part: str, folder: Path, ask: Ask, files: dict[Path, ModuleType]) 
             return _all_of_file(part, path, where, ask)
         if path not in files:
             files[path] = load_file(path, importable=True)
-        return [_from_module(files[path], attribute, part, ask)]
+        return _named_in(files[path], attribute, part, where) or [_from_module(files[path], attribute, part, ask)]
     if os.getcwd() not in sys.path:  # ``python -m`` adds it; the commands ``pytest`` and ``xentcheck`` do not
         sys.path.append(os.getcwd())
     try:
@@ -222,20 +244,56 @@ def _all_of_file(part: str, path: Path, where: str, ask: Ask) -> list[Implementa
     return found
 
 
-def _from_folder(name: str, folder: Path) -> Implementation:
-    path = folder / f"{name}.py"
-    if not path.is_file() or name.startswith("_"):
-        known = names(folder)
+def _from_folder(name: str, folder: Path) -> list[Implementation]:
+    """One by its name, or all of a file by the file's. The names of several in one file begin with the file's."""
+    stems = [] if name.startswith("_") else [stem for stem in names(folder) if f"{name}_".startswith(f"{stem}_")]
+    known = names(folder)
+    for stem in sorted(stems, key=len, reverse=True):
+        path = folder / f"{stem}.py"
+        declared = declared_in(path)
+        if stem == name:
+            return [replace(one, source=one.name if len(declared) > 1 else name) for one in declared]
+        if found := [one for one in declared if one.name == name]:
+            return [replace(found[0], source=name)]
+        known += [one.name for one in declared]
+    raise ImplementationError(
+        f"--impl {name}: there is no implementation of that name{nearest(name, known)} Known: {', '.join(names(folder))}. "
+        "Your own: package.module:attribute or path/to/file.py:attribute"
+    )
+
+
+def declared_in(path: Path) -> list[Implementation]:
+    """What a file declares. Raises BrokenError where it cannot be executed, ImplementationError where it declares something else."""
+    return _declared(load_file(path), path)
+
+
+def _declared(module: ModuleType, path: Path) -> list[Implementation]:
+    """What a file declares: ``implementation``, or several as ``implementations``. One of the latter has a name that begins with the file's."""
+    several = getattr(module, "implementations", None)
+    found = [getattr(module, "implementation", None)] if several is None else [*several]
+    for one in found:
+        if not isinstance(one, Implementation):
+            expected = "`implementation = Implementation(...)`, or several as `implementations = (...)`"
+            raise ImplementationError(f"{path}: expected {expected}; found {one!r:.80}")
+        if several is not None and not f"{one.name}_".startswith(f"{path.stem}_"):
+            raise ImplementationError(
+                f"{path}: implementations: expected names that begin with {path.stem}_, by which --impl finds the file; found {one.name}"
+            )
+    doc = one_line((module.__doc__ or "").strip().split("\n")[0], 300)[:300]
+    return [replace(one, description=one.description or doc) for one in found if isinstance(one, Implementation)]
+
+
+def _named_in(module: ModuleType, attribute: str, source: str, where: str) -> list[Implementation]:
+    """Of a file with several implementations, the one of a name; all by the names ``implementation`` and ``implementations``."""
+    if (hasattr(module, attribute) and attribute != "implementations") or not hasattr(module, "implementations"):
+        return []
+    declared = _declared(module, Path(where))
+    found = [one for one in declared if attribute in (one.name, "implementation", "implementations")]
+    if not found:
         raise ImplementationError(
-            f"--impl {name}: there is no implementation of that name{nearest(name, known)} Known: {', '.join(known)}. "
-            "Your own: package.module:attribute or path/to/file.py:attribute"
+            f"--impl {source}: no implementation {attribute!r}{nearest(attribute, [d.name for d in declared])}"
         )
-    module = load_file(path)
-    implementation = getattr(module, "implementation", None)
-    if not isinstance(implementation, Implementation):
-        raise ImplementationError(f"{path}: expected `implementation = Implementation(...)`; found {implementation!r}")
-    description = implementation.description or one_line((module.__doc__ or "").strip().split("\n")[0], 300)[:300]
-    return replace(implementation, source=name, description=description)
+    return [replace(one, source=f"{where}:{one.name}") for one in found]
 
 
 def _from_module(module: ModuleType, attribute: str, source: str, ask: Ask) -> Implementation:

@@ -26,9 +26,9 @@ pytest_plugins = ["xentcheck.pytest_plugin.explore"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     add = parser.getgroup("xentcheck", "cross-entropy conformance").addoption
-    impl = "implementations, separated by commas: shipped names (or all), package.module:attribute, path/to/file.py:attribute, path/to/file.py:*"
+    impl = "implementations, separated by commas: shipped names (all: those that need no other library; field: those of other libraries), package.module:attribute, path/to/file.py:attribute, path/to/file.py:*"
     add("--impl", metavar="NAMES", help=impl)
-    cases = "only these cases, separated by commas: patterns of ids with * and ?, your own case files (path/to/file.yaml) or folders of them"
+    cases = "only these cases, separated by commas: patterns of ids with * and ?, your own case files (path/to/file.yaml) or folders of them; telling: about a hundred that ask everything at least once"
     add("--cases", metavar="PATTERN", help=cases)
     own = "a folder of your own implementations, one file each, which --impl then finds by name"
     add("--implementations", metavar="DIR", type=Path, help=own)
@@ -94,7 +94,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         for i in session.implementations
     ]
     run = [f"torch {torch.__version__}", count(torch.get_num_threads(), "thread"), count(len(session.cases), "case")]
-    run += ["isolated"] if session.workers else []
+    run += ["isolated"] if session.isolates else []
     return [f"xentcheck: {', '.join(run)}", visible(f"implementations: {', '.join(names)}")]
 
 

@@ -57,7 +57,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return metafunc.parametrize("explore", [])
     from xentcheck.explore.search import stored
 
-    here = [i for i in session.implementations if not (i.unavailable or i.broken)]
+    here = [i for i in session.implementations if not (i.unavailable or i.broken or i.environment)]
     finds = [(path, i) for i in here for path in stored(i, exploring.folder)]
     tasks = [*finds, *((None, i) for i in here)]
     metafunc.parametrize("explore", tasks, indirect=True, ids=[path.stem if path else i.name for path, i in tasks])

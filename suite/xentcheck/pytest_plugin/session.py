@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
@@ -18,8 +19,10 @@ from xentcheck.results import record
 from xentcheck.results.run_line import run_line
 from xentcheck.run.examiner import Examiner
 from xentcheck.run.isolation.pool import Workers
+from xentcheck.run.observe import Failure, Observation, observe
 from xentcheck.run.verdict import Key, Verdict
-from xentcheck.spec import loader, speed_cases
+from xentcheck.spec import loader, speed_cases, telling
+from xentcheck.spec.batch import Batch
 from xentcheck.spec.case import Case
 from xentcheck.spec.mistakes import CaseFileError, UsageError
 from xentcheck.spec.patterns import nearest
@@ -37,19 +40,20 @@ class Session:
             if (given := config.getoption("implementations")) is not None:
                 own = replace(own, implementations=folder(given, "--implementations"))
             self.workers = _workers(config)
-            named = with_own(config.getoption("impl"), own.implementations)
-            self.implementations = (self.workers.find if self.workers else find)(named)
+            self.isolates = config.getoption("isolate")
+            self.implementations = self._find(with_own(config.getoption("impl"), own.implementations))
+            limits = ("case_timeout", "worker_memory")
+            has_workers = self.isolates or any(i.environment for i in self.implementations)
+            if not has_workers and any(config.getoption(name) is not None for name in limits):
+                raise UsageError("--case-timeout and --worker-memory need worker processes; add --isolate")
             folders = [loader.CASES, own.cases] if own.cases else []
             self.specification = loader.telling_first(loader.load_all(*folders))
             ids_of_all = [case.id for case in self.specification]
             for deviation in {d for i in self.implementations for d in i.deviations}:
                 deviation.check_extent(ids_of_all)
             self.cases = self._selected(config.getoption("cases"))
-            workers = self.workers
-            native = self._native
-            self.examiner = (
-                Examiner(workers.observe, workers.observe_all, native) if workers else Examiner(native=native)
-            )
+            together = self.workers.observe_all if self.workers and self.isolates else None
+            self.examiner = Examiner(self.observe, together, self._native)
             self.aspects = {
                 (i.name, case.id): self.examiner.aspects(case, i) for case in self.cases for i in self.implementations
             }
@@ -78,7 +82,20 @@ class Session:
     @cached_property
     def _found_native(self) -> Implementation:
         given = next((i for i in self.implementations if i.source == "native"), None)
-        return given or (self.workers.find if self.workers else find)("native")[0]
+        return given or self._find("native")[0]
+
+    def _find(self, named: str) -> list[Implementation]:
+        if self.workers is None:
+            return [_only_elsewhere(one) if one.environment else one for one in find(named)]
+        return self.workers.find(named) if self.isolates else self.workers.settle(find(named))
+
+    def observe(
+        self, implementation: Implementation, batch: Batch, wants_gradient: bool, calls: int = 2
+    ) -> Observation | Failure:
+        """Calls an implementation in this process, or in a worker: under --isolate, and where its library has an environment of its own."""
+        is_elsewhere = self.isolates or implementation.environment is not None
+        call = self.workers.observe if self.workers and is_elsewhere else observe
+        return call(implementation, batch, wants_gradient, calls)
 
     def _native(self) -> Implementation:
         return self._found_native
@@ -110,7 +127,9 @@ class Session:
             if not pattern:
                 continue
             path = Path(pattern).expanduser()
-            if path.is_dir():
+            if pattern == telling.NAME:
+                cases = telling.telling(asked)
+            elif path.is_dir():
                 cases = loader.load_all(path.resolve())
             elif path.suffix in (".yaml", ".yml"):
                 cases = loader.load(path.resolve())
@@ -175,11 +194,13 @@ def finished(session: pytest.Session, exitstatus: int) -> bool:
     return exitstatus in ended and not stopped
 
 
+def _only_elsewhere(implementation: Implementation) -> Implementation:
+    return replace(implementation, unavailable="its library is called in a worker process, which needs Linux")
+
+
 def _workers(config: pytest.Config) -> Workers | None:
     limit, memory = config.getoption("case_timeout"), config.getoption("worker_memory")
-    if not config.getoption("isolate"):
-        if limit is not None or memory is not None:
-            raise pytest.UsageError("--case-timeout and --worker-memory need worker processes; add --isolate")
+    if sys.platform != "linux" and not config.getoption("isolate"):
         return None
     if not (limit is None or 0 < limit < float("inf")):
         raise pytest.UsageError(f"--case-timeout: expected a number of seconds above 0; found {limit:g}")

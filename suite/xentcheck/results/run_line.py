@@ -48,6 +48,9 @@ class _Claims(_Part):
     description: str = ""
     conventions: dict[str, str] = {}
     precision: dict[str, str] = {}
+    adapter_does: list[str] = []
+    refuses: str = ""
+    requires: list[str] = []
     deviations: list[_Deviation] = []
 
 
@@ -87,7 +90,13 @@ def run_line(implementations: Sequence[Implementation], cases: Iterable[Case], s
 
 def claims(implementation: Implementation) -> dict[str, Any]:
     """What an implementation says of itself, so that pages need no code of its."""
-    return {
+    environment = implementation.environment
+    said = {
+        "adapter_does": sorted(implementation.adapter_does),
+        "refuses": "" if implementation.refuses == "raise" else implementation.refuses,
+        "requires": list(environment.requires) if environment else [],
+    }
+    return {name: value for name, value in said.items() if value} | {
         "version": implementation.version,
         "description": implementation.description,
         "capabilities": sorted(implementation.capabilities),

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from xentcheck.implementation import Implementation
 from xentcheck.reference.truth import Truth, relevant_conventions, truth
 from xentcheck.run.judge import Exam, judge
@@ -76,7 +78,7 @@ class Examiner:
         return (*case.aspects, *(name for name in related if NEEDS.get(name, frozenset()) <= offered))
 
     def examine(self, case: Case, aspect: Aspect, implementation: Implementation) -> Verdict:
-        verdict = self._examined(case, aspect, implementation)
+        verdict = self._in_context(case, implementation, self._examined(case, aspect, implementation))
         if verdict.fault is None or verdict.status.is_good or not implementation.built_on or self._native is None:
             return verdict
         native = self._native()
@@ -85,8 +87,39 @@ class Examiner:
             return replace(verdict, status=known.status, same_as=native.name)
         return verdict
 
+    def _in_context(self, case: Case, implementation: Implementation, verdict: Verdict) -> Verdict:
+        """The verdict in the light of what an adapter says of its library: whether it can refuse values, and what is the adapter's."""
+        exam, fault = self.exam(case), verdict.fault
+        if (
+            fault is not None
+            and fault.kind == "accepted"
+            and not exam.asks_for_refusal
+            and implementation.refuses != "raise"
+        ):
+            seen = self.observation(case, implementation)
+            loss = None if isinstance(seen, Failure) else seen.first.loss
+            if implementation.refuses == "nothing" or (loss is not None and np.isnan(loss).any()):
+                reason = f"cannot raise an error; found {fault.found}"
+                return replace(verdict, status=Status.UNSUPPORTED, fault=None, reason=reason)
+        if verdict.status.was_asked and _answers_itself(implementation, exam.batch):
+            return replace(verdict, by_adapter=True)
+        return verdict
+
     def _examined(self, case: Case, aspect: Aspect, implementation: Implementation) -> Verdict:
         exam = self.exam(case)
+        if exam.batch.classes % implementation.classes_divisible_by:
+            reason = (
+                f"takes multiples of {implementation.classes_divisible_by} classes; the case has {exam.batch.classes}"
+            )
+            return Verdict(
+                implementation.name,
+                case.clause.clause,
+                case.id,
+                aspect,
+                Status.UNSUPPORTED,
+                reason=reason,
+                dtype=case.question.dtype,
+            )
         seen = self.observation(case, implementation) if exam.concerns(implementation) else None
 
         def relate(name: Relation) -> Answered:
@@ -103,7 +136,7 @@ class Examiner:
 
     def _refused_good(self, case: Case, implementation: Implementation) -> str:
         """What the implementation gives instead of a loss for good input of the case's dtype and mode; empty if it gives one."""
-        good = good_batch(case, implementation.capabilities)
+        good = good_batch(case, implementation.capabilities, implementation.classes_divisible_by)
         key = implementation.name, str(good.input.dtype), good.mode
         if key not in self._refused:
             seen = self._observe(implementation, good, False, 1)
@@ -136,3 +169,9 @@ class Examiner:
             while len(self._memory) > KEPT:
                 self._memory.popitem(last=False)
         return self._memory[key]
+
+
+def _answers_itself(implementation: Implementation, batch: Batch) -> bool:
+    """Whether the answer to a batch is an adapter's and not its library's: it masks what is ignored, or divides by nothing."""
+    does, valid = implementation.adapter_does, batch.valid
+    return ("mask" in does and not valid.all()) or ("divide" in does and batch.reduction == "mean" and not valid.any())

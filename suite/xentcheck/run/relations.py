@@ -81,6 +81,8 @@ class Asked:
         if found.shape != expected.shape:
             raise Broken(Fault("shape", name, expected.shape, found.shape))
         unit = 2 * np.asarray(unit, dtype=np.float64)
+        if unit.shape not in ((), found.shape):
+            raise Broken(Fault("shape", name, unit.shape, found.shape))
         if name == "loss":
             found, expected = (_overflowing(values, self.answer.loss_type) for values in (found, expected))
         open_ = np.isnan(unit)  # where the definition leaves the value open

@@ -58,7 +58,8 @@ class Verdict:
 
     error_units: the largest error, whether it passed or not, in the units of the best grades of accuracy. fault: what is wrong; None where nothing is, or nothing was tested. reason: why
     nothing was tested, or why a pass is unexpected. known_units: the largest error that a known deviation covers, where the fault is
-    larger. conventions: the answers that the implementation gave. same_as: the implementation that is known to do exactly the same.
+    larger. conventions: the answers that the implementation gave. same_as: the implementation that is known to do exactly the same. by_adapter:
+    whether the answer is an adapter's and not its library's.
     """
 
     implementation: str
@@ -73,6 +74,7 @@ class Verdict:
     dtype: str = ""
     conventions: Mapping[str, str] = field(default_factory=dict)
     same_as: str = ""
+    by_adapter: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status(self.status))

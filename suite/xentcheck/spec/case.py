@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from xentcheck.spec import fields
+from xentcheck.spec.aspects import ASPECTS, RELATIONS, Aspect, Relation  # noqa: F401
 from xentcheck.spec.capabilities import CAPABILITIES
 from xentcheck.spec.case_modes import MODES
 from xentcheck.spec.mistakes import Unexpected
 
 Mode = Literal[tuple(MODES)]  # type: ignore[valid-type]
 Capability = Literal[tuple(CAPABILITIES)]  # type: ignore[valid-type]
-Relation = Literal[
-    "deletion", "poisoning", "permutation", "class_permutation", "shift", "splitting", "linearity", "zero_sum", "reductions"
-]  # fmt: skip
-RELATIONS: tuple[Relation, ...] = get_args(Relation)
-Aspect = Literal["loss", "gradient", "shape", "rejection", "purity", Relation]
-ASPECTS: tuple[Aspect, ...] = ("loss", "gradient", "shape", "rejection", "purity", *RELATIONS)
-
 LossWord = Literal["reference", "nan", "inf", "zero", "empty-mean", "finite", "unspecified"]
 # The words that stand for one value everywhere.
 FIXED_ANSWERS: dict[str, float] = {"nan": math.nan, "inf": math.inf, "zero": 0.0}

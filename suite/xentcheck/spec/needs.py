@@ -48,16 +48,27 @@ def as_taken(batch: Batch, capabilities: Set[str]) -> Batch:
     return replace(batch, options={name: value for name, value in batch.options.items() if name not in left_out})
 
 
-def good_batch(case: Case, capabilities: Set[str]) -> Batch:
-    """A small batch that any loss with these capabilities takes: logits (7, 5), targets (7,), in the case's dtype and mode if they are
-    claimed."""
-    dtype = next((name for name in (case.question.dtype, *DTYPES) if name in capabilities), "float32")
+def good_batch(case: Case, capabilities: Set[str], divisible_by: int = 1) -> Batch:
+    """A small batch that any loss with these capabilities takes, in the case's dtype and mode if they are claimed."""
     capability = MODES[case.question.mode].capability
     mode = case.question.mode if capability in capabilities else "eager"
+    return trial_batch(capabilities, divisible_by, dtypes=(case.question.dtype, *DTYPES), mode=mode)
+
+
+def trial_batch(
+    capabilities: Set[str],
+    divisible_by: int = 1,
+    dtypes: Sequence[str] = ("float32", *DTYPES),
+    mode: str = "eager",
+) -> Batch:
+    """A small batch that any loss with these capabilities takes: logits (7, C), targets (7,), C at least 5 and a multiple of
+    ``divisible_by``, in the first of the dtypes that is claimed."""
+    dtype = next((name for name in dtypes if name in capabilities), "float32")
     reduction = next((name for name in ("mean", "sum", "none") if f"reduction_{name}" in capabilities), "mean")
     options = {} if reduction == "mean" else {"reduction": reduction}
     upstream = torch.ones((7,) if reduction == "none" else (), dtype=DTYPES[dtype])
-    logits = torch.linspace(-1, 1, 35).reshape(7, 5).to(DTYPES[dtype])
+    classes = divisible_by * -(-5 // divisible_by)
+    logits = torch.linspace(-1, 1, 7 * classes).reshape(7, classes).to(DTYPES[dtype])
     return Batch(logits, torch.tensor([0, 1, 3, 2, 3, 4, 1]), options, upstream, mode)
 
 

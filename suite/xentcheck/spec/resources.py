@@ -24,6 +24,12 @@ def suite_folder() -> Path:
     return _folder("suite")
 
 
+def checkout() -> Path | None:
+    """The root of the checkout that the package is part of; None where it is installed."""
+    root = _PACKAGE.parents[1]
+    return root if _PACKAGE.parent.name == "suite" and (root / "cases").is_dir() else None
+
+
 def _folder(name: str) -> Path:
-    in_checkout = _PACKAGE.parents[1] / name
-    return in_checkout if _PACKAGE.parent.name == "suite" and in_checkout.is_dir() else _PACKAGE / name
+    root = checkout()
+    return root / name if root and (root / name).is_dir() else _PACKAGE / name

@@ -68,5 +68,12 @@ def with_own(specification: str, implementations: Path | None) -> str:
     if implementations is None:
         return specification
     parts = [part.strip() for part in specification.split(",")]
-    own = {path.stem: f"{path}:implementation" for path in implementations.glob("*.py")}
-    return ",".join(own.get(part, part) for part in parts)
+    own = {path.stem: path for path in implementations.glob("*.py")}
+
+    def place(name: str) -> str:
+        if name in own:
+            return f"{own[name]}:implementation"
+        files = [stem for stem in own if name.startswith(f"{stem}_") and ":" not in name]  # which holds several
+        return f"{own[max(files, key=len)]}:{name}" if files else name
+
+    return ",".join(map(place, parts))

@@ -442,8 +442,9 @@ def test_a_server_that_died_is_started_again(five):
     workers = Workers()
     implementation = workers.find(f"{FAULTS}:kill_in_forward")[0]
     examiner = Examiner(workers.observe)
-    os.killpg(workers._server._process.pid, signal.SIGKILL)
-    workers._server._process.wait()
+    (server,) = workers._servers.values()
+    os.killpg(server._process.pid, signal.SIGKILL)
+    server._process.wait()
     assert examiner.examine(five[1], "loss", implementation).status == "pass", "its workers live"
     assert examiner.examine(five[0], "loss", implementation).status == "crash"
     assert examiner.examine(five[3], "loss", implementation).status == "pass"

@@ -6,42 +6,22 @@ implementation is imported or called in this process. ``guard`` and ``worker`` a
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from contextlib import suppress
-from multiprocessing.connection import wait
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from xentcheck.implementation import BrokenError, Implementation, ImplementationError, find
-from xentcheck.run.isolation.protocol import TOKEN, receive, send
-from xentcheck.run.observe import Failure, Observation
+from xentcheck.implementation.environments import Environment
+from xentcheck.run.answer import Failure, Observation
+from xentcheck.run.isolation.process import DiedError, Server, Worker, elsewhere
 from xentcheck.spec.batch import Batch
+from xentcheck.spec.needs import as_taken, trial_batch
 
 LOADING = 60.0  # seconds that an implementation may take to be imported
 _TOGETHER = 1 << 22  # bytes of logits in one request; with more, what a worker costs is copying
-_PATIENCE = 20.0  # seconds in which the kernel ends processes that were killed, be the machine ever so busy
-_LONGEST = 1e6  # seconds that the system waits for anything, eleven days
-_KEPT = 1 << 16  # bytes of what a worker printed last
-_SHOWN = 6  # lines of it in a message
-_SERVER = "import json, sys; path, control, module = json.loads(sys.argv.pop()); sys.path[:] = path + [p for p in sys.path if p not in path]; from xentcheck.run.isolation.guard import main; main(control, module)"
-
-
-class DiedError(Exception):
-    """A worker that is no more, or is to be no more. status: ``crash`` or ``timeout``."""
-
-    def __init__(self, status: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
 
 
 class Workers:
@@ -54,10 +34,11 @@ class Workers:
     def __init__(self, limit: float = 60.0, memory: int | None = None) -> None:
         if sys.platform != "linux":
             raise ImplementationError(
-                "--isolate needs Linux, whose kernel ends a worker with the process that started it; run without it"
+                "worker processes need Linux, whose kernel ends a worker with the process that started it; "
+                "run without --isolate, and without libraries in environments of their own"
             )
         self.limit, self._memory, self._loading = limit, memory, LOADING
-        self._server: Server | None = None
+        self._servers: dict[Environment | None, Server] = {}
         self._fatal: dict[str, list[int]] = {}  # by source: the questions at loading that a worker died of
         self._loaded: list[Worker | None] = []  # of those that ``find`` has found so far
         self._serving: dict[str, Worker] = {}  # by the implementation's name
@@ -67,11 +48,62 @@ class Workers:
         self._loaded.clear()
         found = find(specification, find_one=self._find_one)
         for implementation, worker in zip(found, self._loaded, strict=True):
-            if old := self._serving.pop(implementation.name, None):  # of an earlier search
-                old.end()
-            if worker is not None:
-                self._serving[implementation.name] = worker
-        return found
+            self._serve(implementation.name, worker)
+        return self.settle(found)
+
+    def settle(self, found: Sequence[Implementation]) -> list[Implementation]:
+        """The implementations that ``find`` has found, and in place of those in environments of their own what is found there: with the
+        library's version, or with the reason why it is unavailable or broken. Raises BrokenError where all of them are broken."""
+        settled = [self._settled(one) if one.environment else one for one in found]
+        if all(one.broken for one in settled):
+            raise BrokenError("\n".join(dict.fromkeys(one.broken for one in settled)))
+        return settled
+
+    def _settled(self, implementation: Implementation) -> Implementation:
+        environment, elsewhere = implementation.environment, {implementation.form: Elsewhere()}
+        implementation = replace(implementation, **elsewhere)  # type: ignore[arg-type]
+        if environment is None or implementation.unavailable or implementation.broken:
+            return implementation
+        if missing := environment.why_missing():
+            return replace(implementation, unavailable=missing)
+        try:
+            worker, found = self._start(implementation.source, environment)
+        except DiedError as death:
+            return replace(
+                implementation, broken=f"{implementation.name}: cannot be loaded: its worker {death.message}"
+            )
+        except ImplementationError as error:
+            return replace(implementation, broken=str(error))
+        there = replace(found[0], name=implementation.name, source=implementation.source)
+        self._serve(there.name, worker)
+        wrong = self._wrong_answer(there)
+        return replace(there, broken=f"{there.name}: the trial call failed: {wrong}") if wrong else there
+
+    def _wrong_answer(self, implementation: Implementation) -> str:
+        """What is wrong with the answer to a small batch that any loss with these capabilities takes; empty if nothing is."""
+        batch = trial_batch(implementation.capabilities, implementation.classes_divisible_by)
+        seen = self.observe(implementation, batch, True, 1)
+        if isinstance(seen, Failure):
+            return seen.message
+        if seen.first.raised:
+            return f"{seen.first.raised}"
+        if seen.first.loss is None:
+            return f"expected a loss; found {seen.first.loss_type}"
+        shape = batch.positions if batch.reduction == "none" else ()
+        if seen.first.loss.shape != shape:
+            return f"expected a loss of shape {shape}; found {seen.first.loss.shape}"
+        if "backward" in implementation.capabilities and (
+            seen.first.gradient is None or seen.first.gradient.shape != tuple(batch.input.shape)
+        ):
+            shown = "none" if seen.first.gradient is None else seen.first.gradient.shape
+            return f"expected a gradient of the shape of the logits, {tuple(batch.input.shape)}; found {shown}"
+        return ""
+
+    def _serve(self, name: str, worker: Worker | None) -> None:
+        if old := self._serving.pop(name, None):  # of an earlier search
+            old.end()
+        if worker is not None:
+            self._serving[name] = worker
 
     def observe(
         self, implementation: Implementation, batch: Batch, wants_gradient: bool, calls: int = 2
@@ -94,9 +126,9 @@ class Workers:
         for worker in (*self._serving.values(), *filter(None, self._loaded)):
             worker.end()
         self._serving.clear()
-        if self._server:
-            self._server.close()
-            self._server = None
+        for server in self._servers.values():
+            server.close()
+        self._servers.clear()
 
     def _ask(
         self, implementation: Implementation, batches: Sequence[Batch], wants_gradient: bool, calls: int
@@ -106,12 +138,18 @@ class Workers:
                 f"implementation {implementation.name}: --isolate loads an implementation anew, so it must have a source that --impl takes, "
                 "such as package.module:attribute or path/to/file.py:attribute; this one was made from an object"
             )
-        request = {"batches": list(batches), "wants_gradient": wants_gradient, "calls": calls}
+        claimed = implementation.capabilities
+        taken = [as_taken(batch, claimed) for batch in batches]
+        request: dict[str, Any] = {
+            "batches": taken,
+            "wants_gradient": wants_gradient and "backward" in claimed,
+            "calls": calls,
+        }
         request |= {"threads": torch.get_num_threads()}
         worker = self._serving.get(implementation.name)
         if worker is None or worker.is_dead():
             try:
-                worker, _ = self._start(implementation.source)
+                worker, _ = self._start(implementation.source, implementation.environment)
             except (DiedError, ImplementationError) as error:
                 says = error.message if isinstance(error, DiedError) else f"says: {error}"
                 return Failure("crash", f"no worker process could be started again: the new one {says}")
@@ -135,18 +173,20 @@ class Workers:
         except BrokenError:
             self._loaded.append(None)
             raise
-        if len(found) > 1:  # each gets one of its own
+        is_kept = len(found) == 1 and not found[0].environment
+        if not is_kept:  # each gets one of its own
             worker.end()
-        self._loaded += [worker] if len(found) == 1 else [None] * len(found)
+        self._loaded += [worker] if is_kept else [None] * len(found)
         return found
 
-    def _start(self, source: str) -> tuple[Worker, list[Implementation]]:
+    def _start(self, source: str, environment: Environment | None = None) -> tuple[Worker, list[Implementation]]:
         """A worker that has loaded what ``source`` names, and what that is."""
         unasked = self._fatal.setdefault(source, [])
         while True:
-            if self._server is None or self._server.is_dead():
-                self._server = Server()
-            worker, asking = Worker(self._server), 0
+            server = self._servers.get(environment)
+            if server is None or server.is_dead():
+                server = self._servers[environment] = Server() if environment is None else elsewhere(environment)
+            worker, asking = Worker(server), 0
             request = {"source": source, "memory": self._memory, "unasked": unasked}
             try:
                 while True:
@@ -173,174 +213,7 @@ class Elsewhere:
     __module__ = ""  # of no package, so that no version is taken from it
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        raise ImplementationError("under --isolate an implementation is called in its worker only; run this without it")
-
-
-class Server:
-    """This side of a server: a Python that has imported what its workers need, and forks them.
-
-    Args:
-        python: the interpreter; in another environment than this one it needs NumPy.
-        path: what comes first on its ``sys.path``, and leads to xentcheck.
-        module: where its workers find their function ``serve``.
-    """
-
-    def __init__(
-        self, python: str = sys.executable, path: Sequence[str] = (), module: str = "xentcheck.run.isolation.worker"
-    ) -> None:
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115
-        with theirs:
-            arguments = json.dumps([list(path or sys.path), theirs.fileno(), module])
-            self._process = subprocess.Popen(
-                [python, "-u", "-c", _SERVER, arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=self._complaints,
-                stderr=self._complaints,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for this process, which then ends the others
-            )
-
-    def start(self, ends: Sequence[int]) -> None:
-        with suppress(OSError):  # the worker that is not started is found to be dead
-            socket.send_fds(self._control, [b"!"], ends)
-
-    def is_dead(self) -> bool:
-        return self._process.poll() is not None
-
-    def complaints(self) -> str:
-        self._complaints.seek(0)
-        return self._complaints.read().decode(errors="replace")
-
-    def close(self) -> None:
-        """Ends it, but no worker."""
-        self._control.close()
-        self._process.kill()
-        self._process.wait()
-        self._complaints.close()
-
-
-class Worker:
-    """This side of one worker."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._code: int | None = None
-        self._has_ended, self._text = False, bytearray()
-        self._lifeline, guards = socket.socketpair()
-        self._channel, workers = socket.socketpair()
-        self._output, printing = os.pipe()
-        os.set_blocking(self._output, False)
-        with guards, workers:
-            server.start([guards.fileno(), workers.fileno(), printing])
-        os.close(printing)
-        self._listening: list[Any] = [self._channel, self._lifeline, self._output]
-
-    def is_dead(self) -> bool:
-        """Whether it died since it gave its last answer; no case is to blame for that."""
-        if not self._has_ended and wait([self._channel, self._lifeline], 0):  # an end, or what somebody else wrote
-            self.end()
-        return self._has_ended
-
-    def ask(self, limit: float, late: str, request: Any) -> Any:
-        """Its answer. Raises DiedError, after which it is gone; ``late``: the message where there is none within ``limit`` seconds."""
-        until, token = time.monotonic() + min(limit, _LONGEST), os.urandom(TOKEN)
-        try:
-            self._channel.settimeout(until - time.monotonic())
-            send(self._channel, token, request)
-            self._listen(until)
-            answer = receive(self._channel, token, until)[1]
-            self._drain()
-            return answer
-        except TimeoutError:
-            with suppress(OSError):
-                self._lifeline.send(b"?")  # where is it? faulthandler tells even if it is in C
-            wait(self._listening[2:], 0.3)
-            time.sleep(0.01)
-            self.end()
-            raise DiedError("timeout", late + _story(self.printed())) from None
-        except ValueError as error:
-            self.end()
-            text = f"wrote to the socket that answers go through, or to every file descriptor there is: {error}"
-            raise DiedError("crash", text[:300] + _story(self.printed())) from error
-        except (EOFError, OSError) as error:
-            raise self._death() from error
-        except BaseException:
-            self.end()
-            raise
-
-    def printed(self) -> str:
-        """What it printed since this was asked last."""
-        text = self._text.decode(errors="replace")
-        self._text.clear()
-        return text
-
-    def end(self) -> int | None:
-        """Ends it, whatever it is doing, and all that it started. Its exit code, None if nobody knows it."""
-        if not self._has_ended:
-            self._has_ended = True
-            with suppress(OSError):
-                self._lifeline.shutdown(socket.SHUT_WR)
-            with suppress(OSError, ValueError):
-                self._lifeline.settimeout(_PATIENCE)
-                self._code = int(self._lifeline.recv(16))
-            self._drain()
-            self._lifeline.close()
-            self._channel.close()
-            os.close(self._output)
-        return self._code
-
-    def _listen(self, until: float) -> None:
-        """Waits for the answer to begin. What was answered counts, whatever else happened."""
-        ready: list[Any] = []
-        while self._channel not in ready:
-            if self._lifeline in ready:
-                raise EOFError
-            if (left := until - time.monotonic()) <= 0:
-                raise TimeoutError
-            ready = wait(self._listening, left)
-            if self._output in ready:
-                self._drain()
-
-    def _drain(self) -> None:
-        with suppress(BlockingIOError):
-            for _ in range(64):  # somebody may print faster than this reads
-                chunk = os.read(self._output, _KEPT)
-                if not chunk:  # it closed stdout and stderr, or is dead
-                    del self._listening[2:]
-                    break
-                self._text += chunk
-                del self._text[:-_KEPT]
-
-    def _death(self) -> DiedError:
-        by_itself = wait([self._lifeline], _PATIENCE)  # it closed its socket, perhaps because it is dying
-        code = self.end()
-        if not by_itself:
-            text = "closed the socket that answers go through"
-        elif code is None:
-            text = f"died with the process that guards it{_story(self._server.complaints())}"
-        elif code >= 0:
-            text = f"exited with status {code} before it answered"
-        else:
-            name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
-            text = f"was killed by signal {-code} ({name})"
-            text += ", perhaps by the system for want of memory" if -code == signal.SIGKILL else ""
-        return DiedError("crash", text + _story(self.printed()))
-
-
-_DUMP = re.compile(
-    r"^(Fatal Python error: .*|(Current thread|Thread|Stack) .*\(most recent call first\):)$", re.MULTILINE
-)
-_OURS = re.compile(r'^  File ".*[/\\]xentcheck[/\\]run[/\\](modes|observe|isolation[/\\]\w+)\.py"', re.MULTILINE)
-
-
-def _story(text: str) -> str:
-    """The last lines that a worker printed, and those of a dump by faulthandler that are not xentcheck's."""
-    text = "".join(c for c in text if c.isprintable() or c in "\n\t")
-    dump = _DUMP.search(text)
-    printed, where = (text[: dump.start()], text[dump.start() :]) if dump else (text, "")
-    ours = _OURS.search(where)
-    where = where[: ours.start()] if ours else where.partition("\n\n")[0]
-    lines = [line for line in printed.splitlines() if line.strip()][-_SHOWN:]
-    lines += [line for line in where.splitlines() if line.strip()][: _SHOWN + 2]
-    return "".join(["; it wrote last:", *(f"\n{line[:200]}" for line in lines)]) if lines else ""
+        raise ImplementationError(
+            "under --isolate, or in an environment of its own, an implementation is called in its worker only; "
+            "run this without it"
+        )

@@ -2,103 +2,37 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import itertools
-import os
 import re
-import resource
 import socket
 import sys
 import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.fx.experimental.symbolic_shapes  # half a second, and the first backward pass with an upstream gradient imports it
 
-from xentcheck.implementation.declare import BrokenError, Implementation, ImplementationError
-from xentcheck.implementation.forks import end_in_a_child
-from xentcheck.implementation.load import Ask, find
-from xentcheck.run.isolation.protocol import receive, send
+from xentcheck.implementation import Implementation
+from xentcheck.run.isolation.serving import answer_requests
 from xentcheck.run.observe import Failure, Observation, observe
 from xentcheck.spec.batch import Batch
 
-FORMS = ("cross_entropy", "loss_and_gradient", "linear_cross_entropy")
-Exchange = Callable[[Any], dict[str, Any]]  # answers a request, and returns the next one
 LINGER = 0.5  # seconds within which a thread that a call started has to end after it
 _OUT_OF_MEMORY = re.compile(r"MemoryError: |can(no|')t allocate memory|std::bad_alloc|out of memory", re.IGNORECASE)
-_LIBC = ctypes.CDLL(None)
 
 
 def serve(channel: socket.socket) -> None:
     """Answers requests, of which the first says what to load."""
-    me, torchs_threads = os.getpid(), _note_torchs_threads()
-    token, start = receive(channel)
-
-    def exchange(answer: Any) -> dict[str, Any]:
-        nonlocal token
-        end_in_a_child(me)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                stream.flush()
-        _LIBC.fflush(None)
-        send(channel, token, answer)
-        token, request = receive(channel)
-        return request
-
-    found: list[Implementation] = []
-    answer: Any = _load(found, exchange, **start)
-    while True:
-        request = exchange(answer)  # comes only if something was found
-        answer = _answer(found[0], start["memory"], torchs_threads, **request)
-
-
-def _load(
-    found: list[Implementation], exchange: Exchange, source: str, memory: int | None, unasked: list[int]
-) -> dict[str, Any]:
-    """Adds what is found, and gives all of it that can be passed, which is everything but the functions."""
-    try:
-        _limit(memory)
-        found += find(source, ask=_announced(exchange, unasked))
-    except ImplementationError as error:
-        return {"refused": str(error), "broken": isinstance(error, BrokenError)}
-    except BaseException as error:
-        return {"refused": f"--impl {source}: {type(error).__name__}: {error}", "broken": True}
-    described = []
-    for implementation in found:
-        declared = {field.name: getattr(implementation, field.name) for field in fields(implementation)}
-        form = next(form for form in FORMS if declared[form] is not None)
-        described.append({name: value for name, value in declared.items() if name not in FORMS} | {"form": form})
-    return {"found": described}
-
-
-def _announced(exchange: Exchange, unasked: list[int]) -> Ask:
-    """Loading a bare callable calls it. Should this process die of a question, the next one is told to leave it unasked."""
-    numbers = itertools.count(1)
-
-    def ask(question: Callable[[], Any]) -> Any:
-        number, answer = next(numbers), None
-        if number not in unasked:
-            exchange({"asking": number})
-            with suppress(BaseException):  # such as SystemExit
-                answer = question()
-            exchange({"asking": 0})
-        return answer
-
-    return ask
+    answer_requests(channel, functools.partial(_answer, _note_torchs_threads()))
 
 
 def _answer(
+    torchs: weakref.WeakSet[threading.Thread],
     implementation: Implementation,
     memory: int | None,
-    torchs: weakref.WeakSet[threading.Thread],
     batches: list[Batch],
     wants_gradient: bool,
     calls: int,
@@ -127,18 +61,6 @@ def _answer(
             return _exhausted(memory, text)
         found.append(seen)
     return found
-
-
-def _limit(memory: int | None) -> None:
-    """Bytes of data for this process. Raises ImplementationError where torch alone holds more."""
-    if memory is None:
-        return
-    lines = Path("/proc/self/status").read_text().splitlines()
-    held = next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmData"))
-    if memory < held:
-        wanted = f"expected more than the {held / 2**30:.2g} GiB that torch alone holds"
-        raise ImplementationError(f"--worker-memory {memory / 2**30:g}: {wanted}")
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
 
 def _want_of_memory(seen: Observation) -> str:
@@ -179,10 +101,15 @@ def _note_torchs_threads() -> weakref.WeakSet[threading.Thread]:
     def is_pythons(path: Path) -> bool:
         return path.is_relative_to(pythons) and not {"site-packages", "dist-packages"} & {*path.parts}
 
+    def passes_on(
+        path: Path,
+    ) -> bool:  # tqdm's monitor is a thread of whoever shows a bar first, such as torch's compiler
+        return is_pythons(path) or path.parent.name == "tqdm"
+
     @functools.wraps(start)
     def noted(thread: threading.Thread) -> None:
         callers = (Path(frame.f_code.co_filename) for frame, _ in traceback.walk_stack(sys._getframe(1)))
-        caller = next((path for path in callers if not is_pythons(path)), None)
+        caller = next((path for path in callers if not passes_on(path)), None)
         if caller and caller.is_relative_to(torch_folder):
             torchs.add(thread)
         start(thread)
