@@ -43,7 +43,7 @@ def accuracy(frame: pd.DataFrame) -> bytes:
         axes.set_xscale("log")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
-    axes.set_xlabel("error in units; bar: allowed error; filled: pass, hollow: not a pass")
+    axes.set_xlabel("error in units; bar: allowed at the better grades; filled: pass, hollow: not a pass")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
