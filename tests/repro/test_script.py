@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -392,6 +393,15 @@ def test_errors_are_shown(printed):
     screen, error = printed["results"]["no error where one is expected"]
     assert re.match(r"expected an error\W+found tensor\(", screen)
     assert not error
+
+
+def test_a_loss_without_a_backward_pass_is_not_asked_for_one(made):
+    case, implementation, text = made["native"]
+    assert "backward" in text
+    forward = replace(implementation, capabilities=implementation.capabilities - {"backward"})
+    without = script(case, forward, build(case)).split("# --- the call")[1]
+    assert "next(steps)" in without
+    assert "found = next(steps)" not in without
 
 
 def test_an_overwritten_input_is_shown(printed):

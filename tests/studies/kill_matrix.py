@@ -31,7 +31,7 @@ from xentcheck.implementation import Implementation, find
 from xentcheck.run.examiner import Examiner
 from xentcheck.run.isolation.protocol import TOKEN, frame
 from xentcheck.run.judge import judge
-from xentcheck.run.observe import Answer, observe
+from xentcheck.run.observe import Answer, Failure, observe
 from xentcheck.run.relations import related
 from xentcheck.spec.case import RELATIONS, Case
 from xentcheck.spec.loader import digest, load_all
@@ -90,6 +90,8 @@ class Asking:
         if keeps_state(mutant):  # what it kept from other cases may not decide
             mutant = loaded(mutant.source)[0]
         seen = observe(mutant, exam.batch, _wants_gradient(case))
+        if isinstance(seen, Failure):
+            return case.aspects[0]
         again = () if seen.again is None else _fingerprint(seen.again)
         claims = (mutant.capabilities, mutant.tentative, *sorted(mutant.conventions.items()))
         first = (_fingerprint(seen.first), again, seen.changed, claims)
@@ -97,7 +99,8 @@ class Asking:
             if aspect in RELATIONS and ("related", aspect) not in known:
                 known["related", aspect] = related(aspect, exam.batch)
             batches, check = known.get(("related", aspect), ((), None))
-            answers = [observe(mutant, other, True, 1).first for other in batches]
+            seen_too = [observe(mutant, other, True, 1) for other in batches]
+            answers = [one if isinstance(one, Failure) else one.first for one in seen_too]
             # A verdict depends on the answers alone, so it is looked up by them.
             path = (aspect, first, *map(_fingerprint, answers))
             if path not in known:
@@ -119,7 +122,7 @@ def _wants_gradient(case: Case) -> bool:
     return case.has_gradient or (error is not None and error.phase == "backward")
 
 
-def _fingerprint(answer: Answer) -> bytes:
+def _fingerprint(answer: Answer | Failure) -> bytes:
     """Of all that a verdict may depend on: what an isolated worker sends."""
     sha = hashlib.blake2b()
     for part in frame(bytes(TOKEN), answer):

@@ -65,8 +65,9 @@ def script(case: Case, implementation: Implementation, batch: Batch) -> str:
         parts += [_REFUSED]
     else:
         parts += ["# --- the right answer, by the definition", _expectation(batch), "# --- the call"]
-        parts += [_ARRAYS if implementation.form == "loss_and_gradient" else _call(case, batch)]
-        parts += [_COMPARISON, _GRADIENTS if case.has_gradient else "", _OVERWRITTEN]
+        has_gradient = case.has_gradient and "backward" in implementation.capabilities
+        parts += [_ARRAYS if implementation.form == "loss_and_gradient" else _call(batch, has_gradient)]
+        parts += [_COMPARISON, _GRADIENTS if has_gradient else "", _OVERWRITTEN]
     words = "hidden states" if batch.is_linear else "logits"
     parts = [part.replace("{input}", _input(batch)).replace("{words}", words) for part in parts]
     rest = "\n\n".join(part.strip() for part in parts if part)
@@ -175,7 +176,7 @@ def _rows(name: str, batch: Batch) -> str:
 # --- how the loss is called
 
 
-def _call(case: Case, batch: Batch) -> str:
+def _call(batch: Batch, has_gradient: bool) -> str:
     """The functions of the case's mode, and the lines that run it."""
     mode = modes.mode_of(batch)
     functions = [*mode.helpers, mode.steps, *([mode.wrap] if mode.wrap else [])]
@@ -196,7 +197,7 @@ def _call(case: Case, batch: Batch) -> str:
     function = "loss_function" if mode.wrap is None else f"{mode.wrap.__name__}(loss_function, batch)"
     lines = [f"batch = SimpleNamespace({', '.join(f'{name}={value}' for name, value in fields.items())})"]
     lines += ["kept = {input}.clone()", f"steps = {mode.steps.__name__}({function}, batch)", "loss = next(steps)"]
-    if case.has_gradient:
+    if has_gradient:
         lines += _backward(mode, batch)
     return f"{text}\n\n\n" + "\n".join(lines)
 
