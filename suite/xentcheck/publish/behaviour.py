@@ -64,7 +64,11 @@ EXTREMES = (
 OPTIONS = (
     Question("the mean divides by", _of("ignored-positions", "mean"), right="positions that count"),
     Question("weighted, by", _of("class-weights", "mean"), right="their weights"),
-    Question("smoothing", _of("label-smoothing"), right="s / C for every class"),
+    Question(
+        "smoothing",
+        lambda case: bool(case.question.label_smoothing) and _of("label-smoothing")(case),
+        right="s / C for every class",
+    ),
     Question("option not offered", _of("unclaimed-options"), ("rejection",), right="an error"),
     Question("int32 targets", _everything, convention="int32_target"),
     Question("dtype of a half loss", _everything, ("loss", "shape"), convention="half_loss_dtype"),

@@ -45,7 +45,7 @@ _BROKEN_RELATIONS = {
 FAR = 1000.0  # units of error from which a wrong number is more than inaccurate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Finding:
     """One thing that is wrong. text: in words. verdicts: what shows it, the first one the plainest. is_torchs, is_adapters: whether torch's
     own loss does exactly the same, and whether the answer is the adapter's and not its library's."""

@@ -10,7 +10,6 @@ from xentcheck.publish.findings import Finding, findings
 from xentcheck.publish.page import Material
 from xentcheck.publish.page_field import is_measured, link, on_behalf
 from xentcheck.results.markdown import count, listed, table
-from xentcheck.run.status import Status
 from xentcheck.spec.capabilities import CAPABILITIES
 
 # The clauses that a batch with padding depends on.
@@ -22,7 +21,7 @@ def page(material: Material, field: Material | None) -> str:
     """material: the record of the shipped implementations. field: that of other libraries."""
     fused, logits = list[tuple[Material, str]](), list[tuple[Material, str]]()
     for record in (material, *([field] if field else [])):
-        for name in record.claims:
+        for name in record.names if record is material else record.claims:
             if is_measured(record, name) and "backward" in record.claims[name]["capabilities"]:
                 (fused if "linear" in record.claims[name]["capabilities"] else logits).append((record, name))
     return material.page(
@@ -31,7 +30,7 @@ def page(material: Material, field: Material | None) -> str:
         "documentation.",
         f"## Fused linear losses\n\n{_verdict(fused, field)}\n\n{table(_rows(fused, field))}",
         f"## Losses of logits\n\n{_verdict(logits, field)}\n\n{table(_rows(logits, field))}",
-        "**padding**: cases with ignored positions that are right, of those asked. **all ignored**: the mean of a batch in which every position is padding; NaN there ends a training run. "
+        "**padding**: cases with ignored positions whose loss and gradients are right, of those asked. **all ignored**: the mean of a batch in which every position is padding; NaN there ends a training run. "
         "**bad target**: what a target gives that is neither a class nor ignored, such as -1 where -100 is ignored. **lacks**: of "
         f"{listed(f'`{one}`' for one in _OPTIONS)}. **know**: the gravest thing that is wrong with padding, then the gravest of all.",
         "## In doubt\n\n"
@@ -45,9 +44,16 @@ def page(material: Material, field: Material | None) -> str:
 
 
 def padding(record: Material, name: str) -> tuple[int, int]:
-    """Cases with padding that are right, and that were asked."""
-    own = {case: status for case, status in record.scores[name].statuses.items() if case.partition("/")[0] in PADDING}
-    return sum(status is Status.PASS for status in own.values()), sum(status.was_asked for status in own.values())
+    """Cases with padding whose loss and gradients are right, and that were asked. What a loss does to its arguments is another matter."""
+    frame = record.frame
+    asked = frame[
+        (frame["implementation"] == name)
+        & frame["asked"]
+        & frame["clause"].isin(PADDING)
+        & frame["aspect"].isin(["loss", "gradient", "shape"])
+    ]
+    right = (asked["status"] == "pass").groupby(asked["case"]).all()
+    return int(right.sum()), len(right)
 
 
 def _place(one: tuple[Material, str]) -> tuple[float, int, str]:
@@ -84,7 +90,7 @@ def _row(record: Material, name: str, field: Material | None) -> dict[str, Any]:
         "bad target": answers(record, name, questions[BAD_INPUT]),
         "lacks": ", ".join(lacks),
         "by the adapter": on_behalf(record.claims[name]),
-        "know": ". ".join(str(one) for one in _to_know(findings(record, name))) or "nothing is wrong in what was asked",
+        "know": "; ".join(str(one) for one in _to_know(findings(record, name))) or "nothing is wrong in what was asked",
     }
 
 

@@ -119,7 +119,7 @@ def _row(field: Material, name: str, current: Mapping[str, Any]) -> dict[str, An
         "cannot": score.groups[status.UNSUPPORTED],
         "accuracy": accuracy(field, name),
         "by the adapter": on_behalf(claims),
-        "worst": ". ".join(str(one) for one in worst(field, name)) or "nothing of its own",
+        "worst": "; ".join(str(one) for one in worst(field, name)) or "nothing of its own",
         "measured": f"{claims['measured']['started'][:10]}{mark}",
     }
 

@@ -61,7 +61,7 @@ def _of_the_field(material: Material, field: Material) -> dict[str, str]:
     return {
         "field.md": page_field.page(field, material.results.run),
         "choose.md": page_choose.page(material, field),
-        **page_implementation.pages(field, material.results.run),
+        **page_implementation.pages(field, material),
     }
 
 
