@@ -11,7 +11,11 @@ MEASURED_LINEAR := native,maskedce,linear_maskedce,linear_cross_entropy,linear_c
 ARGS :=
 OTHERS := native_module,nll,remapped,masked_mean,filtered,nan_guard,maskedce_inplace,linear_maskedce,linear_cross_entropy,linear_cross_entropy_chunked
 
-.PHONY: conform test test-all mutants older-torch speed baseline gate gate-trials lint clean
+# How many libraries `make field` runs at the same time, and which; all, if left out.
+JOBS := 2
+LIBRARIES :=
+
+.PHONY: conform test test-all mutants older-torch speed field baseline gate gate-trials lint clean
 
 # Runs the suite, then the implementations that the reports compare beside the first two, and writes reports/.
 # The reports are written even where something fails; the exit status still says that it did.
@@ -29,6 +33,10 @@ speed: $(VENV)/.installed
 	$(BIN)/python -m pytest suite/test_speed.py suite/test_memory.py -q --impl $(MEASURED_LINEAR) --profile linear --results $(RESULTS)/speed-linear $(ARGS) || status=$$?; \
 	$(BIN)/xentcheck report $(RESULTS)/speed $(RESULTS)/speed-linear --to reports || status=$$?; \
 	exit $$status
+
+# Installs the losses of other libraries and measures those that are not measured with this edition and these cases; can be interrupted and called again.
+field: $(VENV)/.installed
+	$(BIN)/xentcheck field $(LIBRARIES) --jobs $(JOBS)
 
 # What `make gate` holds later runs to: one whole run, and the quick speed cases in two more processes.
 baseline: $(VENV)/.installed

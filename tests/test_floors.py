@@ -15,7 +15,7 @@ FLOORS = [
     {"run"},
     {"cost", "repro", "explore", "lint"},
     {"results"},
-    {"publish", "gate"},
+    {"publish", "gate", "field"},
     {"pytest_plugin", "cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -10,8 +10,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +19,6 @@ from xentcheck.spec.mistakes import CaseFileError, UsageError
 from xentcheck.spec.patterns import nearest
 
 if TYPE_CHECKING:
-    from xentcheck.implementation import Implementation
-    from xentcheck.publish.page import Script
     from xentcheck.results.record import Results
     from xentcheck.spec.case import Case
 
@@ -48,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     further = "further arguments for pytest, such as --cases 'ignored-*'; --in-process does without --isolate"
     add("arguments", nargs=argparse.REMAINDER, help=further)
     add = command(_report, "write the reports from results")
-    add("results", type=Path, nargs="+", help="folders that --results wrote; several are merged")
+    several = (
+        "folders that --results wrote; several are merged; without any, the pages of the published record are made anew"
+    )
+    add("results", type=Path, nargs="*", help=several)
     add("--to", type=Path, default=Path("reports"), help="where to write (default: reports)")
     add("--excerpt", type=Path, help="a page that shows a short table between its excerpt marks")
     add(
@@ -74,6 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("action", nargs="?", choices=["install"], help="make the environments of the names that follow anew")
     add("names", nargs="*", help="libraries or implementations, as the list shows them")
     add("--implementations", metavar="DIR", type=Path, help="a folder of your own implementations")
+    add = command(
+        _field, "install and run the losses of other libraries, one after another, and publish what was found"
+    )
+    add("names", nargs="*", help="libraries or implementations, as `xentcheck peers` lists them; all, if left out")
+    folder = Path("reports/results/field")
+    add("--results", type=Path, default=folder, help=f"where the record of each library is kept (default: {folder})")
+    add("--to", type=Path, default=Path("reports"), help="where to publish (default: reports)")
+    add("--jobs", type=int, default=1, metavar="N", help="how many libraries run at the same time (default: 1)")
+    add("--again", action="store_true", help="measure also what is measured with this edition and these cases")
     command(_schema, "print the JSON Schema of case files")
     add = command(_baseline, "write the baseline that --gate compares later runs with")
     add("results", type=Path, nargs="+", help="folders that --results wrote; ratios of several runs are combined")
@@ -161,66 +169,22 @@ def _results(paths: Sequence[Path]) -> Results:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from xentcheck.publish import check, costs, page_answers, page_summary, report
-    from xentcheck.publish.page import Material
-    from xentcheck.results import record
-    from xentcheck.spec import bug_reports, common_claims
+    from xentcheck.publish.command import write_or_check
 
-    results = _results(options.results)
-    if results.costs and not options.check:  # times differ from run to run
-        written = costs.write(results, options.to)
-        print(f"wrote {', '.join(map(str, written))}")
-        if not results.verdicts:
-            return 0 if results.complete else 1
-    where, cases, questions = options.to / report.RECORD, loader.load_all(), common_claims.load()
-    problems = check.between(record.load(where), results) if options.check else []
-    published = record.load(where) if options.check else record.publish(results, where)
-    material = Material(published, cases)
-    made = report.pages(material, questions, bug_reports.load(), _script(cases, published), options.to)
-    excerpt = page_summary.with_excerpt(material, options.excerpt) if options.excerpt else ""
-    problems += page_answers.unverified(questions, material)
-    if options.check:
-        problems += check.pages(made, options.to)
-        problems += check.pages({options.excerpt.name: excerpt.encode()}, options.excerpt.parent) if excerpt else []
-    else:
-        report.write(made, options.to)
-        if excerpt:
-            options.excerpt.write_text(excerpt, encoding="utf-8")
-        print(f"wrote {', '.join(str(options.to / name) for name in (report.RECORD, *made) if '/' not in name)}")
-    if not results.complete:
-        problems.append("these results are of a run that did not finish; continue it with --resume")
-    for problem in problems:
-        print(f"xentcheck: {visible(problem)}", file=sys.stderr)
-    return 1 if problems else 0
+    results = _results(options.results) if options.results else None
+    return write_or_check(results, options.to, options.excerpt, options.check)
 
 
-def _script(cases: Sequence[Case], results: Results) -> Script:
-    from xentcheck.implementation import FOLDER, ImplementationError, find, names
-    from xentcheck.repro.literals import WRITTEN_OUT
-    from xentcheck.repro.script import script
-    from xentcheck.spec.batch import build
+def _field(options: argparse.Namespace) -> int:
+    from xentcheck import field
+    from xentcheck.publish import report
+    from xentcheck.publish.command import write_or_check
 
-    by_id = {case.id: case for case in cases}
-    shipped = frozenset(names(FOLDER))  # nothing else is loaded: a record must not name code that is run
-    implementations: dict[str, Implementation] = {}
-
-    @cache
-    def short_script(name: str, case_id: str) -> str:
-        """Empty where the batch is large, or the case or implementation is the user's own, since results contain neither."""
-        if case_id not in by_id or name not in shipped:
-            return ""
-        try:
-            if name not in implementations:
-                version = results.run["implementations"][name]["version"]
-                implementations[name] = replace(find(name)[0], version=version)
-        except ImplementationError:
-            return ""
-        if implementations[name].environment:
-            return ""
-        batch = build(by_id[case_id])
-        return script(by_id[case_id], implementations[name], batch) if batch.input.numel() <= WRITTEN_OUT else ""
-
-    return short_script
+    done = field.run(options.names, options.results, options.to / field.RECORD, options.jobs, options.again)
+    if (options.to / report.RECORD).is_file():
+        return max(done, write_or_check(None, options.to))
+    print("xentcheck: the pages are made beside those of `make conform`, by `xentcheck report`", file=sys.stderr)
+    return done
 
 
 def _repro(options: argparse.Namespace) -> int:

@@ -101,7 +101,7 @@ def Adapter(
             up and divided here.
         by_hand: the same as words for reports, where ``call`` itself does it.
         device: ``cuda`` for what takes nothing else: tensors are moved there and back.
-        more: further fields of Implementation, such as ``empty_mean``, ``refuses``, ``deviations`` or ``built_on``.
+        more: further fields of Implementation, such as ``empty_mean``, ``refuses``, ``deviations``, ``built_on`` or ``slow``.
 
     Raises:
         ImplementationError: the declaration contradicts itself.

@@ -197,6 +197,7 @@ class Implementation:
         adapter_does: what an adapter does in its library's place: ``"mask"``, ``"divide"``, ``"remap"``, or other words.
         classes_divisible_by: a case whose number of classes is no multiple of it is ``unsupported``.
         environment: where its library is installed. It is then called in a process of that environment only.
+        slow: whether all cases take too long. ``xentcheck field`` then asks it ``--cases telling``.
         broken: why it could not be loaded; all its cases are then ``error``. Set by the loader.
         tentative: capabilities that nobody declared but that a bare callable may have. Refusing a case that needs one is
             ``unsupported`` and not an error; a wrong answer is still a failure.
@@ -230,6 +231,7 @@ class Implementation:
     adapter_does: frozenset[str] = frozenset()
     classes_divisible_by: int = 1
     environment: Environment | None = None
+    slow: bool = False
     broken: str = ""
     tentative: frozenset[str] = frozenset()
     source: str = ""

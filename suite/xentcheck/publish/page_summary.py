@@ -18,6 +18,7 @@ EXCERPT = ("<!-- excerpt of reports/README.md -->", "<!-- end of the excerpt -->
 FRONT = ("native", "maskedce", "masked_mean", "linear_cross_entropy")  # of the excerpt on the front page
 # Pages that other commands make; linked where they exist.
 FURTHER = {
+    "field.jsonl.gz": "[the field](field.md): the losses of other libraries, what is right and what is wrong (`make field`); [choose](choose.md): which of them to use with padding",
     "mutants.md": "[mutants](mutants.md): which case catches which wrong loss (`make mutants`)",
     "older-torch.md": "[older torch](older-torch.md): what is different in an older version (`make older-torch`)",
     "speed.md": "[speed](speed.md): time compared with native (`make speed`)",
