@@ -1,12 +1,24 @@
 """Liger Kernel: its cross entropy and its fused linear cross entropy. On the CPU in Triton's interpreter, which has faults of its own."""
 
-from xentcheck.implementation import Adapter
+from xentcheck.implementation import Adapter, Deviation
 
 INSTALLED = {
     "requires": ["liger-kernel==0.8.5", "triton==3.9.0"],
     "no_deps": True,
     "env": {"TRITON_INTERPRET": "1"},
+    "empty_mean": "zero",
+    # The interpreter keeps bfloat16 as its bits, and multiplies those where a kernel does not widen them first.
+    "lacks": {"bfloat16"},
 }
+OVERWRITTEN = Deviation(
+    "*",
+    aspect="purity",
+    fault="changed",
+    observed="the logits of the caller are overwritten, by their gradient",
+    reason="The kernel stores the gradient in the place of the logits, to save memory; logits that it has to copy first stay as they are.",
+    link="https://github.com/linkedin/Liger-Kernel/blob/v0.8.5/src/liger_kernel/ops/cross_entropy.py",
+    certain=False,
+)
 
 
 def cross_entropy(logits, labels, **options):
@@ -26,6 +38,8 @@ implementations = (
         name="liger_cross_entropy",
         call=cross_entropy,
         offers={"label_smoothing", "weight"},
+        half_loss_dtype="input",
+        deviations=(OVERWRITTEN,),
         **INSTALLED,
     ),
     Adapter(
@@ -34,6 +48,7 @@ implementations = (
         linear=True,
         keywords={"weight": "ce_weight"},
         offers={"label_smoothing", "linear_bias"},
+        half_loss_dtype="float32",
         **INSTALLED,
     ),
 )
