@@ -5,7 +5,13 @@ from functools import cache
 from xentcheck.implementation import Adapter
 
 INSTALLED = {
-    "requires": ["torchtitan==0.3.0", "spmd-types==0.2.3", "tyro==1.0.17", "docstring-parser==0.18.0", "typeguard==4.6.1"],
+    "requires": [
+        "torchtitan==0.3.0",
+        "spmd-types==0.2.3",
+        "tyro==1.0.17",
+        "docstring-parser==0.18.0",
+        "typeguard==4.6.1",
+    ],
     "no_deps": True,
 }
 
