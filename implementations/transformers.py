@@ -1,5 +1,8 @@
 """Hugging Face Transformers: the loss of its language models, what that is made of, token classification, and label smoothing."""
 
+import random
+import tempfile
+from functools import cache
 from types import SimpleNamespace
 
 from xentcheck.implementation import Adapter
@@ -7,6 +10,7 @@ from xentcheck.implementation import Adapter
 INSTALLED = {
     "requires": [
         "transformers==5.23.0",
+        "accelerate==1.15.0",
     ],
     "built_on": "torch",
 }
@@ -34,6 +38,39 @@ def label_smoother(logits, labels, *, ignore_index=-100, label_smoothing=0.0):
     from transformers.trainer_pt_utils import LabelSmoother
 
     return LabelSmoother(label_smoothing, ignore_index)({"logits": logits}, labels)
+
+
+@cache
+def trainer_of(classes, folder):
+    """A Trainer of a language model of two layers. Making it sets seeds, which are put back."""
+    import numpy as np
+    import torch
+
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=classes, max_position_embeddings=8, **sizes))
+    made = Trainer(model=model, args=TrainingArguments(output_dir=folder, use_cpu=True, report_to=[]))
+    torch.set_rng_state(before[0])
+    np.random.set_state(before[1])
+    random.setstate(before[2])
+    return made
+
+
+def trainer(logits, labels, *, normalizer=None):
+    """Trainer.compute_loss with the number of labels that the Trainer counts; the model's head gives these logits."""
+    import torch
+
+    one = trainer_of(logits.shape[-1], tempfile.gettempdir())
+    inputs = {"input_ids": torch.zeros(1, 1, dtype=torch.int64), "labels": labels}
+    if normalizer is None:
+        _, normalizer = one.get_batch_samples(iter([inputs]), 1, labels.device)
+    replaced = one.model.lm_head.register_forward_hook(lambda *_: logits)
+    try:
+        return one.compute_loss(one.model, inputs, num_items_in_batch=normalizer)
+    finally:
+        replaced.remove()
 
 
 implementations = (
@@ -68,6 +105,16 @@ implementations = (
         layout="sequence",
         reductions={"mean"},
         offers={"label_smoothing"},
+        **INSTALLED,
+    ),
+    Adapter(
+        name="transformers_trainer",
+        call=trainer,
+        layout="sequence",
+        shifts=True,
+        ignores="-100 only",
+        reductions={"mean"},
+        offers={"normalizer"},
         **INSTALLED,
     ),
 )

@@ -1,0 +1,48 @@
+"""DeepSpeed's vocabulary-parallel losses on one rank: of tokens, and of a causal language model."""
+
+from xentcheck.implementation import Adapter
+
+
+def tokens(logits, labels, **options):
+    from deepspeed.sequence.cross_entropy import vocab_parallel_cross_entropy
+
+    return vocab_parallel_cross_entropy(logits, labels, **options)
+
+
+def causal(logits, labels, *, ignore_index=-100, **options):
+    from deepspeed.sequence.cross_entropy import VocabParallelCausalLMLoss
+
+    return VocabParallelCausalLMLoss(ignore_index=ignore_index)(logits, labels, **options)
+
+
+INSTALLED = {
+    "requires": [
+        "deepspeed==0.19.8",
+        "einops==0.8.2",
+        "hjson==3.1.0",
+        "msgpack==1.1.2",
+        "ninja==1.13.0",
+        "packaging==26.0",
+        "psutil==7.2.2",
+        "py-cpuinfo==9.0.0",
+        "pydantic==2.12.5",
+        "pydantic-core==2.41.5",
+        "annotated-types==0.7.0",
+        "typing-inspection==0.4.2",
+        "tqdm==4.67.3",
+    ],
+    "no_deps": True,
+}
+
+implementations = (
+    Adapter(name="deepspeed", call=tokens, layout="sequence", **INSTALLED),
+    Adapter(
+        name="deepspeed_causal",
+        call=causal,
+        layout="sequence",
+        shifts=True,
+        reductions={"mean"},
+        keywords={"normalizer": "num_items_in_batch"},
+        **INSTALLED,
+    ),
+)
