@@ -12,9 +12,7 @@ DECLARED = {
 def of_keras(ignore_class=-100, reduction="mean"):
     from keras.losses import SparseCategoricalCrossentropy
 
-    return SparseCategoricalCrossentropy(
-        from_logits=True, ignore_class=ignore_class, reduction=REDUCTIONS[reduction]
-    )
+    return SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignore_class, reduction=REDUCTIONS[reduction])
 
 
 def on_torch(logits, labels, **options):

@@ -15,8 +15,10 @@ def call(logits, labels, upstream, **options):
         return mx.array(values, dtype=getattr(mx, values.dtype.name))
 
     losses, gradients = mx.vjp(library, [array(logits)], [array(upstream)])
-    # NumPy reads no bfloat16 of MLX.
-    return tuple(np.array(one.astype(mx.float64)).astype(logits.dtype) for one in (losses[0], gradients[0]))
+    # NumPy reads no bfloat16 of MLX, which returns it.
+    return tuple(
+        np.array(one.astype(mx.float64)).astype(str(one.dtype).rpartition(".")[2]) for one in (losses[0], gradients[0])
+    )
 
 
 implementation = Adapter(

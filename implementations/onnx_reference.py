@@ -13,7 +13,9 @@ def call(logits, labels, *, weight=None, ignore_index=-100, reduction="mean"):
         for name, value in given.items()
     ]
     output = helper.make_empty_tensor_value_info("loss")
-    node = helper.make_node("SoftmaxCrossEntropyLoss", list(given), ["loss"], ignore_index=ignore_index, reduction=reduction)
+    node = helper.make_node(
+        "SoftmaxCrossEntropyLoss", list(given), ["loss"], ignore_index=ignore_index, reduction=reduction
+    )
     model = helper.make_model(helper.make_graph([node], "loss", inputs, [output]))
     return ReferenceEvaluator(model).run(None, given)[0]
 
