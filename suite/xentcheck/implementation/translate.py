@@ -118,7 +118,7 @@ def _is_floating(values: Any) -> bool:
 
 
 def where(condition: Any, one: Any, other: Any) -> Any:
-    if isinstance(condition, np.ndarray):
+    if isinstance(condition, (np.ndarray, np.generic)):  # what NumPy compares without axes is a scalar
         first, second = (value if isinstance(value, np.ndarray) else None for value in (one, other))
         dtype = (second if first is None else first).dtype  # type: ignore[union-attr]
         return np.where(
@@ -138,7 +138,7 @@ def one_like(values: Any) -> Any:
 
 def wide(values: Any) -> Any:
     """As float64."""
-    if not isinstance(values, np.ndarray):
+    if not isinstance(values, (np.ndarray, np.generic)):
         return values.double()
     return (widened(values) if values.dtype.names else values).astype(np.float64)
 
