@@ -40,6 +40,7 @@ from xentcheck.spec.telling import NAME as TELLING
 RECORD = "field.jsonl.gz"
 _MEASURED = ("edition", "cases", "selection", "started", "environment")  # of a run, what a row keeps
 _LOG = "log.txt"
+_CASE_TIMEOUT = 300  # seconds: compiling takes minutes where several libraries share the processor
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,17 @@ def combine(found: Mapping[str, Row]) -> Results:
         "selection": "field",
         "implementations": {name: dict(row.claims) for name, row in sorted(found.items())},
     }
-    return Results(run, tuple(verdict for row in found.values() for verdict in row.verdicts))
+    return Results(run, tuple(_without_output(verdict) for row in found.values() for verdict in row.verdicts))
+
+
+def _without_output(verdict: Verdict) -> Verdict:
+    """Without what a process wrote before it died, which names files of the machine: all lines of the message but the first."""
+
+    def first_line(text: Any) -> Any:
+        return text.partition("\n")[0].removesuffix("; it wrote last:") if isinstance(text, str) else text
+
+    fault = verdict.fault and replace(verdict.fault, found=first_line(verdict.fault.found))
+    return replace(verdict, reason=first_line(verdict.reason), fault=fault)
 
 
 def measure(library: Library, folder: Path, say: Callable[[str], Any]) -> Outcome:
@@ -222,7 +233,18 @@ def _is_unfinished(folder: Path) -> bool:
 def _run(library: Library, folder: Path, resume: Sequence[str]) -> int:
     sources = ",".join(one.source for one in library.implementations)
     command = [sys.executable, "-m", "pytest", "--pyargs", "xentcheck.suite", "-q", "--tb=no", "--benchmark-skip"]
-    command += ["-p", "no:cacheprovider", "--impl", sources, "--results", str(folder), *resume]
+    command += [
+        "-p",
+        "no:cacheprovider",
+        "--case-timeout",
+        str(_CASE_TIMEOUT),
+        "--impl",
+        sources,
+        "--results",
+        str(folder),
+        *resume,
+    ]
+    command += [] if library.implementations[0].environment else ["--isolate"]
     command += ["--cases", TELLING] if library.selection == TELLING else []
     variables = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     with (folder / _LOG).open("w") as log:
@@ -323,4 +345,4 @@ def _table(chosen: Sequence[Library], outcomes: Mapping[str, Outcome], known: Ma
             score, row = achieved.get(name), known.get(name)
             counts = map(str, score.groups.values()) if score else [""] * len(GROUPS)
             shown.add_row(name, row.claims["version"] if row else "", *counts, visible(how, 200))
-    Console(highlight=False, markup=False).print(shown)
+    Console(highlight=False, markup=False, width=max(Console().width, 160)).print(shown)

@@ -101,4 +101,4 @@ def _word(verdict: Verdict, question: Question, refusal: str) -> str:
         return refusal if verdict.aspect == "rejection" and verdict.status is Status.UNSUPPORTED else ""
     if question.convention in ("half_loss_dtype", "int32_target", "infinite_row"):
         return ""  # what fails there does so for other reasons
-    return _KINDS.get(verdict.kind, str(verdict.status))
+    return _KINDS.get(verdict.kind or str(verdict.status), str(verdict.status)) + by_adapter

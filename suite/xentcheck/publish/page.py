@@ -58,6 +58,7 @@ class Material:
             "grades": [", ".join(v.lower_grades) for v in verdicts],
             "units": np.array([v.error_units for v in verdicts], dtype=float),
             "dtype": [v.dtype for v in verdicts],
+            "by_adapter": np.array([v.by_adapter for v in verdicts], dtype=bool),
             "relation": np.array([v.aspect in RELATIONS for v in verdicts], dtype=bool),
             "verdict": pd.Series(verdicts, dtype=object),
         }

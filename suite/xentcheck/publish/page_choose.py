@@ -12,6 +12,7 @@ from xentcheck.publish.page_field import is_measured, link, on_behalf
 from xentcheck.results.markdown import count, listed, table
 from xentcheck.spec.capabilities import CAPABILITIES
 
+_One = tuple[Material, str]  # a record, and the name of an implementation in it
 # The clauses that a batch with padding depends on.
 PADDING = ("ignored-positions", "ignored-nonfinite", "all-ignored", "linear-ignored", "linear-chunks", "micro-batches")
 _OPTIONS = ("ignore_index", "weight", "label_smoothing", "normalizer", "reduction_none", "bfloat16", "float16")
@@ -19,17 +20,25 @@ _OPTIONS = ("ignore_index", "weight", "label_smoothing", "normalizer", "reductio
 
 def page(material: Material, field: Material | None) -> str:
     """material: the record of the shipped implementations. field: that of other libraries."""
-    fused, logits = list[tuple[Material, str]](), list[tuple[Material, str]]()
+    fused, logits, masked = list[_One](), list[_One](), list[str]()
     for record in (material, *([field] if field else [])):
         for name in record.names if record is material else record.claims:
-            if is_measured(record, name) and "backward" in record.claims[name]["capabilities"]:
-                (fused if "linear" in record.claims[name]["capabilities"] else logits).append((record, name))
+            offered = record.claims[name]["capabilities"]
+            if not is_measured(record, name) or "backward" not in offered:
+                continue
+            if padding(record, name)[1]:
+                (fused if "linear" in offered else logits).append((record, name))
+            elif record.claims[name].get("adapter_does"):
+                masked.append(_link((record, name), field))
     return material.page(
         "Which loss may I use with padding?",
         "A position is padding if its target is the ignore value. It must count for nothing: as if it had been deleted. What the losses below do is measured, not read from their "
         "documentation.",
         f"## Fused linear losses\n\n{_verdict(fused, field)}\n\n{table(_rows(fused, field))}",
         f"## Losses of logits\n\n{_verdict(logits, field)}\n\n{table(_rows(logits, field))}",
+        f"These ignore nothing by themselves, so that a mask and a division of your own are needed: {listed(masked)}."
+        if masked
+        else "",
         "**padding**: cases with ignored positions whose loss and gradients are right, of those asked. **all ignored**: the mean of a batch in which every position is padding; NaN there ends a training run. "
         "**bad target**: what a target gives that is neither a class nor ignored, such as -1 where -100 is ignored. **lacks**: of "
         f"{listed(f'`{one}`' for one in _OPTIONS)}. **know**: the gravest thing that is wrong with padding, then the gravest of all.",
@@ -44,11 +53,12 @@ def page(material: Material, field: Material | None) -> str:
 
 
 def padding(record: Material, name: str) -> tuple[int, int]:
-    """Cases with padding whose loss and gradients are right, and that were asked. What a loss does to its arguments is another matter."""
+    """Cases with padding whose loss and gradients are right, and that the library itself answered. What it does to its arguments is another matter."""
     frame = record.frame
     asked = frame[
         (frame["implementation"] == name)
         & frame["asked"]
+        & ~frame["by_adapter"]
         & frame["clause"].isin(PADDING)
         & frame["aspect"].isin(["loss", "gradient", "shape"])
     ]
@@ -56,25 +66,25 @@ def padding(record: Material, name: str) -> tuple[int, int]:
     return int(right.sum()), len(right)
 
 
-def _place(one: tuple[Material, str]) -> tuple[float, int, str]:
+def _place(one: _One) -> tuple[float, int, str]:
     right, asked = padding(*one)
     return -right / max(asked, 1), -asked, one[1]
 
 
-def _verdict(chosen: Sequence[tuple[Material, str]], field: Material | None) -> str:
-    """Which are right throughout, in one sentence."""
-    clean = [_link(one, field) for one in sorted(chosen, key=_place) if len({*padding(*one)}) == 1 and padding(*one)[1]]
+def _verdict(chosen: Sequence[_One], field: Material | None) -> str:
+    """Which are right throughout, in one sentence, with how many cases that is known from."""
     if not chosen:
         return "None was measured."
+    asked = [(one, padding(*one)) for one in sorted(chosen, key=_place)]
+    clean = [f"{_link(one, field)} ({count(of, 'case')})" for one, (right, of) in asked if right == of]
     if not clean:
-        return f"**None of {count(len(chosen), 'loss', 'losses')} is right in every case with padding.** The table begins with those that come nearest."
-    others = len(chosen) - len(clean)
+        return "**None of these is right in every case with padding.** The table begins with those that come nearest."
     return f"**Right in every case with padding that could be asked: {listed(clean)}.**" + (
-        f" The {count(others, 'other')} can be used with what the last column says in mind." if others else ""
+        " The others can be used with what the last column says in mind." if len(clean) < len(chosen) else ""
     )
 
 
-def _rows(chosen: Sequence[tuple[Material, str]], field: Material | None) -> list[dict[str, Any]]:
+def _rows(chosen: Sequence[_One], field: Material | None) -> list[dict[str, Any]]:
     return [_row(*one, field) for one in sorted(chosen, key=_place)]
 
 
@@ -101,6 +111,6 @@ def _to_know(found: Sequence[Finding]) -> list[Finding]:
     return list(dict.fromkeys([*of_padding[:1], *own[:1]]))
 
 
-def _link(one: tuple[Material, str], field: Material | None) -> str:
+def _link(one: _One, field: Material | None) -> str:
     record, name = one
     return link(name) if record is field else f"[`{name}`](conformance.md)"

@@ -48,10 +48,9 @@ def page(field: Material, current: Mapping[str, Any]) -> str:
         if elsewhere
         else "",
         "**right**: cases that pass, of those that could be asked. **wrong**: all others of these; *as torch*: those in which torch's own loss gives exactly the same wrong answer, "
-        "which the library hands on. **cannot**: cases that need what the loss does not offer. **accuracy**: its grades ("
-        + "; ".join(f"`{name}`: {CONVENTIONS[name][0]}" for name in _GRADES if name in CONVENTIONS)
-        + ("; " if any(name in CONVENTIONS for name in _GRADES) else "")
-        + "the largest error of a right answer, in units of what rounding alone can cause). **by the adapter**: what is done in the library's place, so that such answers "
+        "which the library hands on. **cannot**: cases that need what the loss does not offer. **accuracy**: "
+        + "".join(f"its grade of `{name}` ({CONVENTIONS[name][0]}), " for name in _GRADES if name in CONVENTIONS)
+        + "the largest error of a right answer, in units of what rounding alone can cause. **by the adapter**: what is done in the library's place, so that such answers "
         "say nothing about the library; and what a library does with bad values that cannot raise an error. **worst**: up to three things that are wrong, without those that are torch's or the adapter's.",
         "Made by `make field` from [field.jsonl.gz](field.jsonl.gz), which holds every verdict.",
     )

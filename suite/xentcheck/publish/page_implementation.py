@@ -9,7 +9,7 @@ from typing import Any
 
 from xentcheck.publish.findings import Finding, by_clause, findings
 from xentcheck.publish.page import Material
-from xentcheck.publish.page_field import accuracy, file_name, is_measured, is_older, on_behalf, wrong
+from xentcheck.publish.page_field import accuracy, file_name, is_measured, is_older, on_behalf
 from xentcheck.results.markdown import cell, count, listed, table
 from xentcheck.run import status
 from xentcheck.run.units import ALLOWED_UNITS
@@ -62,10 +62,11 @@ def _summary(field: Material, name: str, found: list[Finding]) -> str:
         if score.relations_asked
         else ""
     )
+    torchs = f" ({score.as_native} of them exactly as torch's own loss)" if score.as_native else ""
     own = sum(one.is_librarys for one in found)
     return cell(
-        f"**{score.passed} of {score.asked} cases are right**, {wrong(field, name)} wrong, {score.groups[status.UNSUPPORTED]} need what it does not offer{relations}. "
-        f"{count(own, 'cause')} of its own. Accuracy: {accuracy(field, name) or 'nothing was right'}."
+        f"**{score.passed} of {score.asked} cases are right**, {score.asked - score.passed} are wrong{torchs}, {score.groups[status.UNSUPPORTED]} need what it does not offer{relations}. "
+        f"{count(own, 'thing')} of its own {'is' if own == 1 else 'are'} wrong. Accuracy: {accuracy(field, name) or 'nothing was right'}."
     )
 
 
