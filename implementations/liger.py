@@ -34,6 +34,16 @@ def fused_linear(hidden, linear_weight, labels, *, linear_bias=None, **options):
     return LigerFusedLinearCrossEntropyLoss(**options)(linear_weight, hidden, labels, bias=linear_bias)
 
 
+UNCHECKED = Deviation(
+    ("bad-input/target[class-count]", "bad-input/target[too-large]"),
+    aspect="rejection",
+    fault="accepted",
+    observed="a target beyond the last class gives a loss, from memory behind the row",
+    reason="The fused loss does not look at the range of its targets, as Liger's own cross entropy does, and the kernel reads at the target.",
+    link="https://github.com/linkedin/Liger-Kernel/blob/v0.8.5/src/liger_kernel/ops/fused_linear_cross_entropy.py",
+    certain=False,
+)
+
 implementations = (
     Adapter(
         name="liger_cross_entropy",
@@ -50,6 +60,7 @@ implementations = (
         keywords={"weight": "ce_weight"},
         offers={"label_smoothing", "linear_bias"},
         half_loss_dtype="float32",
+        deviations=(UNCHECKED,),
         **INSTALLED,
     ),
 )
