@@ -34,8 +34,11 @@ def page(material: Material, field: Material | None) -> str:
         "Which loss may I use with padding?",
         "A position is padding if its target is the ignore value. It must count for nothing: as if it had been deleted. What the losses below do is measured, not read from their "
         "documentation.",
-        f"## Fused linear losses\n\n{_verdict(fused, field)}\n\n{table(_rows(fused, field))}",
-        f"## Losses of logits\n\n{_verdict(logits, field)}\n\n{table(_rows(logits, field))}",
+        *(
+            f"## {title}\n\n{_verdict(chosen, field)}\n\n{table(_rows(chosen, field))}"
+            for title, chosen in (("Fused linear losses", fused), ("Losses of logits", logits))
+            if chosen
+        ),
         f"These ignore nothing by themselves, so that a mask and a division of your own are needed: {listed(masked)}."
         if masked
         else "",
@@ -73,8 +76,6 @@ def _place(one: _One) -> tuple[float, int, str]:
 
 def _verdict(chosen: Sequence[_One], field: Material | None) -> str:
     """Which are right throughout, in one sentence, with how many cases that is known from."""
-    if not chosen:
-        return "None was measured."
     asked = [(one, padding(*one)) for one in sorted(chosen, key=_place)]
     clean = [f"{_link(one, field)} ({count(of, 'case')})" for one, (right, of) in asked if right == of]
     if not clean:
