@@ -32,6 +32,7 @@ INTEGERS = Deviation(
 implementations = (
     Adapter(
         name="cut_cross_entropy_torch_compile",
+        computes_in="float32",
         call=torch_compile,
         linear=True,
         empty_mean="nan",

@@ -40,6 +40,7 @@ UNCHECKED = Deviation(
 implementations = (
     Adapter(
         name="flash_linear_attention_fused_linear",
+        computes_in="float32",
         call=fused_linear,
         linear=True,
         reductions={"mean", "sum"},
@@ -52,6 +53,7 @@ implementations = (
     ),
     Adapter(
         name="flash_linear_attention_cross_entropy",
+        computes_in="float32",
         call=cross_entropy,
         offers={"label_smoothing"},
         device="cuda",

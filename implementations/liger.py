@@ -47,6 +47,7 @@ UNCHECKED = Deviation(
 implementations = (
     Adapter(
         name="liger_cross_entropy",
+        computes_in="float32",
         call=cross_entropy,
         offers={"label_smoothing", "weight"},
         half_loss_dtype="input",
@@ -55,6 +56,7 @@ implementations = (
     ),
     Adapter(
         name="liger_fused_linear",
+        computes_in="float32",
         call=fused_linear,
         linear=True,
         keywords={"weight": "ce_weight"},

@@ -81,6 +81,7 @@ LOSS_PARALLEL = (
 implementations = (
     Adapter(
         name="torchtitan_plain",
+        computes_in="float32",
         call=plain,
         layout="sequence",
         ignores="-100 only",
@@ -91,6 +92,7 @@ implementations = (
     ),
     Adapter(
         name="torchtitan_loss_parallel",
+        computes_in="float32",
         call=loss_parallel,
         ignores="-100 only",
         reductions={"sum", "none"},

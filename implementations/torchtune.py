@@ -18,6 +18,7 @@ def chunked(logits, labels, **options):
 
 implementation = Adapter(
     name="torchtune",
+    computes_in="float32",
     call=chunked,
     layout="sequence",
     reductions={"mean"},

@@ -13,6 +13,7 @@ def parallel(logits, labels, *, ignore_index=-100, label_smoothing=0.0):
 
 implementation = Adapter(
     name="transformer_engine",
+    computes_in="float32",
     call=parallel,
     layout="sequence",
     reductions={"none"},

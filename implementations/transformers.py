@@ -84,6 +84,7 @@ implementations = (
     ),
     Adapter(
         name="transformers_causal",
+        computes_in="float32",
         call=causal,
         layout="sequence",
         shifts=True,
@@ -93,6 +94,7 @@ implementations = (
     ),
     Adapter(
         name="transformers_token_classification",
+        computes_in="float32",
         call=token_classification,
         layout="sequence",
         reductions={"mean"},

@@ -27,6 +27,7 @@ def fused_head(hidden, linear_weight, labels, *, linear_bias=None, **options):
 
 implementation = Adapter(
     name="trl",
+    computes_in="float32",
     call=fused_head,
     linear=True,
     layout="sequence",

@@ -2,7 +2,8 @@
 
 from xentcheck.implementation.adapter import Adapter
 from xentcheck.implementation.declare import BrokenError, Deviation, Implementation, ImplementationError, with_matrix
-from xentcheck.implementation.load import FOLDER, find, from_callable, load_file, names
+from xentcheck.implementation.execute import load_file
+from xentcheck.implementation.load import FOLDER, find, from_callable, names
 from xentcheck.spec.capabilities import ARRAY_CAPABILITIES, CAPABILITIES, LINEAR_CAPABILITIES, LOGITS_CAPABILITIES
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any
 
 from xentcheck.implementation import FOLDER, Implementation
 from xentcheck.implementation.declare import ModuleCall
-from xentcheck.implementation.load import is_of_file
+from xentcheck.implementation.execute import is_of_file
 
 # Loads the files that are printed as text below it. Declarations of the suite in them become plain namespaces.
 _LOADER = '''
