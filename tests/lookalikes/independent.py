@@ -1,10 +1,27 @@
 """Twenty correct cross-entropy losses, each written in a different way.
 Every one follows torch.nn.functional.cross_entropy; an option it has no parameter for is not offered."""
 
+from functools import wraps
+
 import torch
 import torch.nn.functional as F
 
 _HALF_TYPES = (torch.float16, torch.bfloat16)
+
+
+def _checked(loss):
+    """Refuses logits that are no floating point numbers, and a weight for another number of classes."""
+
+    @wraps(loss)
+    def checked(input, target, **options):
+        if not input.is_floating_point():
+            raise TypeError(f"Expected floating point logits, got {input.dtype}.")
+        weight, classes = options.get("weight"), input.shape[min(1, input.dim() - 1)]
+        if weight is not None and weight.shape != (classes,):
+            raise ValueError(f"Expected {classes} class weights, got {tuple(weight.shape)}.")
+        return loss(input, target, **options)
+
+    return checked
 
 
 def _upcast(tensor):
@@ -78,6 +95,7 @@ def _pick(rows, target):
     return rows.gather(1, target.unsqueeze(1)).squeeze(1)
 
 
+@_checked
 def log_softmax_nll(input, target, weight=None, ignore_index=-100, reduction="mean"):
     """The textbook pair log_softmax and nll_loss, in the shape given, after zeroing the ignored logits."""
     target = _check_indices(input, target)
@@ -91,6 +109,7 @@ def log_softmax_nll(input, target, weight=None, ignore_index=-100, reduction="me
     return loss.to(input.dtype)
 
 
+@_checked
 def log_softmax_gather(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """log_softmax in the type of the input, gather, masked sum; smoothing as (1 - s) * nll + s / C * sum."""
     _check_options(reduction, label_smoothing)
@@ -123,6 +142,7 @@ def log_softmax_gather(input, target, weight=None, ignore_index=-100, reduction=
     return loss.to(input.dtype)
 
 
+@_checked
 def logsumexp_minus_target(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """torch.logsumexp over the classes minus the logit of the target."""
     _check_options(reduction, label_smoothing)
@@ -139,6 +159,7 @@ def logsumexp_minus_target(input, target, weight=None, ignore_index=-100, reduct
     return _reduce(losses, w, input, reduction)
 
 
+@_checked
 def one_hot_times_log_softmax(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """A (smoothed) one-hot matrix, or class probabilities as given, times log_softmax, summed over the classes."""
     _check_options(reduction, label_smoothing)
@@ -165,6 +186,7 @@ def one_hot_times_log_softmax(input, target, weight=None, ignore_index=-100, red
     return _reduce(-terms.sum(dim=1), row_weights, input, reduction)
 
 
+@_checked
 def online_softmax(input, target, weight=None, ignore_index=-100, reduction="mean"):
     """One pass over blocks of classes with a running maximum and a running sum that is rescaled."""
     _check_options(reduction)
@@ -182,6 +204,7 @@ def online_softmax(input, target, weight=None, ignore_index=-100, reduction="mea
     return _reduce(losses * w, w, input, reduction)
 
 
+@_checked
 def where_two_pass(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Maximum first, then the sum of plain exponentials; every selection is a torch.where."""
     _check_options(reduction, label_smoothing)
@@ -206,6 +229,7 @@ def where_two_pass(input, target, weight=None, ignore_index=-100, reduction="mea
     return _reduce(losses, row_weights, input, reduction)
 
 
+@_checked
 def chunked_running_sum(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """Positions in chunks, so that only one chunk is normalised at a time; chunk losses are added up in a loop."""
     _check_options(reduction, label_smoothing)
@@ -254,6 +278,7 @@ class _SavedSoftmax(torch.autograd.Function):
         return grad.masked_fill(~keep.unsqueeze(1), 0.0), None, None
 
 
+@_checked
 def saved_softmax_function(input, target, weight=None, ignore_index=-100, reduction="mean"):
     """An autograd.Function that stores the softmax and returns p - onehot times the upstream gradient."""
     _check_options(reduction)
@@ -291,6 +316,7 @@ class _Recomputed(torch.autograd.Function):
         return grad.to(logits.dtype), None, None, None
 
 
+@_checked
 def recompute_function(input, target, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """An autograd.Function that keeps no probabilities but computes them again in the backward pass."""
     _check_options(reduction, label_smoothing)
@@ -328,6 +354,7 @@ class _GradInForward(torch.autograd.Function):
         return scaled.masked_fill(~keep.unsqueeze(1), 0.0), None, None, None, None
 
 
+@_checked
 def grad_in_forward_function(input, target, weight=None, ignore_index=-100, reduction="mean"):
     """An autograd.Function as in fused kernels: the gradient is ready after the forward pass, backward scales it."""
     _check_options(reduction)
@@ -337,6 +364,7 @@ def grad_in_forward_function(input, target, weight=None, ignore_index=-100, redu
     return loss.reshape(target.shape if reduction == "none" else ()).to(input.dtype)
 
 
+@_checked
 def categorical_on_selected_rows(input, target, weight=None, ignore_index=-100, reduction="mean"):
     """index_select of the rows that count, log_prob of a Categorical, and a scatter back if unreduced."""
     _check_options(reduction)
@@ -356,6 +384,7 @@ def categorical_on_selected_rows(input, target, weight=None, ignore_index=-100, 
 
 
 @torch.autocast("cpu", enabled=False)  # whose products are in bfloat16
+@_checked
 def einsum_contraction(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """A matrix of coefficients (one-hot, smoothing and class weights) contracted with log_softmax by einsum."""
     _check_options(reduction, label_smoothing)
@@ -370,6 +399,7 @@ def einsum_contraction(input, target, weight=None, ignore_index=-100, reduction=
     return _reduce(losses, _row_weights(weight, index, keep, logits.dtype), input, reduction)
 
 
+@_checked
 def sorted_logcumsumexp(input, target, weight=None, ignore_index=-100, reduction="mean"):
     """As a ranking loss does it: logits in falling order, torch.logcumsumexp, whose last entry normalises."""
     _check_options(reduction)
@@ -386,6 +416,7 @@ def _logaddexp(a, b):
     return torch.logaddexp(a.masked_fill(empty, 0.0), b.masked_fill(empty, 0.0)).masked_fill(empty, float("-inf"))
 
 
+@_checked
 def tree_logaddexp(input, target, weight=None, ignore_index=-100, reduction="mean"):
     """The normaliser by a binary tree of logaddexp: the classes are halved until one column is left."""
     _check_options(reduction)
@@ -400,6 +431,7 @@ def tree_logaddexp(input, target, weight=None, ignore_index=-100, reduction="mea
     return _reduce(losses * w, w, input, reduction)
 
 
+@_checked
 def log_odds(input, target, weight=None, ignore_index=-100, reduction="mean"):
     """-logsigmoid of the margin by which the target leads the logsumexp of all other classes."""
     _check_options(reduction)
@@ -421,6 +453,7 @@ def _single_position(row, label, class_weights, label_smoothing):
     return loss
 
 
+@_checked
 def vmap_single_position(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The loss of one position written for a vector, spread over all positions by torch.vmap."""
     _check_options(reduction, label_smoothing)
@@ -434,6 +467,7 @@ def vmap_single_position(input, target, weight=None, ignore_index=-100, reductio
     return _reduce(losses, _row_weights(weight, index, keep, logits.dtype), input, reduction)
 
 
+@_checked
 def kl_divergence(input, target, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """F.kl_div from the (smoothed) one-hot distribution plus the entropy of that distribution."""
     _check_options(reduction, label_smoothing)
@@ -449,6 +483,7 @@ def kl_divergence(input, target, ignore_index=-100, reduction="mean", label_smoo
     return _reduce(losses, keep, input, reduction)
 
 
+@_checked
 def incremental_mean(input, target, weight=None, ignore_index=-100):
     """The mean alone, updated after every few positions by their deviation from the mean so far."""
     logits, index, keep = _prepare(input, target, ignore_index)
@@ -463,6 +498,7 @@ def incremental_mean(input, target, weight=None, ignore_index=-100):
 
 
 @torch.autocast("cpu", enabled=False)
+@_checked
 def matmul_with_ones(input, target, weight=None, ignore_index=-100, reduction="mean"):
     """Every sum is a matrix product: exponentials times a vector of ones, losses times the vector of weights."""
     _check_options(reduction)
@@ -479,6 +515,7 @@ def matmul_with_ones(input, target, weight=None, ignore_index=-100, reduction="m
     return total.to(input.dtype)
 
 
+@_checked
 def vocab_shards(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """As in tensor-parallel training: each shard of classes gives its maximum, its sum and its share of the target."""
     _check_options(reduction, label_smoothing)
