@@ -1,6 +1,7 @@
 """DeepSpeed's vocabulary-parallel losses on one rank: of tokens, and of a causal language model."""
 
-from xentcheck.implementation import Adapter
+from _torch import NAN_IN_IGNORED_ROWS
+from xentcheck.implementation import Adapter, Deviation
 
 
 def tokens(logits, labels, **options):
@@ -32,6 +33,16 @@ INSTALLED = {
         "tqdm==4.67.3",
     ],
     "no_deps": True,
+    "deviations": tuple(
+        Deviation(
+            cases,
+            aspect=aspect,
+            fault="nan",
+            observed="NaN gradients in ignored rows that hold an infinity or NaN",
+            reason="_VocabParallelCrossEntropy.backward multiplies the softmax of an ignored row by 0, and 0 * NaN is NaN.",
+        )
+        for cases, aspect in ((NAN_IN_IGNORED_ROWS, "gradient"), ("*", "poisoning"))
+    ),
 }
 
 implementations = (
