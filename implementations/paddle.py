@@ -4,8 +4,9 @@ from xentcheck.implementation import Adapter
 
 
 def call(logits, labels, upstream, *, weight=None, **options):
-    import paddle
     from paddle.nn.functional import cross_entropy
+
+    import paddle
 
     if labels.ndim == logits.ndim and labels.dtype.kind == "f":
         options["soft_label"] = True
