@@ -17,6 +17,7 @@ implementation = Adapter(
     layout="flat",
     gradient="returned",
     offers={"label_smoothing"},
+    lacks={"bfloat16"},
     requires=["tinygrad==0.14.0"],
     shares_torch=False,
     env={"DEV": "PYTHON"},

@@ -38,6 +38,6 @@ implementation = Adapter(
     gradient="none",
     offers={"weight", "label_smoothing", "class_probabilities"},
     lacks={"bfloat16"},
-    requires=["onnxscript", "onnxruntime==1.31.1", "onnx==1.23.2"],
+    requires=["onnxscript==0.7.2", "onnxruntime==1.31.1", "onnx==1.23.2"],
     environment="torch_onnx",
 )
