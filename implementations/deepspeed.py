@@ -49,6 +49,7 @@ implementations = (
     Adapter(name="deepspeed", call=tokens, layout="sequence", **INSTALLED),
     Adapter(
         name="deepspeed_causal",
+        computes_in="float32",
         call=causal,
         layout="sequence",
         shifts=True,

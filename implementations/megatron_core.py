@@ -41,6 +41,7 @@ COMMON = {
 implementations = (
     Adapter(
         name="megatron_core",
+        computes_in="float32",
         call=plain,
         offers={"label_smoothing"},
         smoothing="1/(C-1)",

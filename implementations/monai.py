@@ -39,6 +39,7 @@ def focal(logits, labels, *, reduction="mean", ignore_index=-100, **options):
 
 implementation = Adapter(
     name="monai",
+    computes_in="float32",
     call=focal,
     layout="channels",
     offers={"weight"},

@@ -111,6 +111,7 @@ implementations = (
     ),
     Adapter(
         name="transformers_trainer",
+        computes_in="float32",
         call=trainer,
         layout="sequence",
         shifts=True,
