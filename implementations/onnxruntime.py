@@ -9,9 +9,8 @@ from xentcheck.implementation import Adapter
 def session(dtype, label_dtype, rank, weighted, reduction, ignore_index):
     """A model of one node."""
     import onnx
-    from onnx import helper
-
     import onnxruntime
+    from onnx import helper
 
     kinds = {"float32": 1, "float64": 11, "float16": 10, "bfloat16": 16, "int32": 6, "int64": 7}
     shape = [None] * rank

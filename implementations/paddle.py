@@ -4,9 +4,8 @@ from xentcheck.implementation import Adapter
 
 
 def call(logits, labels, upstream, *, weight=None, **options):
-    from paddle.nn.functional import cross_entropy
-
     import paddle
+    from paddle.nn.functional import cross_entropy
 
     if labels.ndim == logits.ndim and labels.dtype.kind == "f":
         options["soft_label"] = True

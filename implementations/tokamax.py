@@ -6,7 +6,6 @@ from xentcheck.implementation import Adapter
 def call(logits, labels, upstream, *, reduction="mean"):
     import jax
     import jax.numpy as jnp
-
     import tokamax
 
     matrix = jnp.eye(logits.shape[1], dtype=logits.dtype)

@@ -8,9 +8,8 @@ from xentcheck.implementation import Adapter
 @cache
 def session(signature, options):
     """The model for inputs of these shapes and dtypes."""
-    import torch
-
     import onnxruntime
+    import torch
 
     class Loss(torch.nn.Module):
         def forward(self, logits, labels, weight=None):

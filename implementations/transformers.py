@@ -45,7 +45,6 @@ def trainer_of(classes, folder):
     """A Trainer of a language model of two layers. Making it sets seeds, which are put back."""
     import numpy as np
     import torch
-
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()

@@ -27,9 +27,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from xentcheck.capture_batch import capture
-
 from transformers import LlamaConfig, LlamaForCausalLM
+from xentcheck.capture_batch import capture
 
 MODULES = [
     "base64",
