@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from report_material import LEAK, pages, results
-from xentcheck import cli
+from xentcheck.publish import command
 from xentcheck.results.markdown import cell, table, visible
 from xentcheck.run.verdict import Fault
+from xentcheck.spec import loader
 
 CASE = "ignored-positions/seed-001-unlabelled"
 # Colours and a title for a terminal, an end of text and of line, cells, code, HTML, and a link that runs something.
@@ -35,7 +36,7 @@ def test_no_code_that_a_record_names_is_loaded(tmp_path, monkeypatch, form):
     claims = {**results().run["implementations"]["known"], "deviations": [{**LEAK, "cases": [CASE]}]}
     wrong = replace(results().verdicts[1], implementation=name, case=CASE, clause="ignored-positions")
     record = replace(results(), run={**results().run, "implementations": {name: claims}}, verdicts=(wrong,))
-    script = cli._script(cli.loader.load_all(), record)
+    script = command._script(loader.load_all(), record)
     assert script(name, CASE) == ""
     pages(tmp_path / "pages", record)
     assert not (tmp_path / "ran").exists()
@@ -44,7 +45,7 @@ def test_no_code_that_a_record_names_is_loaded(tmp_path, monkeypatch, form):
 def test_a_script_is_made_for_what_ships_with_the_suite():
     claims = results().run["implementations"]["known"]
     record = replace(results(), run={**results().run, "implementations": {"native": claims}})
-    assert "loss_function" in cli._script(cli.loader.load_all(), record)("native", CASE)
+    assert "loss_function" in command._script(loader.load_all(), record)("native", CASE)
 
 
 def assert_harmless(text):
