@@ -2,7 +2,42 @@
 
 from functools import cache
 
-from xentcheck.implementation import Adapter
+from xentcheck.implementation import Adapter, Deviation
+
+SOURCE = "https://github.com/keras-team/keras/blob/v3.15.1/keras/src/"
+TAKEN = Deviation(
+    (
+        "bad-input/shape[column]",
+        "bad-input/shape[row]",
+        "bad-input/shape-of-tokens[additional-axis]",
+        "bad-input/target-dtype[*]",
+        "bad-input/float-target-of-tokens",
+        "bad-input/integer-logits",
+    ),
+    aspect="rejection",
+    fault="accepted",
+    observed="labels with one more axis or of a floating dtype, and integer logits, are taken",
+    reason="everything is cast to floatx, and an axis of length 1 is squeezed",
+    link=SOURCE + "losses/loss.py#L59",
+)
+HIDDEN_MINUS_100 = Deviation(
+    "bad-input/target[minus-100-under-minus-1]",
+    aspect="rejection",
+    fault="accepted",
+    observed="a label of -100 gives a loss of 0 and is counted in the mean, whatever ignore_class is",
+    reason="torch's loss is called without ignore_index, and ignores -100 by default",
+    link=SOURCE + "backend/torch/nn.py#L912",
+)
+EMPTY = {
+    "observed": "the mean and the sum of no position are an empty array",
+    "reason": "reduce_values returns losses of shape (0,) unreduced",
+    "link": SOURCE + "losses/loss.py#L128",
+}
+EMPTY_CASES = ("empty-batch/classification[mean]", "empty-batch/classification[sum]", "empty-batch/ignore-value")
+EMPTY_DEVIATIONS = (
+    *(Deviation(EMPTY_CASES, aspect=aspect, fault="shape", **EMPTY) for aspect in ("loss", "shape")),
+    Deviation(EMPTY_CASES, aspect="gradient", fault="raised", **EMPTY),
+)
 
 REDUCTIONS = {"mean": "sum_over_batch_size", "sum": "sum", "none": None}
 DECLARED = {
@@ -45,6 +80,7 @@ implementations = (
         requires=["keras==3.15.1"],
         environment="keras_torch",
         built_on="torch",
+        deviations=(TAKEN, HIDDEN_MINUS_100, *EMPTY_DEVIATIONS),
         env={"KERAS_BACKEND": "torch"},
         **DECLARED,
     ),

@@ -1,6 +1,38 @@
 """MLX: mlx.nn.losses.cross_entropy, on the CPU. The adapter masks and divides."""
 
-from xentcheck.implementation import Adapter
+from xentcheck.implementation import Adapter, Deviation
+
+SOURCE = "https://github.com/ml-explore/mlx/blob/v0.32.4/python/mlx/nn/losses.py"
+SMOOTHING_1 = {
+    "fault": "raised",
+    "observed": "label_smoothing=1 is refused",
+    "reason": "it takes amounts from 0 to below 1",
+    "link": SOURCE,
+}
+EMPTY = {
+    "fault": "raised",
+    "observed": "a batch of no position is refused",
+    "reason": "logsumexp refuses empty arrays",
+    "link": SOURCE,
+}
+DEVIATIONS = (
+    Deviation(
+        "*",
+        aspect="poisoning",
+        fault="nan",
+        observed="an infinity or NaN in a row that is masked afterwards makes its gradient NaN",
+        reason="there is no ignoring: the row is computed all the same, and 0 * NaN stays NaN",
+        link=SOURCE,
+        certain=False,
+    ),
+    *(
+        Deviation(
+            ("label-smoothing/amount*[1.0]", "label-smoothing/target-at-minus-inf[1.0]"), aspect=aspect, **SMOOTHING_1
+        )
+        for aspect in ("loss", "gradient", "shape")
+    ),
+    *(Deviation("empty-batch/*", aspect=aspect, **EMPTY) for aspect in ("loss", "gradient", "shape")),
+)
 
 
 def call(logits, labels, upstream, **options):
@@ -33,4 +65,5 @@ implementation = Adapter(
     refuses="nothing",
     requires=["mlx[cpu]==0.32.4"],
     shares_torch=False,
+    deviations=DEVIATIONS,
 )

@@ -1,6 +1,50 @@
 """The operator SoftmaxCrossEntropyLoss in the reference implementation of ONNX. Forward only."""
 
-from xentcheck.implementation import Adapter
+from xentcheck.implementation import Adapter, Deviation
+
+SOURCE = "https://github.com/onnx/onnx/blob/v1.23.2/onnx/reference/ops/op_softmax_cross_entropy_loss.py"
+EMPTY = {
+    "fault": "raised",
+    "observed": "a batch of no position is refused",
+    "reason": "NumPy cannot reshape an empty array to an unknown length",
+    "link": SOURCE + "#L45",
+}
+DEVIATIONS = (
+    Deviation(
+        (
+            "logit-range/scale[hundred-*]",
+            "logit-range/scale[ten-thousand-*]",
+            "logit-range/large-loss[*]",
+            "logit-range/huge-loss[*]",
+            "logit-range/one-huge-class",
+            "accuracy/scale[fifty-float32]",
+            "accuracy/scale[fifty-bfloat16]",
+            "accuracy/large-losses[float16]",
+            "accuracy/scale[ten-float16]",
+            "accuracy/scale[fifty-float16]",
+        ),
+        aspect="loss",
+        fault="inf",
+        observed="an infinite loss where the target's probability is too small for the dtype",
+        reason="the logarithm of the softmax is taken in two steps",
+        link=SOURCE + "#L25",
+    ),
+    Deviation(
+        (
+            "bad-input/target[minus-1-under-minus-100]",
+            "bad-input/target-without-reduction[*]",
+            "bad-input/negative-target-of-tokens",
+            "bad-input/target-with-weights[minus-1]",
+            "bad-input/compiled-target[minus-1]",
+        ),
+        aspect="rejection",
+        fault="accepted",
+        observed="a negative label that is not ignored counts from the last class",
+        reason="it is an index of NumPy, and is not checked",
+        link=SOURCE + "#L57",
+    ),
+    *(Deviation("empty-batch/*", aspect=aspect, **EMPTY) for aspect in ("loss", "shape")),
+)
 
 
 def call(logits, labels, *, weight=None, ignore_index=-100, reduction="mean"):
@@ -29,4 +73,5 @@ implementation = Adapter(
     lacks={"unbatched"},
     requires=["onnx==1.23.2"],
     shares_torch=False,
+    deviations=DEVIATIONS,
 )

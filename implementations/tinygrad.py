@@ -1,6 +1,13 @@
 """tinygrad: Tensor.sparse_categorical_crossentropy, in its interpreter written in Python."""
 
-from xentcheck.implementation import Adapter
+from xentcheck.implementation import Adapter, Deviation
+
+MINUS_1 = {
+    "fault": "value",
+    "observed": "under ignore_index=-1, which is its default, ignored positions are counted in the mean",
+    "reason": "-1 stands for no ignoring: such labels have a loss of 0 because their one-hot row is empty",
+    "link": "https://github.com/tinygrad/tinygrad/blob/v0.14.0/tinygrad/mixin/op.py#L1744",
+}
 
 
 def call(logits, labels, upstream, **options):
@@ -20,5 +27,9 @@ implementation = Adapter(
     lacks={"bfloat16"},
     requires=["tinygrad==0.14.0"],
     shares_torch=False,
+    deviations=tuple(
+        Deviation("ignored-positions/value[minus-1]", aspect=aspect, **MINUS_1)
+        for aspect in ("loss", "gradient", "deletion")
+    ),
     env={"DEV": "PYTHON"},
 )
