@@ -130,6 +130,7 @@ def verdicts(workers, implementation, case):
     return {a: examiner.examine(case, a, implementation) for a in examiner.aspects(case, implementation)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torch", "without_torch"])
 def test_a_library_is_called_in_its_environment(workers, loaded, cases, name):
     found = loaded(name)
@@ -164,6 +165,7 @@ def test_a_change_of_an_array_is_seen(workers, loaded, cases):
         assert verdicts(workers, loaded("changes"), case)["purity"].message.endswith("changed: input")
 
 
+@pytest.mark.slow
 def test_a_wrong_call_is_told_in_one_message(loaded):
     with pytest.raises(
         BrokenError, match=r"^peer_wrong: the trial call failed: TypeError in the call: takes_one\(\) takes 1"
@@ -194,6 +196,7 @@ def test_an_interrupted_or_older_installation_is_not_taken_for_one(folder, monke
     assert not again.is_installed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolate", [(), ("--isolate",)])
 def test_in_a_run(folder, workers, run, specification, isolate):
     specification("id: a, logits: {shape: [3, 4]}, target: {values: [0, -100, 2]}")
