@@ -46,7 +46,7 @@ INSTALLED = {
 }
 
 implementations = (
-    Adapter(name="deepspeed", call=tokens, layout="sequence", **INSTALLED),
+    Adapter(name="deepspeed_vocab_parallel", computes_in="float32", call=tokens, layout="sequence", **INSTALLED),
     Adapter(
         name="deepspeed_causal",
         computes_in="float32",

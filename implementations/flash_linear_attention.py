@@ -40,6 +40,7 @@ UNCHECKED = Deviation(
 implementations = (
     Adapter(
         name="flash_linear_attention_fused_linear",
+        slow=True,
         computes_in="float32",
         call=fused_linear,
         linear=True,

@@ -86,6 +86,7 @@ implementations = (
     ),
     Adapter(
         name="keras_jax",
+        slow=True,
         call=on_jax,
         gradient="returned",
         requires=["keras==3.15.1", "jax[cpu]==0.10.2"],

@@ -47,6 +47,7 @@ UNCHECKED = Deviation(
 implementations = (
     Adapter(
         name="liger_cross_entropy",
+        slow=True,
         computes_in="float32",
         call=cross_entropy,
         offers={"label_smoothing", "weight"},
@@ -56,6 +57,7 @@ implementations = (
     ),
     Adapter(
         name="liger_fused_linear",
+        slow=True,
         computes_in="float32",
         call=fused_linear,
         linear=True,

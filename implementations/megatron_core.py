@@ -40,7 +40,7 @@ COMMON = {
 
 implementations = (
     Adapter(
-        name="megatron_core",
+        name="megatron_core_plain",
         computes_in="float32",
         call=plain,
         offers={"label_smoothing"},
@@ -48,5 +48,5 @@ implementations = (
         **COMMON,
     ),
     # torch.compile, by which its five parts are fused, would compile them anew for each shape.
-    Adapter(name="megatron_core_fused", call=fused, env={"TORCHDYNAMO_DISABLE": "1"}, **COMMON),
+    Adapter(name="megatron_core_fused", computes_in="float32", call=fused, env={"TORCHDYNAMO_DISABLE": "1"}, **COMMON),
 )

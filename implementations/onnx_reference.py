@@ -66,6 +66,7 @@ def call(logits, labels, *, weight=None, ignore_index=-100, reduction="mean"):
 
 implementation = Adapter(
     name="onnx_reference",
+    slow=True,
     call=call,
     layout="channels",
     gradient="none",

@@ -27,6 +27,7 @@ def call(logits, labels, upstream, *, ignore_index=-100):
 
 implementation = Adapter(
     name="optax",
+    slow=True,
     call=call,
     layout="classes-last",
     reductions={"none"},

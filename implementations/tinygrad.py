@@ -20,6 +20,7 @@ def call(logits, labels, upstream, **options):
 
 implementation = Adapter(
     name="tinygrad",
+    slow=True,
     call=call,
     layout="flat",
     gradient="returned",

@@ -21,6 +21,7 @@ def call(logits, labels, upstream, *, reduction="mean"):
 
 implementation = Adapter(
     name="tokamax",
+    slow=True,
     call=call,
     ignores="none",
     reductions={"mean", "sum"},

@@ -21,6 +21,7 @@ def call(logits, labels, **options):
 
 implementation = Adapter(
     name="torch_compiled",
+    slow=True,
     call=call,
     layout="channels",
     offers={"autocast", "class_probabilities", "label_smoothing", "uint8_target", "weight"},

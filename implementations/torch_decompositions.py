@@ -148,7 +148,7 @@ IGNORES_CLASSES_ONLY = {"ignore_minus_100", "ignore_index"}
 
 implementations = (
     Adapter(
-        name="torch_decompositions",
+        name="torch_decompositions_plain",
         call=decomposed,
         layout="channels",
         gradient="returned",

@@ -32,6 +32,7 @@ def call(logits, labels, *, weight=None, **options):
 
 implementation = Adapter(
     name="torch_onnx",
+    slow=True,
     call=call,
     layout="channels",
     gradient="none",

@@ -11,6 +11,7 @@ def logarithm(logits, labels, *, ignore_index=-100):
 
 implementation = Adapter(
     name="torcheval",
+    slow=True,
     call=logarithm,
     layout="sequence",
     reductions={"mean"},

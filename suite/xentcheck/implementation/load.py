@@ -276,7 +276,9 @@ def _declared(module: ModuleType, path: Path) -> list[Implementation]:
         if not isinstance(one, Implementation):
             expected = "`implementation = Implementation(...)`, or several as `implementations = (...)`"
             raise ImplementationError(f"{path}: expected {expected}; found {one!r:.80}")
-        if several is not None and not f"{one.name}_".startswith(f"{path.stem}_"):
+        if several is not None and not one.name.startswith(
+            f"{path.stem}_"
+        ):  # the file's own name stands for all of them
             raise ImplementationError(
                 f"{path}: implementations: expected names that begin with {path.stem}_, by which --impl finds the file; found {one.name}"
             )
