@@ -290,7 +290,8 @@ def test_a_file_with_several(tmp_path):
     assert [one.name for one in find(found[1].source)] == ["some_two"]
     with pytest.raises(ImplementationError, match="no implementation of that name; did you mean some_two"):
         find("some_twoo", folder=tmp_path)
-    path.write_text(SEVERAL.replace("some_two", "another"))
-    with pytest.raises(ImplementationError, match=r"expected names that begin with some_, .*; found another"):
-        declared_in(path)
+    for name in ("another", "some"):  # the file's own name stands for all of them
+        path.write_text(SEVERAL.replace("some_two", name))
+        with pytest.raises(ImplementationError, match=rf"expected names that begin with some_, .*; found {name}$"):
+            declared_in(path)
     assert load_file(path)
