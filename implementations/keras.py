@@ -18,7 +18,7 @@ TAKEN = Deviation(
     fault="accepted",
     observed="labels with one more axis or of a floating dtype, and integer logits, are taken",
     reason="everything is cast to floatx, and an axis of length 1 is squeezed",
-    link=SOURCE + "losses/loss.py#L59",
+    link=SOURCE + "losses/loss.py#L61",
 )
 HIDDEN_MINUS_100 = Deviation(
     "bad-input/target[minus-100-under-minus-1]",
@@ -31,7 +31,7 @@ HIDDEN_MINUS_100 = Deviation(
 EMPTY = {
     "observed": "the mean and the sum of no position are an empty array",
     "reason": "reduce_values returns losses of shape (0,) unreduced",
-    "link": SOURCE + "losses/loss.py#L128",
+    "link": SOURCE + "losses/loss.py#L145",
 }
 EMPTY_CASES = ("empty-batch/classification[mean]", "empty-batch/classification[sum]", "empty-batch/ignore-value")
 EMPTY_DEVIATIONS = (
@@ -70,7 +70,9 @@ def compiled(**options):
 
 
 def on_jax(logits, labels, upstream, **options):
-    return compiled(**options)(logits, labels, upstream)
+    import numpy as np
+
+    return tuple(map(np.asarray, compiled(**options)(logits, labels, upstream)))
 
 
 implementations = (
@@ -89,6 +91,7 @@ implementations = (
         slow=True,
         call=on_jax,
         gradient="returned",
+        refuses="nothing",
         requires=["keras==3.15.1", "jax[cpu]==0.10.2"],
         environment="keras_jax",
         shares_torch=False,

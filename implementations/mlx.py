@@ -15,15 +15,59 @@ EMPTY = {
     "reason": "logsumexp refuses empty arrays",
     "link": SOURCE,
 }
+NONFINITE = {
+    "fault": "nan",
+    "observed": "an infinity or NaN in a row that is masked afterwards makes its gradient NaN",
+    "reason": "there is no ignoring: the row is computed all the same, and 0 * NaN stays NaN",
+    "link": SOURCE,
+}
+NONFINITE_GRADIENTS = (
+    "ignored-nonfinite/all-ignored[minus-inf]",
+    "ignored-nonfinite/all-ignored[nan]",
+    "ignored-nonfinite/all-ignored[plus-inf]",
+    "ignored-nonfinite/dtype[bfloat16]",
+    "ignored-nonfinite/dtype[float16]",
+    "ignored-nonfinite/dtype[float64]",
+    "ignored-nonfinite/ignored-class",
+    "ignored-nonfinite/mixed[mean]",
+    "ignored-nonfinite/mixed[none]",
+    "ignored-nonfinite/one-class-of-a-row[nan]",
+    "ignored-nonfinite/one-class-of-a-row[plus-inf]",
+    "ignored-nonfinite/seed-002-row-of-minus-inf",
+    "ignored-nonfinite/seed-002-vocabulary-mask",
+    "ignored-nonfinite/segmentation",
+    "ignored-nonfinite/several-ignore-values",
+    "ignored-nonfinite/smoothing[minus-inf]",
+    "ignored-nonfinite/smoothing[nan]",
+    "ignored-nonfinite/smoothing[plus-inf]",
+    "ignored-nonfinite/tokens[minus-inf]",
+    "ignored-nonfinite/tokens[nan]",
+    "ignored-nonfinite/tokens[plus-inf]",
+    "ignored-nonfinite/upstream-is-not-one",
+    "ignored-nonfinite/whole-rows[minus-inf-mean]",
+    "ignored-nonfinite/whole-rows[minus-inf-none]",
+    "ignored-nonfinite/whole-rows[minus-inf-sum]",
+    "ignored-nonfinite/whole-rows[nan-mean]",
+    "ignored-nonfinite/whole-rows[nan-none]",
+    "ignored-nonfinite/whole-rows[nan-sum]",
+    "ignored-nonfinite/whole-rows[plus-inf-mean]",
+    "ignored-nonfinite/whole-rows[plus-inf-none]",
+    "ignored-nonfinite/whole-rows[plus-inf-sum]",
+)
 DEVIATIONS = (
-    Deviation(
-        "*",
-        aspect="poisoning",
-        fault="nan",
-        observed="an infinity or NaN in a row that is masked afterwards makes its gradient NaN",
-        reason="there is no ignoring: the row is computed all the same, and 0 * NaN stays NaN",
-        link=SOURCE,
-        certain=False,
+    Deviation("*", aspect="poisoning", certain=False, **NONFINITE),
+    Deviation(NONFINITE_GRADIENTS, aspect="gradient", **NONFINITE),
+    *(
+        Deviation(
+            ("bad-input/target[wraps-to-a-class]", "bad-input/target[wraps-from-below]"),
+            aspect=aspect,
+            fault="crash",
+            observed="a label far out of range ends the process",
+            reason="labels are not checked, and are read from beyond the logits",
+            link=SOURCE,
+            certain=False,
+        )
+        for aspect in ("rejection", "purity")
     ),
     *(
         Deviation(

@@ -7,8 +7,14 @@ EMPTY = {
     "fault": "raised",
     "observed": "a batch of no position is refused",
     "reason": "NumPy cannot reshape an empty array to an unknown length",
-    "link": SOURCE + "#L45",
+    "link": SOURCE + "#L44",
 }
+EMPTY_CASES = (
+    "empty-batch/classification[*]",
+    "empty-batch/segmentation",
+    "empty-batch/weights[*]",
+    "empty-batch/ignore-value",
+)
 DEVIATIONS = (
     Deviation(
         (
@@ -27,12 +33,13 @@ DEVIATIONS = (
         fault="inf",
         observed="an infinite loss where the target's probability is too small for the dtype",
         reason="the logarithm of the softmax is taken in two steps",
-        link=SOURCE + "#L25",
+        link=SOURCE + "#L26",
     ),
     Deviation(
         (
             "bad-input/target[minus-1-under-minus-100]",
-            "bad-input/target-without-reduction[*]",
+            "bad-input/target-without-reduction[minus-1]",
+            "bad-input/target-without-reduction[minus-4-under-minus-1]",
             "bad-input/negative-target-of-tokens",
             "bad-input/target-with-weights[minus-1]",
             "bad-input/compiled-target[minus-1]",
@@ -41,9 +48,9 @@ DEVIATIONS = (
         fault="accepted",
         observed="a negative label that is not ignored counts from the last class",
         reason="it is an index of NumPy, and is not checked",
-        link=SOURCE + "#L57",
+        link=SOURCE + "#L56",
     ),
-    *(Deviation("empty-batch/*", aspect=aspect, **EMPTY) for aspect in ("loss", "shape")),
+    *(Deviation(EMPTY_CASES, aspect=aspect, **EMPTY) for aspect in ("loss", "shape")),
 )
 
 

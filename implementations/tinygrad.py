@@ -28,9 +28,20 @@ implementation = Adapter(
     lacks={"bfloat16"},
     requires=["tinygrad==0.14.0"],
     shares_torch=False,
-    deviations=tuple(
-        Deviation("ignored-positions/value[minus-1]", aspect=aspect, **MINUS_1)
-        for aspect in ("loss", "gradient", "deletion")
+    deviations=(
+        Deviation(
+            "*",
+            aspect="poisoning",
+            fault="nan",
+            observed="an infinity or NaN in an ignored row makes its gradient NaN",
+            reason="the losses are multiplied by the mask, and 0 * NaN is NaN",
+            link="https://github.com/tinygrad/tinygrad/blob/v0.14.0/tinygrad/mixin/op.py#L1745",
+            certain=False,
+        ),
+        *(
+            Deviation("ignored-positions/value[minus-1]", aspect=aspect, **MINUS_1)
+            for aspect in ("loss", "gradient", "deletion", "reductions")
+        ),
     ),
     env={"DEV": "PYTHON"},
 )

@@ -6,6 +6,7 @@ from xentcheck.implementation import Adapter
 def call(logits, labels, upstream, *, reduction="mean"):
     import jax
     import jax.numpy as jnp
+    import numpy as np
     import tokamax
 
     matrix = jnp.eye(logits.shape[1], dtype=logits.dtype)
@@ -16,7 +17,7 @@ def call(logits, labels, upstream, *, reduction="mean"):
         )
 
     loss, pull = jax.vjp(library, jnp.asarray(logits))
-    return loss, pull(jnp.asarray(upstream).astype(loss.dtype))[0]
+    return np.asarray(loss), np.asarray(pull(jnp.asarray(upstream).astype(loss.dtype))[0])
 
 
 implementation = Adapter(
@@ -26,6 +27,7 @@ implementation = Adapter(
     ignores="none",
     reductions={"mean", "sum"},
     gradient="returned",
+    refuses="nothing",
     lacks={"non_finite", "many_classes"},
     requires=["tokamax==0.0.12", "jax[cpu]==0.10.2"],
     shares_torch=False,

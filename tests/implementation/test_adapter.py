@@ -2,12 +2,13 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fakes import right
-from xentcheck.implementation import Adapter, ImplementationError, load_file
+from xentcheck.implementation import Adapter, ImplementationError, load_file, translate
 from xentcheck.implementation.load import declared_in, find
 from xentcheck.run.examiner import Examiner
 
@@ -138,6 +139,14 @@ def test_masking_and_dividing_are_the_adapters(cases):
     assert not any(v.by_adapter for v in examined(adapter, full).values())
     empty = cases("id: d, logits: {shape: [3, 4]}, target: {ignore: all}, expect: {loss: empty-mean}")[0]
     assert {str(v.status) for aspect, v in examined(adapter, empty).items() if aspect != "poisoning"} == {"pass"}
+
+
+def test_labels_without_axes_are_masked_without_torch():
+    """NumPy compares an array without axes to a scalar of NumPy, which is no array."""
+    zero = np.zeros((), np.float32)
+    kept = translate.where(np.array(-100) == -100, 0, np.ones((), np.float32))
+    assert (kept, translate.where(np.array(1) == -100, 0, zero + 2)) == (0, 2)
+    assert translate.wide(np.array(-100) == -100) == 1.0
 
 
 @pytest.mark.parametrize("given", [1, "value"])
