@@ -92,6 +92,9 @@ implementations = (
         call=on_jax,
         gradient="returned",
         refuses="nothing",
+        deviations=tuple(
+            Deviation(EMPTY_CASES, aspect=aspect, fault="raised", **EMPTY) for aspect in ("loss", "gradient", "shape")
+        ),
         requires=["keras==3.15.1", "jax[cpu]==0.10.2"],
         environment="keras_jax",
         shares_torch=False,

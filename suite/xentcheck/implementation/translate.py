@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 
+_ARRAYS = (np.ndarray, np.generic)  # what NumPy makes of an array without axes is a scalar of its own
+
+
 class Translation:
     """The layout of one call: what goes to the library by ``logits`` and ``labels``, and back by ``loss`` and ``gradient``.
 
@@ -118,13 +121,13 @@ def _is_floating(values: Any) -> bool:
 
 
 def where(condition: Any, one: Any, other: Any) -> Any:
-    if isinstance(condition, (np.ndarray, np.generic)):  # what NumPy compares without axes is a scalar
-        first, second = (value if isinstance(value, np.ndarray) else None for value in (one, other))
+    if isinstance(condition, _ARRAYS):
+        first, second = (value if isinstance(value, _ARRAYS) else None for value in (one, other))
         dtype = (second if first is None else first).dtype  # type: ignore[union-attr]
         return np.where(
             condition,
             *(
-                np.zeros((), dtype) if not isinstance(v, np.ndarray) and v == 0 else np.asarray(v, dtype)
+                np.zeros((), dtype) if not isinstance(v, _ARRAYS) and v == 0 else np.asarray(v, dtype)
                 for v in (one, other)
             ),
         )
@@ -138,7 +141,7 @@ def one_like(values: Any) -> Any:
 
 def wide(values: Any) -> Any:
     """As float64."""
-    if not isinstance(values, (np.ndarray, np.generic)):
+    if not isinstance(values, _ARRAYS):
         return values.double()
     return (widened(values) if values.dtype.names else values).astype(np.float64)
 
