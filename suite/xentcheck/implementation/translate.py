@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-
 _ARRAYS = (np.ndarray, np.generic)  # what NumPy makes of an array without axes is a scalar of its own
 
 
