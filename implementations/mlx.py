@@ -22,6 +22,7 @@ NONFINITE = {
     "link": SOURCE,
 }
 NONFINITE_GRADIENTS = (
+    "infinite-or-nan-valid-row/nan-beside-ignored-nan",
     "ignored-nonfinite/all-ignored[minus-inf]",
     "ignored-nonfinite/all-ignored[nan]",
     "ignored-nonfinite/all-ignored[plus-inf]",
