@@ -100,6 +100,7 @@ def call(logits, labels, upstream, **options):
 
 implementation = Adapter(
     name="mlx",
+    computes_in="float32",
     call=call,
     layout="classes-last",
     ignores="by-adapter",
