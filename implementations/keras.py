@@ -43,6 +43,7 @@ REDUCTIONS = {"mean": "sum_over_batch_size", "sum": "sum", "none": None}
 DECLARED = {
     "layout": "classes-last",
     "keywords": {"ignore_index": "ignore_class"},
+    "computes_in": "float32",
 }
 
 

@@ -60,18 +60,6 @@ DEVIATIONS = (
     Deviation(NONFINITE_GRADIENTS, aspect="gradient", **NONFINITE),
     *(
         Deviation(
-            ("bad-input/target[wraps-to-a-class]", "bad-input/target[wraps-from-below]"),
-            aspect=aspect,
-            fault="crash",
-            observed="a label far out of range ends the process",
-            reason="labels are not checked, and are read from beyond the logits",
-            link=SOURCE,
-            certain=False,
-        )
-        for aspect in ("rejection", "purity")
-    ),
-    *(
-        Deviation(
             ("label-smoothing/amount*[1.0]", "label-smoothing/target-at-minus-inf[1.0]"), aspect=aspect, **SMOOTHING_1
         )
         for aspect in ("loss", "gradient", "shape")
@@ -100,6 +88,7 @@ def call(logits, labels, upstream, **options):
 
 implementation = Adapter(
     name="mlx",
+    computes_in="float32",
     call=call,
     layout="classes-last",
     ignores="by-adapter",

@@ -22,6 +22,7 @@ def call(logits, labels, upstream, *, reduction="mean"):
 
 implementation = Adapter(
     name="tokamax",
+    computes_in="float32",
     slow=True,
     call=call,
     ignores="none",
