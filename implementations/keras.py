@@ -79,7 +79,6 @@ def on_jax(logits, labels, upstream, **options):
 implementations = (
     Adapter(
         name="keras_torch",
-        computes_in="float32",
         call=on_torch,
         requires=["keras==3.15.1"],
         environment="keras_torch",
