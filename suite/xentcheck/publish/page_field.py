@@ -33,7 +33,7 @@ def page(field: Material, current: Mapping[str, Any]) -> str:
     older = [name for name in field.claims if is_older(field.claims[name], current)]
     return field.page(
         "The field: other libraries' losses",
-        f"{count(len(field.claims), 'loss', 'losses')} that people train with, each in its own environment, called through "
+        f"{count(len(field.claims) - len(elsewhere), 'loss', 'losses')} that people train with, measured here, each called through "
         "[an adapter](../docs/implementers.md#a-library-in-an-environment-of-its-own) that translates the call and mends nothing. A name leads to all that is known of the loss. "
         "Which of them to use with padding: [choose](choose.md). What they do where several answers are defensible: [conventions](conventions.md).",
         f"> **Of an older edition or of other cases:** {listed(f'`{name}`' for name in older)}. `make field` measures these anew."
@@ -47,7 +47,7 @@ def page(field: Material, current: Mapping[str, Any]) -> str:
         f"## Not available where this was measured\n\n{table(_missing(field, name) for name in elsewhere)}"
         if elsewhere
         else "",
-        "**right**: cases that pass, of those that could be asked. **wrong**: all others of these; *as torch*: those in which torch's own loss gives exactly the same wrong answer, "
+        "**right**: cases that pass, of those that could be asked; *of the telling cases*: only about a hundred were, which hold everything that is asked at least once. **wrong**: all others of these; *as torch*: those in which torch's own loss gives exactly the same wrong answer, "
         "which the library hands on. **cannot**: cases that need what the loss does not offer. **accuracy**: "
         + "".join(f"its grade of `{name}` ({CONVENTIONS[name][0]}), " for name in _GRADES if name in CONVENTIONS)
         + "the largest error of a right answer, in units of what rounding alone can cause. **by the adapter**: what is done in the library's place, so that such answers "
